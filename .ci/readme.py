@@ -1,0 +1,56 @@
+"""Writes README.md, and the pictures it shows, from nbs/index.ipynb as it stands, outputs included.
+
+Usage: python .ci/readme.py [--check]    with --check nothing is written, and the exit status tells whether README.md is stale
+"""
+import base64, json, re, sys
+from pathlib import Path
+
+root = Path(__file__).resolve().parent.parent
+pictures = Path('README_files')
+
+def split_directives(source):
+    "The `#|` lines at the top of a cell, and the rest"
+    lines = source.splitlines()
+    n = next((i for i,l in enumerate(lines) if l.strip() and not l.startswith('#|')), len(lines))
+    return [l[2:].strip() for l in lines[:n]], '\n'.join(lines[n:]).strip()
+
+def text_of(x): return x if isinstance(x, str) else ''.join(x)
+
+def output_block(o, files):
+    "One output of a cell as markdown; a picture goes into `files` and is linked"
+    data = o.get('data', {})
+    if 'image/png' in data:
+        path = (pictures/f'figure-{len(files)+1}.png').as_posix()
+        files[path] = base64.b64decode(text_of(data['image/png']))
+        return f'![]({path})'
+    if 'text/markdown' in data: return text_of(data['text/markdown']).strip()
+    if 'text/html' in data:
+        table = re.search(r'<table.*</table>', text_of(data['text/html']), re.S)
+        if table: return re.sub(r'\n\s*', '\n', table[0])
+        if 'object>' in text_of(data.get('text/plain', '')): return ''
+    text = text_of(o['text'] if o['output_type'] == 'stream' else data.get('text/plain', '')).rstrip()
+    return f'```text\n{text}\n```' if text and o.get('name') != 'stderr' else ''
+
+def readme(notebook):
+    "Path -> bytes of everything that `notebook` makes"
+    blocks,files = [],{}
+    for c in json.loads(notebook.read_text(encoding='utf-8'))['cells']:
+        directives,body = split_directives(text_of(c['source']))
+        if 'hide' in directives or not body: continue
+        if c['cell_type'] == 'markdown': blocks.append(body)
+        elif c['cell_type'] == 'code':
+            if 'echo: false' not in directives: blocks.append(f'```python\n{body}\n```')
+            blocks += [b for o in c['outputs'] if (b := output_block(o, files))]
+    blocks.append('<!-- Made from nbs/index.ipynb by `python .ci/readme.py`: edit the notebook -->')
+    return {'README.md': ('\n\n'.join(blocks) + '\n').encode(), **files}
+
+made = readme(root/'nbs/index.ipynb')
+there = {p.relative_to(root).as_posix(): p.read_bytes() for p in [root/'README.md', *(root/pictures).glob('*')] if p.exists()}
+if '--check' in sys.argv:
+    stale = sorted(n for n in {*made, *there} if made.get(n) != there.get(n))
+    if stale: sys.exit(f'{", ".join(stale)}: not what nbs/index.ipynb makes. Run `python .ci/readme.py` and commit.')
+else:
+    for n in there.keys() - made.keys(): (root/n).unlink()
+    for n,b in made.items():
+        (root/n).parent.mkdir(exist_ok=True)
+        (root/n).write_bytes(b)

@@ -1,0 +1,18 @@
+# Each target does all its own set-up: the first one on a fresh machine makes .venv and installs what settings.ini names.
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test setup clean
+
+demo: setup
+	$(BIN)/python -m benchmarks.demo
+
+test: setup
+	$(BIN)/nbdev-test --n_workers 2 --timing
+	$(BIN)/python -m pytest -q tests
+
+setup:
+	@bash .ci/setup $(VENV)
+
+clean:
+	rm -rf $(VENV) .wheel-env build dist *.egg-info demo
