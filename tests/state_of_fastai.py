@@ -25,17 +25,21 @@ def watched():
     for c in (pathlib.Path, numpy.ndarray, pandas.DataFrame, pandas.Series, torch.Tensor, torch.nn.Module, torch.utils.data.DataLoader,
               torch.optim.Optimizer, PIL.Image.Image): yield f'{c.__module__}.{c.__qualname__}', vars(c)
 
+def shown(o):
+    "`repr` without the addresses that differ between processes"
+    return re.sub(r' at 0x[0-9a-f]+', '', repr(o))
+
 def settings():
     "What is global to the process, as comparable values"
     import locale, logging, matplotlib, multiprocessing, numpy as np, pandas as pd, signal, torch
     from fastcore.foundation import defaults
     return dict(
         warnings=sorted(map(repr, warnings.filters)), env=dict(os.environ), path=list(sys.path), cwd=os.getcwd(),
-        hooks=[re.sub(' at 0x.*', '', repr(f)) for f in (sys.excepthook, sys.displayhook, warnings.showwarning, *sys.meta_path, *sys.path_hooks)],
+        hooks=[shown(f) for f in (sys.excepthook, sys.displayhook, warnings.showwarning, *sys.meta_path, *sys.path_hooks)],
         signals=[repr(signal.getsignal(s)) for s in (signal.SIGINT, signal.SIGTERM)], locale=locale.getlocale(),
         logging=[repr(h) for h in logging.getLogger().handlers] + [logging.getLogger().level],
         start_method=multiprocessing.get_start_method(allow_none=True), recursion=sys.getrecursionlimit(),
-        defaults={k: repr(v) for k,v in vars(defaults).items()},
+        defaults={k: shown(v) for k,v in vars(defaults).items()},
         random=hash(random.getstate()), numpy=[repr(a) for a in np.random.get_state()], torch=torch.get_rng_state().tolist(),
         threads=[torch.get_num_threads(), torch.get_num_interop_threads()], dtype=str(torch.get_default_dtype()),
         grad=torch.is_grad_enabled(), deterministic=torch.are_deterministic_algorithms_enabled(), print=repr(torch._tensor_str.PRINT_OPTS),
