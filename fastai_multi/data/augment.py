@@ -185,9 +185,10 @@ def crop_steps(t, # A transform whose exact type is one of `known_crops`, its pa
         return [(tuple(t.tl), tuple(t.cp_size), (fw,fh)), *centre]
     return [(tuple(t.tl) if isinstance(t, RandomCrop) else ((w-sw)//2, (h-sh)//2), (sw,sh), None)]
 
-# %% ../../nbs/02_data.augment.ipynb #cd1e6b7a
+# %% ../../nbs/02_data.augment.ipynb #9695a0b9
 def crop_picture(im, steps, t):
     "`im`, a PIL image, after the `steps` of the transform `t`"
+    cls = type(im)
     mode = (t.mode_mask if isinstance(im, PILMask) else t.mode) if hasattr(t, 'mode') else None
     for (x,y),(cw,ch),to in steps:
         w,h = im.width,im.height    # `im.size` is patched by fastai, and slower
@@ -196,6 +197,7 @@ def crop_picture(im, steps, t):
         pad = [max(-x,0), max(-y,0), max(x+cw-w,0), max(y+ch-h,0)]
         if any(pad): im = tvpad(im, pad, padding_mode=_pad_modes[getattr(t, 'pad_mode', 'zeros')])
         if to is not None: im = im.resize(to, mode)
+    if type(im) is not cls: im.__class__ = cls    # PIL's own methods give PIL's own class
     return im
 
 # %% ../../nbs/02_data.augment.ipynb #d6a9df84
