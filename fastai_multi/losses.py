@@ -244,7 +244,7 @@ def mix_targets(targ, # The batch's targets: `Outputs`, or a tensor
 # %% ../nbs/20_losses.ipynb #0bbb56bc
 def _mixture(targs): return getattr(targs[0], '__dict__', {}).get('mixed_with') if len(targs)==1 else None
 
-# %% ../nbs/20_losses.ipynb #5ce8ade2
+# %% ../nbs/20_losses.ipynb #7b013df4
 class MultiLoss:
     "The weighted sum of one loss per output, over the labels that there are"
     def __init__(self, losses:dict, # For each output its loss: one of fastai's, a module, or a function `(pred, targ)`
@@ -256,6 +256,7 @@ class MultiLoss:
         self.terms = {n: _Term(n, l) for n,l in losses.items()}
         if not named and len(self.terms)!=1: raise ValueError(f'`named=False` is for one target; `losses` has {list(self.terms)}.')
         self.named,self.reduction,self.weights = named,reduction,weights
+        self.n_calls = 0
         self._forget()
 
     def _forget(self): self.last,self.last_n,self.last_items,self._w = None,None,None,(None,None)
@@ -330,7 +331,7 @@ def _total(self:MultiLoss, v):
     if any(not isinstance(o, Tensor) and o==0. for o in self.weights.values()): v = torch.where(w!=0, v, 0.)
     return (v*w).sum(-1)
 
-# %% ../nbs/20_losses.ipynb #1eafac5d
+# %% ../nbs/20_losses.ipynb #51c6bcc8
 @patch
 def _term_sums(self:MultiLoss, term, p, t, mix):
     if mix is None: return term.sums(p, t)
@@ -354,8 +355,11 @@ def __call__(self:MultiLoss, pred, *targs) -> Tensor: # A number, or `bs` values
     ss,ns = zip(*[self._term_sums(term, p, t, mix and (o, mix[1])) for term,p,t,o in zip(self.terms.values(), ps, ts, others)])
     s,n = torch.stack(ss),torch.stack(ns)
     mean = s/n.clamp(min=1e-8)
-    if any(o.own=='sum' for o in self.terms.values()): mean = torch.stack([a if o.own=='sum' else b for o,a,b in zip(self.terms.values(), ss, mean)])
+    if any(o.own=='sum' for o in self.terms.values()):
+        mean = torch.stack([a if o.own=='sum' else b for o,a,b in zip(self.terms.values(), ss, mean)])
+        n = torch.stack([(b>0).to(n.dtype) if o.own=='sum' else b for o,b in zip(self.terms.values(), n)])
     self.last,self.last_n,self.last_items = mean,n,None
+    self.n_calls += 1
     if self.reduction=='none': return self._item_losses(ps, ts)
     return self._total(mean if self.reduction=='mean' else s)
 

@@ -205,38 +205,35 @@ def _part(x, name, pos):
     if hasattr(x, 'keys'): return x[name]
     return x[pos] if isinstance(x, (tuple,list)) else x
 
-# %% ../nbs/21_metrics.ipynb #9d5fb38a
+# %% ../nbs/21_metrics.ipynb #8b8dd10c
 class _LossSums:
+    "Sums of the losses of a `MultiLoss` and of what was labelled, all outputs in one tensor"
     def __init__(self): self.reset()
-    def reset(self): self.s,self.n,self.seen = 0.,0.,None
+    def reset(self): self.s,self.n,self.seen,self.names = 0.,0.,None,()
     def add(self, loss_func):
-        v = getattr(loss_func, 'last', None)
-        if v is None or v is self.seen: return
-        n = torch.stack([torch.ones_like(c) if o.own=='sum' else c for o,c in zip(loss_func.terms.values(), loss_func.last_n)]) if any(
-            o.own=='sum' for o in loss_func.terms.values()) else loss_func.last_n
-        s = torch.stack([v.detach()*n, n.to(v.dtype)])
+        if not isinstance(loss_func, MultiLoss) or loss_func.last is None or self.seen==loss_func.n_calls: return
+        self.seen,self.names = loss_func.n_calls,loss_func.names
+        s = torch.stack([loss_func.last.detach(), torch.ones_like(loss_func.last.detach())])*loss_func.last_n    # 2,n_outputs
         if num_distrib()>1: s = maybe_gather(s[None]).sum(0)
-        self.s,self.n,self.seen = self.s+s[0],self.n+s[1],v
-    def value(self, i): return self.s[i]/self.n[i] if isinstance(self.n, Tensor) else math.nan
+        self.s,self.n = self.s+s[0],self.n+s[1]
+    def value(self, name): return self.s[(i:=self.names.index(name))]/self.n[i] if name in self.names else math.nan
 
-# %% ../nbs/21_metrics.ipynb #bbaa977c
+# %% ../nbs/21_metrics.ipynb #605b9efa
 class OutputLoss(Metric):
     "The mean of one output's loss, unweighted, over what is labelled"
     direction = 'min'
     def __init__(self, output:str, # The output's name
                  name:str=None, # The column's name, `output_loss` if not given
                  sums=None): # Shared with the columns of the other outputs
-        self.output,self._name,self.sums,self.i = output,name or f'{output}_loss',sums or _LossSums(),None
+        self.output,self._name,self.sums = output,name or f'{output}_loss',sums or _LossSums()
     @property
     def name(self): return self._name
     @name.setter
     def name(self, v): self._name = v
     def reset(self): self.sums.reset()
-    def accumulate(self, learn):
-        self.i = self.i if self.i is not None else learn.loss_func.names.index(self.output) if isinstance(learn.loss_func, MultiLoss) else None
-        self.sums.add(learn.loss_func)
+    def accumulate(self, learn): self.sums.add(learn.loss_func)
     @property
-    def value(self): return math.nan if self.i is None else self.sums.value(self.i)
+    def value(self): return self.sums.value(self.output)
     def __repr__(self): return f'OutputLoss({self.name!r})'
 
 # %% ../nbs/21_metrics.ipynb #afb51272
