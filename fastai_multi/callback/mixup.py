@@ -36,7 +36,7 @@ def _blend(t, shuffle, lam, ok):
     "`lam` of each row and `1-lam` of its partner, where `ok`"
     return torch.where(_per_item(ok, t), torch.lerp(t[shuffle], t, _per_item(lam, t).to(t.dtype)), t)
 
-# %% ../../nbs/24_callback.mixup.ipynb #f79255d1
+# %% ../../nbs/24_callback.mixup.ipynb #07fe502a
 class MultiMix(MixHandler):
     "What `MultiMixUp` and `MultiCutMix` share"
     order,what = CastToTensor.order+.5,'MixUp'
@@ -49,7 +49,7 @@ class MultiMix(MixHandler):
         super().__init__(float(alpha))
         self.text,self.stack_y,self.now,self.hooks = text,False,None,[]
 
-    def before_fit(self): check_mixable(self.learn.loss_func, getattr(self.learn, 'outputs', None), self.what)
+    def before_fit(self): check_mixable(self.learn.loss_func, getattr(self.learn, 'output_parts', None), self.what)
 
     def before_train(self):
         if not isinstance(self.learn.loss_func, MultiLoss): super().before_train()
