@@ -6,26 +6,28 @@
 __all__ = ['colours', 'dataset_parts', 'Column', 'Pieces', 'PictureScaler', 'OnPart', 'BatchPipeline', 'finish', 'MultiDL',
            'bucketed', 'says', 'verdict', 'show_panel', 'show_panels']
 
-# %% ../../nbs/03_data.load.ipynb #dd58a176
+# %% ../../nbs/03_data.load.ipynb #e2d255e2
 from fastcore.all import *
-from fastai.torch_core import TensorBase, TensorImage, TensorImageBase, TensorMask, TensorMultiCategory, to_cpu, batch_to_samples, default_device
+from fastai.torch_core import TensorBase, TensorImage, TensorImageBase, TensorMask, TensorCategory, TensorMultiCategory, to_cpu, batch_to_samples, default_device
 from fastai.data.load import SkipItemException
 from fastai.data.core import TfmdDL, Datasets, TfmdLists
 from fastai.data.transforms import (ColReader, Categorize, MultiCategorize, EncodedMultiCategorize, OneHotEncode, RegressionSetup, ToTensor, IntToFloatTensor)
 from fastai.text.core import Tokenizer
 from fastai.text.data import TensorText, Numericalize, Pad_Input, Pad_Chunk
-from fastai.vision.core import Image, PILBase, PILImage, PILMask, TensorPoint, TensorBBox, PointScaler, AddMaskCodes, BBoxLabeler
-from fasttransform import Transform, Pipeline, explode_types
+from fastai.vision.core import Image, PILBase, PILImage, PILImageBW, PILMask, TensorPoint, TensorBBox, PointScaler, AddMaskCodes, BBoxLabeler
+from fastai.vision.augment import RandTransform
+from fasttransform import Transform, Pipeline, compose_tfms
 from matplotlib import pyplot as plt, patches, patheffects
 from matplotlib.colors import to_rgb
 from ..core import *
 from .items import *
 from .items import _part_by_tfm
 from .augment import *
+from pathlib import Path
 import math, numpy as np, torch
 from torch import Tensor
 
-# %% ../../nbs/03_data.load.ipynb #68957b0e
+# %% ../../nbs/03_data.load.ipynb #a9706a61
 _exact = (Categorize, MultiCategorize, EncodedMultiCategorize, OneHotEncode, RegressionSetup, Tokenizer, Numericalize)   # same result every time
 
 def _flat_part(tl, name_of, is_input, codes, n_out_before):
@@ -52,7 +54,7 @@ def _sized(p, tl):
     "What a part of fastai's flat form can only learn from its values"
     if not len(tl): return p
     if isinstance(p, VectorPart): p.shape = tuple(tl[0].shape) or (1,); p.c = math.prod(p.shape)
-    if isinstance(p, NumberPart): v = tl[0]; p.mean,p.std,p.c = torch.zeros(v.shape),torch.ones(v.shape),v.numel()
+    if isinstance(p, NumberPart): p.fit([tl[i].as_subclass(Tensor) for i in range(len(tl))])
     if isinstance(p, PointsPart): p.n = len(tl[0])
     if isinstance(p, BoxPart) and not p.many: p.many = any(len(tl[i])!=1 for i in range(len(tl)))
     if type(p) is Part:
@@ -89,7 +91,7 @@ def _same_parts(ds, parts):
     if parts is None or not isinstance(ds, Datasets) or len(ds.tls)>len(parts): return False
     return all(t is None or t is first(o for o in tl.tfms.fs if isinstance(o, PartsTfm)) for tl,(t,_) in zip(ds.tls, parts))
 
-# %% ../../nbs/03_data.load.ipynb #2a049f86
+# %% ../../nbs/03_data.load.ipynb #e9dc2f6e
 class Column:
     "A part's encoded values, packed: all items' rows in one tensor, the ends of each, and which are absent"
     def __init__(self, part, values):
@@ -98,7 +100,7 @@ class Column:
         here = [v for v in values if v is not absent]
         self.typ = type(here[0]) if here else Tensor
         ts = [v.as_subclass(Tensor) for v in here]
-        self.fixed = len({tuple(t.shape) for t in ts})<=1
+        self.fixed = part.kind!='text' and len({tuple(t.shape) for t in ts})<=1
         self.lengths = np.array([0 if v is absent else len(v) if v.ndim else 1 for v in values])
         self.data = (torch.stack(ts) if self.fixed else torch.cat(ts)) if ts else torch.zeros(0)
         self.at = np.cumsum(~self.gone)-1 if self.fixed else np.concatenate([[0], np.cumsum(self.lengths)])
@@ -107,6 +109,15 @@ class Column:
         if self.gone[i]: return absent
         t = self.data[self.at[i]] if self.fixed else self.data[self.at[i]:self.at[i+1]]
         return self.part.reuse(t.as_subclass(self.typ))
+    def batch(self, idxs):
+        "The values of several items, as the part's `collate` puts them together"
+        if type(self.part) is TextPart:
+            res,data = np.full((len(idxs), max(1, *self.lengths[idxs])), self.part.pad_id),self.data.numpy()
+            for r,i in zip(res, idxs): r[:self.lengths[i]] = data[self.at[i]:self.at[i+1]]
+            return torch.from_numpy(res).as_subclass(TensorText)
+        if self.fixed and type(self.part) in (CategoryPart, TagsPart, NumberPart, VectorPart) and not self.gone[idxs].any():
+            return self.data[self.at[idxs]].as_subclass(self.typ)
+        return self.part.collate([self[i] for i in idxs])
 
 # %% ../../nbs/03_data.load.ipynb #e86e7967
 def _which(items, i):
@@ -156,7 +167,7 @@ class Pieces:
         "How long the texts are, or `None`"
         return first(c.lengths for n,c in self.done.items() if c.part.kind=='text')
 
-# %% ../../nbs/03_data.load.ipynb #4155e46c
+# %% ../../nbs/03_data.load.ipynb #66e9ec1d
 class _FlatPieces:
     "Values of fastai's flat form, computed once"
     def __init__(self, tl, is_text):
@@ -165,12 +176,20 @@ class _FlatPieces:
     def __len__(self): return len(self.vals)
     def __getitem__(self, i): return self.vals[i]
 
+class _ColPieces:
+    "The items of a `ColReader` and whatever comes after it, each column read once"
+    def __init__(self, tl):
+        reader,cols = tl.tfms.fs[0],{c: (tl.items.iloc[:,c] if isinstance(c, int) else tl.items[c]).tolist() for c in tl.tfms.fs[0].cols}
+        self.raw,self.tl = [reader(dict(zip(cols, vs))) for vs in zip(*cols.values())],tl
+    def __len__(self): return len(self.raw)
+    def __getitem__(self, i): return compose_tfms(self.raw[i], self.tl.tfms.fs[1:], split_idx=self.tl.tfms.split_idx)
+
 def _pieces(tl):
     fs = list(tl.tfms.fs)
     if any(isinstance(t, PartsTfm) for t in fs): return Pieces(tl)
+    if fs and type(fs[0]) is ColReader and hasattr(tl.items, 'iloc') and len(tl.items): tl = _ColPieces(tl)
     is_text = any(type(t) is Numericalize for t in fs)
-    known = [t for t in fs if type(t) not in (*_exact, ColReader)]
-    if is_text or not known and fs and any(type(t) is ColReader for t in fs): return _FlatPieces(tl, is_text)
+    if is_text or isinstance(tl, _ColPieces) and all(type(t) in _exact for t in fs[1:]): return _FlatPieces(tl, is_text)
     return tl
 
 # %% ../../nbs/03_data.load.ipynb #2586900e
@@ -246,6 +265,20 @@ class OnPart(Transform):
     def __call__(self, b, split_idx=None, **kwargs): return self._on(b, lambda o: self.tfm(o, split_idx=split_idx) if isinstance(self.tfm, Transform) else self.tfm(o))
     def decode(self, b, split_idx=None, **kwargs): return self._on(b, lambda o: self.tfm.decode(o, split_idx=split_idx) if isinstance(self.tfm, Transform) else o)
 
+# %% ../../nbs/03_data.load.ipynb #74b9d4ad
+class Standardise(Transform):
+    "Standardise the numbers of fastai's flat form"
+    order = -10
+    def __init__(self, i, part):
+        super().__init__()
+        self.i,self.part = i,part
+    @property
+    def name(self): return f'Standardise -- {self.part.name}'
+    def setup(self, items=None, train_setup=False): pass
+    def __call__(self, b, split_idx=None, **kwargs):
+        if len(b)<=self.i or b[self.i] is absent: return b
+        return tuple((o.as_subclass(Tensor)-self.part.mean)/self.part.std if j==self.i else o for j,o in enumerate(b))
+
 # %% ../../nbs/03_data.load.ipynb #aa7a3c83
 class BatchPipeline(Pipeline):
     "Batch transforms, and the clean-up after them"
@@ -292,7 +325,7 @@ def finish(b, parts, gone):
     def put(o): return type(o)([put(q) for q in o]) if isinstance(o, tuple) else next(it)
     return put(b)
 
-# %% ../../nbs/03_data.load.ipynb #239031ad
+# %% ../../nbs/03_data.load.ipynb #54ab9af4
 def _padding(t): return isinstance(t, (Pad_Input, Pad_Chunk)) or getattr(t, 'name', '')=='bb_pad'
 
 def _fix_item_tfms(pipe, parts):
@@ -307,6 +340,8 @@ def _fix_item_tfms(pipe, parts):
         if not pics: raise ValueError(f'Output {coords[0].name!r} lives in a picture, and there is no picture among the inputs: {[p.name for p in all_parts if p.is_input]}.')
         for t in fs:
             if isinstance(t, PictureScaler): t.labels = labels
+    if not any(isinstance(t, Standardise) for t in fs):
+        fs += [Standardise(i, p) for i,(t,d) in enumerate(parts) for p in d.values() if t is None and p.kind=='number' and not p.is_input]
     return fs + _on_parts(fs, all_parts, 'item_tfms')
 
 def _fix_batch_tfms(pipe, parts):
@@ -318,7 +353,7 @@ def _on_parts(fs, all_parts, nm):
     have = [t.part for t in fs if isinstance(t, OnPart)]
     return [OnPart(p.name, t) for p in all_parts for t in getattr(p, nm) if p.name not in have]
 
-# %% ../../nbs/03_data.load.ipynb #cd71e3d2
+# %% ../../nbs/03_data.load.ipynb #1b704745
 class MultiDL(TfmdDL):
     "A `TfmdDL` for items of several parts"
     @delegates(TfmdDL.__init__)
@@ -336,8 +371,8 @@ class MultiDL(TfmdDL):
         for nm in ('after_item','before_batch','after_batch'): kwargs[nm] = Pipeline(kwargs.get(nm))
         if parts is not None:
             kwargs['before_batch'] = Pipeline([t for t in kwargs['before_batch'].fs if not _padding(t)])
-            kwargs['after_item'] = Pipeline(_fix_item_tfms(kwargs['after_item'], parts))
-            kwargs['after_batch'] = Pipeline(_fix_batch_tfms(kwargs['after_batch'], parts))
+            kwargs['after_item'] = Pipeline(_fix_item_tfms(kwargs['after_item'], self.all_parts))
+            kwargs['after_batch'] = Pipeline(_fix_batch_tfms(kwargs['after_batch'], self.all_parts))
         super().__init__(dataset, bs=bs, do_setup=False, **kwargs)
         self.parts,self._pieces = parts,None
         self.after_batch = BatchPipeline(self.after_batch, parts=parts)
@@ -350,6 +385,10 @@ class MultiDL(TfmdDL):
         return super().new(dataset, cls, **kwargs)
 
     def __getstate__(self): return {**self.__dict__, '_pieces': None}
+
+    def _one_pass(self):
+        if self.parts is None: return super()._one_pass()
+        self._n_inp,self._types = self.n_inp,_batch_types(self.parts)
 
     @property
     def pieces(self):
@@ -372,7 +411,17 @@ class MultiDL(TfmdDL):
 
     def create_batch(self, b):
         if self.parts is None or self.prebatched or len(b[0])>len(self.parts): return super().create_batch(b)
-        return tuple(_collate(vals, *ps) for vals,ps in zip(zip(*b), self.parts))
+        return tuple(_collate(vals, *ps, self._blank) for vals,ps in zip(zip(*b), self.parts))
+
+    def _blank(self, part):
+        "A blank picture as the item transforms leave it, for a batch that has none"
+        item = tuple(t.join({n: p.blank() if isinstance(p, ImagePart) else absent for n,p in d.items()}) if t is not None
+                     else (first(d.values()).blank() if isinstance(first(d.values()), ImagePart) else absent) for t,d in self.parts)
+        try: item = self.after_item(item)
+        except SkipItemException: item = ToTensor()(item)
+        for o,(_,d) in zip(item, self.parts):
+            for p,v in zip(d.values(), o if isinstance(o, tuple) else (o,)):
+                if p is part: return v
 
     def retain(self, res, b): return res if self.parts is not None else super().retain(res, b)
 
@@ -385,10 +434,17 @@ class MultiDL(TfmdDL):
         idxs,lens = super().shuffle_fn(idxs),self.lengths if self.bucket and self.bs else None
         return idxs if lens is None else bucketed(idxs, lens, self.bs, self.rng)
 
-# %% ../../nbs/03_data.load.ipynb #9bc148b6
-def _collate(vals, tfm, parts):
-    if tfm is None or tfm.bare: return first(parts.values()).collate(vals)
-    return type(vals[0])([p.collate(o) for p,o in zip(parts.values(), zip(*vals))])
+# %% ../../nbs/03_data.load.ipynb #31d751ca
+_types = dict(text=TensorText, category=TensorCategory, tags=TensorMultiCategory, box=TensorBBox, boxes=TensorBBox, labels=TensorMultiCategory, points=TensorPoint, mask=TensorMask)
+
+def _part_type(p): return p.tensor_cls if p.kind=='image' else _types.get(p.kind, type(p.like) if p.like is not None else Tensor)
+
+def _batch_types(parts): return {tuple: [_part_type(first(d.values())) if t is None or t.bare else {t.cls: [_part_type(p) for p in d.values()]} for t,d in parts]}
+
+def _collate(vals, tfm, parts, blank):
+    def one(p, vs): return p.collate(vs, partial(blank, p)) if isinstance(p, ImagePart) else p.collate(vs)
+    if tfm is None or tfm.bare: return one(first(parts.values()), vals)
+    return type(vals[0])([one(p, o) for p,o in zip(parts.values(), zip(*vals))])
 
 # %% ../../nbs/03_data.load.ipynb #3a1f8b3a
 def bucketed(idxs:list, lens, bs:int, rng) -> list:
@@ -403,6 +459,159 @@ def bucketed(idxs:list, lens, bs:int, rng) -> list:
         i = max(range(len(batches)), key=lambda k: lens[batches[k][0]])
         batches[0],batches[i] = batches[i],batches[0]
     return [j for o in batches+last for j in o]
+
+# %% ../../nbs/03_data.load.ipynb #7f5d38d8
+def _open_file(v, img_cls):
+    "As `img_cls.create(v)`, without copying a picture that has the right mode already"
+    im = Image.open(v)
+    im.load()
+    mode = img_cls._open_args['mode']
+    if im.mode!=mode: im = im.convert(mode)
+    im.__class__ = img_cls
+    return im
+
+# %% ../../nbs/03_data.load.ipynb #20c77191
+class Plan:
+    "How a `MultiDL` reads: item transforms known by their exact type as functions on leaves, every other as fastai runs it"
+    def __init__(self, dl):
+        self.dl,self.split_idx = dl,dl.after_item.split_idx
+        self.slots = [(k,n,p) for k,(_,d) in enumerate(dl.parts) for n,p in d.items()]    # the leaves of an item, in order
+        self.at = {n:j for j,(_,n,_) in enumerate(self.slots)}
+        self.steps = [(self._known(t),t) for t in dl.after_item.fs if t.name!='noop']
+        fs = [f for f,_ in self.steps]
+        tensor_last = self._tensor in fs and fs.index(self._tensor)==len(fs)-1 or not any(isinstance(p, ImagePart) for _,_,p in self.slots)
+        self.whole = None not in fs and tensor_last and all(t.name=='noop' for t in dl.before_batch.fs)
+        self.columns = {j: dl.pieces[k].done[n] for j,(k,n,p) in enumerate(self.slots)      # what no known step touches
+                        if n in getattr(dl.pieces[k], 'done', ()) and not isinstance(p, (BoxPart,PointsPart,LabelsPart))}
+
+    @classmethod
+    def of(cls, dl):
+        "The plan for `dl`, or `None` where someone's own method reads"
+        own = any(o in dl.__dict__ for o in ('create_item','do_item','create_batch','do_batch','before_batch') if not isinstance(dl.__dict__.get(o), Pipeline))
+        return None if own or dl.parts is None or not dl.indexed or dl.prebatched or not isinstance(dl.after_item, Pipeline) else cls(dl)
+
+    def _known(self, t):
+        if type(t) is ToTensor: return self._tensor
+        if type(t) is PictureScaler: return self._scale
+        if type(t) in known_crops and t.split_idx is None and not {'before_call','encodes'} & t.__dict__.keys(): return self._crop
+
+# %% ../../nbs/03_data.load.ipynb #a289f0c1
+@patch
+def _scale(self:Plan, t, vals):
+    pic = picture(tuple(v for j,v in vals.items() if self.slots[j][2].is_input))
+    sz = None if pic is None else frame_size(pic)
+    vals = {j: t._encode(v, sz, self.slots[j][1]) for j,v in vals.items()}
+    for l,b in t.labels.items():
+        if b in self.at and vals[self.at[b]] is absent: vals[self.at[l]] = absent
+    return vals
+
+@patch
+def _crop(self:Plan, t, vals):
+    pic = picture(tuple(vals.values()))
+    if pic is None: return vals
+    if isinstance(t, RandTransform): t.before_call(pic, self.split_idx)
+    sz = frame_size(pic)
+    return {j: self._crop_leaf(t, v, sz) for j,v in vals.items()}
+
+@patch
+def _crop_leaf(self:Plan, t, v, sz):
+    if isinstance(v, Image.Image): return crop_picture(v, crop_steps(t, (v.width,v.height)), t)
+    if not isinstance(v, TensorPoint): return v
+    steps = crop_steps(t, sz)
+    v = crop_points(v.as_subclass(Tensor).reshape(v.numel()//2, 2), steps, sz).reshape(v.shape).as_subclass(type(v))
+    v.img_size = steps[-1][2] or steps[-1][1]
+    return v
+
+@patch
+def _tensor(self:Plan, t, vals): return {j: t(v) if isinstance(v, Image.Image) else v for j,v in vals.items()}
+
+# %% ../../nbs/03_data.load.ipynb #079e3bb2
+@patch
+def _read(self:Plan, i, slots):
+    "The leaves `slots` of item `i`, before any step"
+    vals,rows = {},{}
+    for j in slots:
+        k,n,p = self.slots[j]
+        src = self.dl.pieces[k]
+        if not isinstance(src, Pieces): vals[j] = src[i]
+        elif n in src.done: vals[j] = src.done[n][i]
+        else:
+            if n not in src.raw and k not in rows: rows[k] = src._split(i)
+            vals[j] = self._encode(p, src.raw[n][i] if n in src.raw else rows[k][n])
+    for tfm,d in self.dl.parts:
+        if tfm is not None and tfm.labels: vals.update(zip((self.at[n] for n in d), tfm.join({n: vals.get(self.at[n]) for n in d})))
+    return vals
+
+@patch
+def _encode(self:Plan, p, v):
+    if isinstance(p, ImagePart) and p.img_cls in (PILImage,PILImageBW,PILMask) and isinstance(v, (str,Path)) and not p.is_missing(v):
+        try: return _open_file(v, p.img_cls)
+        except (OSError, TypeError, ValueError, SyntaxError): pass    # `encode` fails in the same way, in words
+    return p.encode(v)
+
+@patch
+def _join(self:Plan, leaves):
+    it = iter(leaves)
+    return tuple(next(it) if tfm is None or tfm.bare else tfm.cls([next(it) for _ in d]) for tfm,d in self.dl.parts)
+
+@patch
+def _split(self:Plan, item): return [v for (tfm,_),o in zip(self.dl.parts, item) for v in ([o] if tfm is None or tfm.bare else o)]
+
+@patch
+def item(self:Plan, i):
+    "Item `i` after the item transforms, or `None` where one of them skips it"
+    try:
+        vals = self._read(i, range(len(self.slots)))
+        for f,t in self.steps:
+            vals = f(t, vals) if f is not None else dict(enumerate(self._split(t(self._join(vals.values()), split_idx=self.split_idx))))
+        return self._join(vals.values())
+    except BadItem as e: raise ValueError(f'{e} (In {_which(self.dl.dataset.items, i)}.)') from e
+    except SkipItemException: return None
+
+# %% ../../nbs/03_data.load.ipynb #9bda289d
+@patch
+def batch(self:Plan, idxs):
+    "The batch of items `idxs`, when all steps are known"
+    slots = [j for j in range(len(self.slots)) if j not in self.columns]
+    rows = [self._moved(i, slots) for i in idxs] if slots else []
+    return self._join([self.columns[j].batch(idxs) if j in self.columns else self._together(p, [r[j] for r in rows]) for j,(_,_,p) in enumerate(self.slots)])
+
+@patch
+def _moved(self:Plan, i, slots):
+    try:
+        vals = self._read(i, slots)
+        for f,t in self.steps:
+            if f!=self._tensor: vals = f(t, vals)
+        return vals
+    except BadItem as e: raise ValueError(f'{e} (In {_which(self.dl.dataset.items, i)}.)') from e
+
+@patch
+def _together(self:Plan, p, vals):
+    here = [k for k,v in enumerate(vals) if v is not absent]
+    if type(p) is not ImagePart or p.img_cls not in (PILImage,PILImageBW) or not here:
+        vals = [ToTensor()(v) if isinstance(v, Image.Image) else v for v in vals]
+        return p.collate(vals, partial(self.dl._blank, p)) if isinstance(p, ImagePart) else p.collate(vals)
+    buf = None
+    for k in here:
+        a = np.asarray(vals[k])
+        a = a.transpose(2,0,1) if a.ndim==3 else a[None]                # c,h,w
+        if buf is None:
+            buf = torch.zeros(len(vals), *a.shape, dtype=torch.uint8)
+            out = buf.numpy()
+        elif a.shape!=out.shape[1:]: raise BadItem(p._ragged(k, out.shape[1:], a.shape))
+        out[k] = a
+    buf = buf.as_subclass(p.img_cls._tensor_cls)
+    if len(here)<len(vals): buf.gone = [k for k,v in enumerate(vals) if v is absent]
+    return buf
+
+# %% ../../nbs/03_data.load.ipynb #9f020970
+@patch
+def create_batches(self:MultiDL, samps):
+    "Batches of the items `samps`, before the batch transforms"
+    plan = Plan.of(self)
+    if plan is None: yield from super(MultiDL, self).create_batches(samps)
+    elif plan.whole: yield from (plan.batch(list(o)) for o in self.chunkify(samps))
+    else: yield from map(self.do_batch, self.chunkify(o for o in map(plan.item, samps) if o is not None))
 
 # %% ../../nbs/03_data.load.ipynb #1759e41c
 @patch
@@ -617,7 +826,7 @@ def show_batch(self:MultiDL,
     if len(b)<=self.n_inp: y_parts = {}
     show_panels(items, x_parts, y_parts, ctxs=ctxs, nrows=nrows, ncols=ncols, figsize=figsize, **kwargs)
 
-# %% ../../nbs/03_data.load.ipynb #dd0a2c79
+# %% ../../nbs/03_data.load.ipynb #b4077e0d
 @patch
 def show_results(self:MultiDL,
     b,               # A batch, with or without targets
@@ -645,9 +854,6 @@ def show_results(self:MultiDL,
 @patch
 def _decode_as(self:MultiDL, b):
     "`decode` for a batch whose tensors may have lost their types, or that has no targets"
-    kinds = dict(image=TensorImage, text=TensorText, box=TensorBBox, boxes=TensorBBox, points=TensorPoint, mask=TensorMask)
-    def typed(o, ps): return type(o)([typed(q,[p]) for q,p in zip(o,ps)]) if isinstance(o, tuple) else o.as_subclass(kinds.get(ps[0].kind, type(o)))
-    b = tuple(typed(o, list(d.values())) for o,(_,d) in zip(b, self.all_parts))
-    old,self._types = getattr(self, '_types', None),explode_types(b)
+    old,self._types = getattr(self, '_types', None),_batch_types(self.all_parts[:len(b)])
     try: return self.decode(b)
     finally: self._types = old

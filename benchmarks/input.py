@@ -1,0 +1,140 @@
+"""The input path beside a bare PIL loop and plain fastai: `python -m benchmarks.input`
+
+JPEG 320x240, drawn and seeded, to 128 px with a random crop, two outputs, batches of 64 in floats. In each round every loop reads all the pictures
+once, in an order that rotates from round to round; a figure is the median over the rounds of the ratio within the round, so that a
+machine that is busy for a while slows both sides of it. The bare loop runs twice in each round: what it differs from itself by is noise."""
+import argparse, random, tempfile, time
+from functools import partial
+from pathlib import Path
+from statistics import median, quantiles
+import numpy as np, pandas as pd, torch
+from PIL import Image, ImageDraw
+from torch.utils.data import Dataset, DataLoader as TorchDataLoader
+from fastai.vision.all import *
+from fastai_multi.data.loaders import MultiDataLoaders
+
+words = 'a the red blue green small large circle square bird car house on under beside left right of with two three old new'.split()
+
+def draw(path, n, seed=0):
+    "`n` JPEG pictures of 320x240 in `path`, and a table of them with captions and labels"
+    rng = np.random.RandomState(seed)
+    for i in range(n):
+        im = Image.fromarray(rng.randint(0, 255, (12,16,3), dtype=np.uint8)).resize((320,240), Image.BICUBIC)
+        d = ImageDraw.Draw(im)
+        for _ in range(12):
+            x,y,w,h = rng.randint(0,300), rng.randint(0,220), *rng.randint(5,80,2)
+            [d.ellipse, d.rectangle][rng.randint(2)]((x,y,x+w,y+h), fill=tuple(map(int, rng.randint(0,255,3))))
+        noise = rng.randint(-12, 12, (240,320,3))
+        Image.fromarray((np.asarray(im)+noise).clip(0,255).astype(np.uint8)).save(path/f'{i}.jpg', quality=90)
+    df = pd.DataFrame(dict(file=[f'{i}.jpg' for i in range(n)], text=captions(n, rng)))
+    for k in range(8): df[f'kind{k}'] = [f'c{o}' for o in rng.randint(0, 10, n)]
+    df['area'] = rng.rand(n)
+    return df
+
+def captions(n, rng): return [' '.join(rng.choice(words, rng.randint(5,15))) for _ in range(n)]
+
+class Bare(Dataset):
+    "What one would write without any library: open, crop, resize, tensor"
+    def __init__(self, path, df, outputs):
+        self.files = [str(path/f) for f in df.file]
+        self.ys = [torch.tensor(df[o].astype('category').cat.codes.values).long() for o in outputs]
+    def __len__(self): return len(self.files)
+    def __getitem__(self, i):
+        im = Image.open(self.files[i]).convert('RGB')
+        w,h = im.size; s = min(w,h)
+        x,y = int(random.random()*(w-s)), int(random.random()*(h-s))
+        im = im.crop((x,y,x+s,y+s)).resize((128,128), Image.BILINEAR)
+        return torch.from_numpy(np.array(im)).permute(2,0,1), *(y[i] for y in self.ys)
+
+def bare(path, df, outputs, bs, workers):
+    dl = TorchDataLoader(Bare(path, df, outputs), bs, shuffle=True, drop_last=True, num_workers=workers)
+    def epoch():
+        for x,*y in dl: x.float().div_(255)
+    return epoch
+
+def epoch_of(dl):
+    def epoch():
+        for b in dl: pass
+    return epoch
+
+def fastai(path, df, outputs, bs, workers, item_tfms=None):
+    "The same with fastai's own blocks and loader"
+    dblock = DataBlock((ImageBlock, *[CategoryBlock]*len(outputs)), n_inp=1, splitter=IndexSplitter([0]), item_tfms=item_tfms or Resize(128),
+                       get_x=ColReader('file', pref=path), get_y=[ColReader(o) for o in outputs])
+    return epoch_of(dblock.dataloaders(df, bs=bs, num_workers=workers, device='cpu').train)
+
+def ours(path, df, outputs, bs, workers, item_tfms=None, text=None, **kwargs):
+    "The same with this package"
+    df = df.assign(is_valid=[True]+[False]*(len(df)-1))
+    dls = MultiDataLoaders.from_df(df, path, image='file', text=text, outputs={o: CategoryBlock if o.startswith('kind') else RegressionBlock for o in outputs},
+                                   valid_col='is_valid', item_tfms=item_tfms or Resize(128), bs=bs, num_workers=workers, device='cpu', **kwargs)
+    return epoch_of(dls.train)
+
+class Invert(Transform):
+    "A user's own transform, unknown to every loader"
+    def __init__(self, order): super().__init__(order=order)
+    def encodes(self, x:PILImage): return PILImage.create(np.asarray(x)[:,::-1].copy())
+
+def rounds(loops, n_rounds):
+    "Seconds by loop and round; the order rotates"
+    names = list(loops); res = {k: [] for k in names}
+    for k in names: loops[k]()    # warm: files in the page cache, targets encoded
+    for r in range(n_rounds):
+        for k in names[r%len(names):]+names[:r%len(names)]:
+            t = time.perf_counter(); loops[k](); res[k].append(time.perf_counter()-t)
+    return res
+
+def spread(v):
+    q = quantiles(v, n=4) if len(v)>1 else [v[0]]*3
+    return f'{median(v):6.3f}   ({q[0]:.3f} to {q[2]:.3f})'
+
+class Report:
+    "Prints lines and remembers whether each target was met"
+    def __init__(self): self.missed = []
+    def ratio(self, what, num, den, at_least=None):
+        "Speed of `den`'s loop in units of `num`'s: above 1 is faster"
+        v = [a/b for a,b in zip(num, den)]
+        self.line(what, spread(v), at_least is None or median(v)>=at_least, at_least and f'at least {at_least}')
+    def line(self, what, figure, ok, target):
+        if not ok: self.missed.append(what)
+        print(f"  {what:<58}{figure:<32}{'' if not target else ('PASS' if ok else 'miss')+f' ({target})'}", flush=True)
+
+def main():
+    ap = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    ap.add_argument('--n', type=int, default=768, help='pictures an epoch')
+    ap.add_argument('--rounds', type=int, default=9, help='paired rounds')
+    ap.add_argument('--workers', type=int, nargs='*', default=[0,2])
+    ap.add_argument('--bs', type=int, default=64)
+    ap.add_argument('--captions', type=int, default=20000)
+    args = ap.parse_args()
+    torch.set_num_threads(1)
+    rep = Report()
+    with tempfile.TemporaryDirectory() as tmp:
+        path = Path(tmp); df = draw(path, args.n+1)
+        more = [f'kind{k}' for k in range(2,8)]
+        print(f'{args.n} pictures an epoch, {args.rounds} rounds, batches of {args.bs}, one thread; median (quartiles) of the ratios within a round')
+        for w in args.workers:
+            two = ['kind0','kind1']; o = partial(ours, path, df, bs=args.bs, workers=w); f = partial(fastai, path, df, two, args.bs, w)
+            r = rounds({'bare': bare(path, df, two, args.bs, w), 'bare again': bare(path, df, two, args.bs, w), 'fastai': f(), 'ours': o(two),
+                        'ours, image and text': o(two, text='text'), 'ours, eight outputs': o(two+more),
+                        'fastai, own before': f([Invert(0), Resize(128)]), 'ours, own before': o(two, item_tfms=[Invert(0), Resize(128)]),
+                        'fastai, own after': f([Resize(128), Invert(2)]), 'ours, own after': o(two, item_tfms=[Resize(128), Invert(2)])}, args.rounds)
+            seen = args.n//args.bs*args.bs
+            print(f"\n{w} workers: bare PIL reads {seen/median(r['bare']):.0f} images a second\n  {'speed relative to the bare loop':<58}")
+            rep.ratio('bare against itself (the control)', r['bare'], r['bare again'])
+            rep.ratio('plain fastai', r['bare'], r['fastai'])
+            rep.ratio('fastai_multi', r['bare'], r['ours'], 0.9)
+            rep.ratio('fastai_multi, image and text, against image only', r['ours'], r['ours, image and text'], 0.9 if w else 0.95)
+            rep.ratio('a transform of the user\'s before Resize, against fastai', r['fastai, own before'], r['ours, own before'], 1.)
+            rep.ratio('a transform of the user\'s after Resize, against fastai', r['fastai, own after'], r['ours, own after'], 1.)
+            ms = [(b-a)/seen/len(more)*1000 for a,b in zip(r['ours'], r['ours, eight outputs'])]
+            rep.line('each further output, ms an item', spread(ms), median(ms)<=0.05, 'at most 0.05')
+        if args.captions:
+            many = pd.DataFrame(dict(text=captions(args.captions, np.random.RandomState(1)), kind0=['a','b']*(args.captions//2)))
+            t = time.perf_counter()
+            dls = MultiDataLoaders.from_df(many, path, text='text', image=None, outputs=dict(kind0=CategoryBlock), bs=args.bs, device='cpu')
+            s = time.perf_counter()-t
+            print(); rep.line(f'{args.captions} captions prepared, seconds', f'{s:6.3f}', s<=1.5*args.captions/20000, 'at most 1.5 for 20000')
+    print(f"\n{'all targets met' if not rep.missed else 'missed: '+'; '.join(rep.missed)}")
+
+if __name__ == '__main__': main()
