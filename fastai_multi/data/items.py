@@ -162,7 +162,7 @@ class TextEncoder:
         if isinstance(self.tok, _HFVocab): return Text(self.tok.decode(ids))
         return Text(re.sub(r" ([,.;:!?%)\]}]+)(?= |$)", r'\1', ' '.join(str(self.vocab[i]) for i in ids)))
 
-# %% ../../nbs/01_data.items.ipynb #6b45957a
+# %% ../../nbs/01_data.items.ipynb #32cc72ea
 def _example(v): return repr(v) if len(repr(v))<80 else repr(v)[:77]+'…'
 
 class Part:
@@ -188,6 +188,9 @@ class Part:
         tl.tfms = self.pipe    # `OneHotEncode` asks the items for the vocabulary that the transform before it made
         self.pipe.setup(tl)
         self.c = ifnone(getattr(self.pipe, 'c', None), self.c)
+        if type(self) is Part and len(values):     # a user's own block: its first value shows what it gives
+            self.encode(values[0])
+            if self.c is None and self.like is not None: self.c = max(1, self.like.numel())
 
     def encode(self, v):
         "One raw value as a tensor, or `absent`"
@@ -243,7 +246,7 @@ def open_image(v, img_cls=PILImage):
     mode = img_cls._open_args.get('mode')
     return img_cls(v.convert(mode) if mode else v.copy())
 
-# %% ../../nbs/01_data.items.ipynb #a7a169b8
+# %% ../../nbs/01_data.items.ipynb #f6c15697
 class ImagePart(Part):
     "A picture"
     kind = 'image'
@@ -260,14 +263,16 @@ class ImagePart(Part):
             raise BadItem(f'{self.what}: the picture {str(what)!r} cannot be opened ({type(e).__name__}: {e}).') from e
     def _ragged(self, i, a, b): return (f'{self.what} differs in size within a batch: {a} in its first item and {b} in item {i} of the batch. '
                                         'Make the pictures one size with `item_tfms=Resize(size)`.')
-    def collate(self, values):
+    def collate(self, values, blank=None):    # `blank`: called for a picture of the right size when there is none
         gone = [i for i,v in enumerate(values) if v is absent]
         like = first(v for v in values if v is not absent)
-        if like is None: like = self.blank()
+        if like is None: like = blank() if blank is not None else self.tensor_cls(torch.zeros(3, 64, 64, dtype=torch.uint8))
         res = self._stack(values, like)
         if gone: res.gone = gone
         return res
-    def blank(self): return self.like if self.like is not None else TensorImage(torch.zeros(3,64,64, dtype=torch.uint8))
+    @property
+    def tensor_cls(self): return getattr(self.img_cls, '_tensor_cls', TensorImage)
+    def blank(self): return self.img_cls(Image.new(self.img_cls._open_args.get('mode', 'RGB'), (64,64)))
     def fill(self, t): return t.zero_()
     def decode(self, t): return t
 
@@ -381,21 +386,24 @@ class TagsPart(Part):
         except KeyError as e: raise _unknown(self, first(o for o in v if o not in self.vocab.o2i), self.vocab) from e
     def collate(self, values): return self._stack(values, TensorMultiCategory(torch.zeros(self.c)))
 
-# %% ../../nbs/01_data.items.ipynb #391ee168
+# %% ../../nbs/01_data.items.ipynb #9838d2fe
 class NumberPart(Part):
     "One or several numbers, standardised"
     kind,once = 'number',True
     mean,std = torch.tensor(0.),torch.tensor(1.)
-    def _raw(self, v):
+    def _nums(self, v):
+        if isinstance(v, Tensor): return v
         if not isinstance(v, (str,bytes)):
-            try: return self.pipe(v if isinstance(v, Tensor) else np.asarray(v, dtype=np.float64)).as_subclass(Tensor)
+            try: return np.asarray(v, dtype=np.float64)
             except (TypeError, ValueError): pass
-        raise BadItem(f'{self.what} is {_example(v)}, where {self._n()} expected.')
-    def _n(self): return f'{self.c} numbers were' if self.c and self.c>1 else 'a number was'
+        raise BadItem(f"{self.what} is {_example(v)}, where {f'{self.c} numbers were' if self.c and self.c>1 else 'a number was'} expected.")
+    def _raw(self, v): return self.pipe(self._nums(v)).as_subclass(Tensor)
     def setup(self, values):
         if not len(values): raise ValueError(f'{self.what} has no value in the training split.')
-        super().setup(values)
-        ts = [self._raw(v) for v in values]
+        super().setup([self._nums(v) for v in values])
+        self.fit([self._raw(v) for v in values])
+    def fit(self, ts):
+        "Learn mean and standard deviation from encoded values"
         sizes = {tuple(t.shape) for t in ts}
         if len(sizes)>1: raise ValueError(f'{self.what} has values of different sizes in the training split: {sorted(sizes)}.')
         ts = torch.stack(ts).double()
@@ -497,7 +505,7 @@ class PointsPart(Part):
         return res.as_subclass(TensorPoint)
     def decode(self, t): return absent if t is absent or not bool(self._present(t)) else t.reshape(-1,2)
 
-# %% ../../nbs/01_data.items.ipynb #b70b9039
+# %% ../../nbs/01_data.items.ipynb #1644c439
 class MaskPart(ImagePart):
     "A picture whose pixels are classes"
     kind = 'mask'
@@ -505,7 +513,6 @@ class MaskPart(ImagePart):
         super().__init__(name, *args, **kwargs)
         self.codes,self.img_cls,self.c = codes,PILMask,len(codes) if codes is not None else None
     vocab = property(lambda self: self.codes)
-    def blank(self): return self.like if self.like is not None else TensorMask(torch.zeros(64,64, dtype=torch.uint8))
     def decode(self, t):
         if t is absent or not bool(self._present(t)): return absent
         if self.codes is not None: t.codes = self.codes

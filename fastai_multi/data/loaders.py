@@ -18,10 +18,15 @@ from .load import *
 from .block import *
 import csv, os, numpy as np, pandas as pd, torch
 
-# %% ../../nbs/05_data.loaders.ipynb #1d00dd41
+# %% ../../nbs/05_data.loaders.ipynb #e9a6990f
 def _cols(o): return list(o) if isinstance(o, (list,tuple,L,pd.Index)) else [o]
 
 def _cell(row, c): return row.iloc[c] if isinstance(c, int) and hasattr(row, 'iloc') and c not in row.index else row[c]
+
+def _file(v, pref, suff=''):
+    "`v` with what stands before and after it; an absolute path stays one"
+    if not isinstance(v, (str,Path)) or not str(v).strip(): return v
+    return f'{os.path.join(pref, v) if isinstance(pref, Path) else f"{pref}{v}"}{suff}'
 
 def _table_cols(df): return list(df.columns)
 
@@ -30,7 +35,7 @@ def check_columns(df, cols, arg):
     for c in _cols(cols):
         if c not in df.columns: raise UnknownName(f'`{arg}` names the column {c!r}, which the table does not have{did_you_mean(c, _table_cols(df))}')
 
-# %% ../../nbs/05_data.loaders.ipynb #91418e22
+# %% ../../nbs/05_data.loaders.ipynb #7ebb01d1
 class InputReader(Transform):
     "Read the inputs of a row: `(image, text, features)`, or the one of them that is asked for"
     def __init__(self,
@@ -43,14 +48,14 @@ class InputReader(Transform):
         super().__init__()
         if image is None and text is None and features is None: raise ValueError('InputReader reads nothing: give it a column for `image`, `text` or `features`.')
         self.image,self.text,self.features,self.suff = image,text,features,suff
-        self.pref = f'{pref}{os.path.sep}' if isinstance(pref, Path) else str(pref)
+        self.pref = pref
     @property
     def names(self): return [n for n in ('image','text','features') if getattr(self, n) is not None]
     @property
     def name(self): return f"InputReader -- {', '.join(f'{n}={getattr(self, n)!r}' for n in self.names)}"
     def __repr__(self): return self.name
 
-    def _image(self, v): return f'{self.pref}{v}{self.suff}' if isinstance(v, (str,Path)) and str(v).strip() else v
+    def _image(self, v): return _file(v, self.pref, self.suff)
     def _text(self, *vs):
         vs = [str(v) if len(vs)>1 else v for v in vs if not is_missing(v)]
         return None if not vs else vs[0] if len(vs)==1 else ' '.join(vs)
@@ -69,39 +74,41 @@ class InputReader(Transform):
         for n in self.names: check_columns(df, getattr(self, n), n)
         return {n: [getattr(self, f'_{n}')(*vs) for vs in zip(*[df[c].tolist() for c in _cols(getattr(self, n))])] for n in self.names}
 
-# %% ../../nbs/05_data.loaders.ipynb #9a1ee60f
+# %% ../../nbs/05_data.loaders.ipynb #4a45a5f5
 class OutputReader(Transform):
     "Read the targets of a row: a dict by output, or the one target when there is no name"
     def __init__(self,
         cols=None, /,           # The columns of the one target that has no name (or a dict in place of keywords)
         label_delim:str=None,   # Between the tags in a cell, as '|'
+        pref:dict=None,         # Folder by output, for those whose column names a file: a mask
         **columns               # Output and its column, or its list of columns: `kind='kind', box=['x1','y1','x2','y2']`
     ):
         super().__init__()
         if isinstance(cols, dict): cols,columns = None,{**cols, **columns}
         if (cols is None) == (not columns): raise ValueError('OutputReader reads nothing: give it columns by output, as in `OutputReader(kind="kind", box=["x1","y1","x2","y2"])`.')
-        self.bare,self.label_delim = cols is not None,label_delim
+        self.bare,self.label_delim,self.pref = cols is not None,label_delim,pref or {}
         self.cols = {'target': cols} if self.bare else columns
     @property
     def name(self): return f"OutputReader -- {', '.join(f'{n}={c!r}' for n,c in self.cols.items())}"
     def __repr__(self): return self.name
 
-    def _value(self, vs):
+    def _value(self, n, vs):
         if len(vs)>1: return list(vs)
         v = vs[0]
         if not isinstance(v, str): return v
         if not v.strip(): return None
+        if n in self.pref or self.bare and self.pref: return _file(v, self.pref[n] if n in self.pref else first(self.pref.values()))
         return v if self.label_delim is None else Delimited(v, self.label_delim)
 
     def __call__(self, row, split_idx=None, **kwargs):
-        res = {n: self._value([_cell(row, o) for o in _cols(c)]) for n,c in self.cols.items()}
+        res = {n: self._value(n, [_cell(row, o) for o in _cols(c)]) for n,c in self.cols.items()}
         return first(res.values()) if self.bare else res
     def decode(self, o, split_idx=None, **kwargs): return o
 
     def columns(self, df) -> dict: # A list of values for each output, by name
         "What reading every row of `df` would give, read by column"
         for n,c in self.cols.items(): check_columns(df, c, 'columns' if self.bare else f'columns[{n!r}]')
-        return {n: [self._value(vs) for vs in zip(*[df[o].tolist() for o in _cols(c)])] for n,c in self.cols.items()}
+        return {n: [self._value(n, vs) for vs in zip(*[df[o].tolist() for o in _cols(c)])] for n,c in self.cols.items()}
 
 # %% ../../nbs/05_data.loaders.ipynb #752db294
 class RandomSplit:
@@ -147,7 +154,7 @@ def _output_block(outputs, columns, label_delim):
     if columns is None or isinstance(columns, dict): raise ValueError(f'`columns` is {columns!r}; one block without a name needs its column, or list of columns.')
     return outputs if isinstance(outputs, PartsBlock) else OneOutputBlock(outputs),OutputReader(columns, label_delim=label_delim)
 
-# %% ../../nbs/05_data.loaders.ipynb #7a9ee39e
+# %% ../../nbs/05_data.loaders.ipynb #88a93877
 class MultiDataLoaders(DataLoaders):
     "`DataLoaders` for several inputs and outputs, with factory methods in the manner of `ImageDataLoaders`"
     @classmethod
@@ -183,9 +190,10 @@ class MultiDataLoaders(DataLoaders):
         if not isinstance(df, pd.DataFrame): raise TypeError(f'`df` is a {type(df).__name__}; it takes a pandas DataFrame.')
         y_block,get_y = _output_block(outputs, columns, label_delim)
         pref = Path(path) if folder is None else Path(path)/folder
-        get_x = InputReader(image, text, features, pref=pref, suff=suff)
+        x_block = _input_block(image, text, features, img_cls, text_block)
+        get_x,get_y.pref = InputReader(image, text, features, pref=pref, suff=suff),{n: pref for n,p in y_block.parts.items() if p.kind in ('mask','image')}
         get_x.columns(df.iloc[:1]); get_y.columns(df.iloc[:1])    # a column that is not there is an error of this call
-        dblock = DataBlock((_input_block(image, text, features, img_cls, text_block), y_block), get_x=get_x, get_y=get_y,
+        dblock = DataBlock((x_block, y_block), get_x=get_x, get_y=get_y,
                            splitter=RandomSplit(valid_pct, seed) if valid_col is None else ColumnSplit(valid_col), item_tfms=item_tfms, batch_tfms=batch_tfms)
         return cls.from_dblock(dblock, df, path=path, **kwargs)
 
