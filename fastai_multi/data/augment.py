@@ -185,7 +185,20 @@ def crop_steps(t, # A transform whose exact type is one of `known_crops`, its pa
         return [(tuple(t.tl), tuple(t.cp_size), (fw,fh)), *centre]
     return [(tuple(t.tl) if isinstance(t, RandomCrop) else ((w-sw)//2, (h-sh)//2), (sw,sh), None)]
 
-# %% ../../nbs/02_data.augment.ipynb #9695a0b9
+# %% ../../nbs/02_data.augment.ipynb #69c648ed
+def _mirrored(im, l, t, r, b):
+    "`im` with its own reflection around it, as torchvision's `pad` makes it in four times the time"
+    w,h = im.width,im.height
+    if im.mode not in ('RGB','L') or max(l,r)>=w or max(t,b)>=h: return tvpad(im, [l,t,r,b], padding_mode='reflect')
+    res,W = Image.new(im.mode, (w+l+r,h+t+b)),w+l+r
+    res.paste(im, (l,t))
+    if l: res.paste(im.crop((1,0,l+1,h)).transpose(Image.Transpose.FLIP_LEFT_RIGHT), (0,t))
+    if r: res.paste(im.crop((w-1-r,0,w-1,h)).transpose(Image.Transpose.FLIP_LEFT_RIGHT), (l+w,t))
+    if t: res.paste(res.crop((0,t+1,W,2*t+1)).transpose(Image.Transpose.FLIP_TOP_BOTTOM), (0,0))
+    if b: res.paste(res.crop((0,t+h-1-b,W,t+h-1)).transpose(Image.Transpose.FLIP_TOP_BOTTOM), (0,t+h))
+    return res
+
+# %% ../../nbs/02_data.augment.ipynb #0ba3999c
 def crop_picture(im, steps, t):
     "`im`, a PIL image, after the `steps` of the transform `t`"
     cls = type(im)
@@ -195,7 +208,9 @@ def crop_picture(im, steps, t):
         box = max(x,0), max(y,0), min(x+cw,w), min(y+ch,h)
         if box != (0,0,w,h): im = im.crop(box)
         pad = [max(-x,0), max(-y,0), max(x+cw-w,0), max(y+ch-h,0)]
-        if any(pad): im = tvpad(im, pad, padding_mode=_pad_modes[getattr(t, 'pad_mode', 'zeros')])
+        if any(pad):
+            how = _pad_modes[getattr(t, 'pad_mode', 'zeros')]
+            im = _mirrored(im, *pad) if how=='reflect' else tvpad(im, pad, padding_mode=how)
         if to is not None: im = im.resize(to, mode)
     if type(im) is not cls: im.__class__ = cls    # PIL's own methods give PIL's own class
     return im
