@@ -120,7 +120,7 @@ def _units(calls, x, src):
         res += inside or [c]
     return res
 
-# %% ../../nbs/10_models.encoders.ipynb #75a4b62c
+# %% ../../nbs/10_models.encoders.ipynb #a24b0a7a
 def _layers(units): return sum(isinstance(m, (nn.Conv2d, nn.Linear)) for u in units for m in u.mod.modules())
 
 def _stages(units, x):
@@ -131,7 +131,7 @@ def _stages(units, x):
         if res and h<=1.4*new: res[-1].append(u)
         else: res.append([u])
         h = new
-    while len(res)>1 and _layers(res[0])<2: res[:2] = [res[0]+res[1]]
+    while len(res)>1 and (len(res[0])==1 or _layers(res[0])<2): res[:2] = [res[0]+res[1]]
     while len(res)>1 and not _layers(res[-1]): res[-2:] = [res[-2]+res[-1]]
     return res
 
@@ -355,7 +355,7 @@ def _tv_encoder(builder, depth, n_in, pretrained, weights):
     enc.stats,enc.pretrained = _stats_for(stats, n_in),True
     return enc
 
-# %% ../../nbs/10_models.encoders.ipynb #fb7d10b9
+# %% ../../nbs/10_models.encoders.ipynb #17d783dc
 def _timm():
     try: import timm
     except ImportError as e: raise ImportError("Names of timm's models need timm, which is an extra: pip install 'fastai_multi[timm]'.") from e
@@ -388,7 +388,7 @@ def _timm_encoder(name, depth, n_in, pretrained, weights):
     sd = _from_file(weights)
     if weights is not None and sd is None: raise ValueError(f"`weights`={str(weights)!r} is no file that is there; timm's own weights are named in `arch`, as in 'resnet18.a1_in1k'.")
     with torch.device('meta'): info = timm.create_model(what, features_only=True).feature_info.info
-    keep = [i for i,o in enumerate(info) if i or not re.match('stem|conv|bn|act|norm', o['module']) or len(info)==1]
+    keep = [i for i,o in enumerate(info) if i or not re.match('stem|conv|bn|act|norm', o['module'].split('.')[-1]) or len(info)==1]
     cols = [[info[i][k] for i in keep] for k in ('module','num_chs','reduction')]
     d = _check_depth(depth, what, *cols)
     make = lambda pre: timm.create_model(what, pretrained=pre, features_only=True, in_chans=n_in, out_indices=tuple(keep[:d]))

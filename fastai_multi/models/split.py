@@ -42,7 +42,15 @@ class Pool(nn.Module):
         return torch.cat(parts, 1)
     def n_features(self, c): return 2*c if self.kind=='concat' else c
 
-# %% ../../nbs/12_models.split.ipynb #5be51ddb
+# %% ../../nbs/12_models.split.ipynb #17e45c1f
+def _moments(a):
+    "Mean and variance of distributions `bs,n,k` over `k` places from -1 to 1 (the pixels' centres)"
+    k = a.shape[2]
+    at = (torch.arange(k, device=a.device, dtype=a.dtype)*2+1)/k - 1
+    mean = (a*at).sum(2)
+    return mean, (a*at**2).sum(2) - mean**2
+
+# %% ../../nbs/12_models.split.ipynb #260371ce
 class Where(nn.Module):
     "Mean place and spread of `n` learned patterns in a map"
     def __init__(self, c:int, # Channels of the map
@@ -52,13 +60,9 @@ class Where(nn.Module):
         apply_init(self.conv)
     def forward(self, x):
         h,w = x.shape[2:]
-        a = self.conv(x).flatten(2).float().softmax(2)                                              # bs,n,hw
-        at = lambda n: (torch.arange(n, device=x.device, dtype=a.dtype)*2+1)/n - 1                  # pixels' centres
-        xy = torch.stack([at(w).repeat(h), at(h).repeat_interleave(w)], 1)                          # hw,2
-        with torch.autocast(x.device.type, enabled=False):
-            mean = a @ xy                                                                           # bs,n,2
-            var = a @ xy**2 - mean**2
-        return torch.cat([mean, var.clamp(min=1e-6).sqrt()], 2).flatten(1)
+        a = self.conv(x).flatten(2).float().softmax(2).unflatten(2, (h,w))                          # bs,n,h,w
+        mean,var = zip(*[_moments(o) for o in (a.sum(2), a.sum(3))])                                # along x, along y
+        return torch.cat([*mean, *(v.clamp(min=1e-6).sqrt() for v in var)], 1)
 
 # %% ../../nbs/12_models.split.ipynb #1b21216a
 class BoxCorners(nn.Module):

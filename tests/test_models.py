@@ -1,0 +1,213 @@
+"Backbones cut at every depth against torchvision's and timm's own features; weights; the whole model"
+import pickle
+import pytest, torch, torchvision
+from torch import nn
+from torchvision.models.feature_extraction import create_feature_extractor
+from fastai_multi.core import Inputs
+from fastai_multi.models.encoders import *
+from fastai_multi.models.split import *
+
+# name: (stages, picture, whether strides are exact: networks without padding lose a few more pixels)
+families = dict(resnet18=(4,64,True), resnet50=(4,64,True), mobilenet_v2=(5,64,True), mobilenet_v3_small=(4,64,True), mobilenet_v3_large=(5,64,True),
+                efficientnet_b0=(5,64,True), convnext_tiny=(4,64,True), densenet121=(4,64,True), regnet_y_400mf=(4,64,True), shufflenet_v2_x0_5=(3,64,True),
+                mnasnet0_5=(5,64,True), squeezenet1_1=(3,64,False), vgg11=(4,64,True), alexnet=(2,96,False), swin_t=(4,64,True), maxvit_t=(4,224,True),
+                inception_v3=(5,160,False))
+
+def build(name):
+    kw = dict(init_weights=False) if name=='inception_v3' else {}     # its slow initialisation is not what is tested
+    torch.manual_seed(0)
+    return torchvision.models.get_model(name, weights=None, **kw).eval()
+
+def last_node(stage, model):
+    "The name of a stage's last module, which torchvision's `create_feature_extractor` takes"
+    a,_,b = stage.partition('..')
+    inner = f"{a.rpartition('.')[0]}.{b}"
+    return a if not b else inner if inner in dict(model.named_modules()) else b
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    "Small pictures: more threads only wait for each other"
+    n = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n)
+
+@pytest.mark.parametrize('name', families)
+def test_every_depth_of_a_torchvision_model(name):
+    n,px,exact = families[name]
+    model = build(name)
+    full = image_encoder(model).eval()
+    assert full.depth==n, full.stages
+    x = torch.randn(1, 3, px, px if name=='maxvit_t' else px*3//2)
+    nodes = {last_node(s, model): s for s in full.stages}
+    with torch.no_grad():
+        own,maps = create_feature_extractor(model, nodes)(x),full.maps(x)
+    for i,(s,m) in enumerate(zip(full.stages, maps)):
+        o = own[s]
+        if name=='swin_t' and i<n-1: o = o.permute(0,3,1,2)
+        if name=='densenet121' and i==n-1: o = o.relu()                # applied in its forward, not by a module
+        torch.testing.assert_close(m, o, atol=1e-5, rtol=1e-5)
+        assert m.shape[1]==full.channels[i]
+        if exact: assert m.shape[2]==px//full.strides[i]
+    assert full.strides==sorted(set(full.strides))
+    pickled = pickle.loads(pickle.dumps(full))
+    for d in range(1, n+1):
+        enc = image_encoder(model, depth=d).eval()
+        assert (enc.stages, enc.channels, enc.strides, enc.n_features)==(full.stages[:d], full.channels[:d], full.strides[:d], full.channels[d-1])
+        if d<n: assert sum(p.numel() for p in enc.parameters()) < sum(p.numel() for p in full.parameters())
+        y = enc(x)
+        torch.testing.assert_close(y.detach(), maps[d-1], atol=1e-5, rtol=1e-5)
+        enc.zero_grad(); y.sum().backward()
+        assert all(p.grad is not None for p in enc.parameters())       # nothing that the depth does not need
+        early,late = enc.param_groups()
+        assert len(early)+len(late)==len(list(enc.parameters())) and (len(early)>0)==(d>1) and late
+    with torch.no_grad(): torch.testing.assert_close(pickled(x), maps[-1])
+    with pytest.raises(ValueError, match=f'has {n} stages: 1: '): image_encoder(model, depth=n+1)
+
+def test_the_last_map_is_what_the_classifier_pools():
+    for name,head in (('mobilenet_v3_small','classifier'), ('densenet121','classifier'), ('resnet18','fc'), ('swin_t','head'), ('efficientnet_b0','classifier')):
+        model,seen = build(name),[]
+        h = model.get_submodule(head).register_forward_pre_hook(lambda m, a: seen.append(a[0]))
+        x = torch.randn(2,3,64,64)
+        with torch.no_grad():
+            model(x); h.remove()
+            torch.testing.assert_close(image_encoder(model).eval()(x).mean((2,3)), seen[0].flatten(1), atol=1e-5, rtol=1e-4)
+
+def test_a_vision_transformer():
+    model = torchvision.models.vit_b_16(weights=None).eval()
+    enc = image_encoder(model, depth=2).eval()
+    assert enc.stages==['layer1','layer2'] and enc.channels==[768]*2 and enc.strides==[16]*2
+    assert enc(torch.randn(1,3,64,96)).shape==(1,768,4,6)
+    full,x = image_encoder(model).eval(),torch.randn(1,3,224,224)
+    with torch.no_grad():
+        tokens = model.encoder(torch.cat([model.class_token, model._process_input(x)], 1))
+        torch.testing.assert_close(full(x).flatten(2).transpose(1,2), tokens[:,1:], atol=1e-5, rtol=1e-5)
+    assert pickle.loads(pickle.dumps(enc)).stages==enc.stages
+
+@pytest.mark.parametrize('name', ['resnet18','mobilenet_v2'])
+def test_a_cut_network_trains_as_the_whole_one(name):
+    "Batch norm in training mode sees the same numbers"
+    model,x = build(name),torch.randn(4,3,64,64)
+    enc = pickle.loads(pickle.dumps(image_encoder(model)))
+    own = create_feature_extractor(model, {last_node(enc.stages[-1], model): 'y'})
+    torch.testing.assert_close(enc.train()(x), own.train()(x)['y'])
+    bufs = lambda m: [b for n,b in m.named_buffers() if 'running' in n]
+    for a,b in zip(bufs(enc), bufs(own)): torch.testing.assert_close(a, b)
+
+@pytest.mark.parametrize('name,levels', dict(resnet18=[4,8,16,32], mobilenetv3_small_050=[4,8,16,32], efficientnet_b0=[2,4,8,16,32], convnext_atto=[4,8,16,32],
+    vit_tiny_patch16_224=[16]*12, swin_tiny_patch4_window7_224=[4,8,16,32], densenet121=[4,8,16,32], regnety_002=[4,8,16,32]).items())
+def test_every_depth_of_a_timm_model(name, levels):
+    timm = pytest.importorskip('timm', reason="timm is the extra [timm]")
+    px = 224 if name[:3] in ('vit','swi') else 64
+    x = torch.randn(1,3,px,px)
+    for d in sorted({1, 2, len(levels)}):
+        torch.manual_seed(0); enc = image_encoder('timm/'+name, depth=d).eval()
+        assert enc.strides==levels[:d] and len(enc.channels)==d
+        maps = enc.maps(x)
+        assert [m.shape[1] for m in maps]==enc.channels and [px//m.shape[2] for m in maps]==enc.strides
+        maps[-1].sum().backward()
+        assert all(p.grad is not None for p in enc.parameters())
+        early,late = enc.param_groups()
+        assert late and (len(early)>0)==(d>1) and len(early)+len(late)==len(list(enc.parameters()))
+        sd = enc.body.net.state_dict()
+        whole = timm.create_model(name, features_only=True, out_indices=tuple(range(len(timm.create_model(name, features_only=True).feature_info.info)))).eval()
+        assert set(sd) <= set(whole.state_dict())
+        whole.load_state_dict(sd, strict=False)
+        with torch.no_grad(): torch.testing.assert_close(whole(x)[-len(levels):][d-1] if 'swin' not in name else whole(x)[d-1].permute(0,3,1,2), maps[-1].detach(), atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match=f'has {len(levels)} stages'): image_encoder('timm/'+name, depth=99)
+
+# weights
+
+def fake_download(sd):
+    def _get(*args, **kwargs):
+        if isinstance(sd, Exception): raise sd
+        return sd
+    return _get
+
+def test_weights_by_name(monkeypatch):
+    model = build('mobilenet_v3_small')
+    monkeypatch.setattr('torchvision.models._api.load_state_dict_from_url', fake_download(model.state_dict()))
+    x = torch.randn(1,3,64,64)
+    for kw in (dict(pretrained=True), dict(weights='IMAGENET1K_V1'), dict(weights=torchvision.models.MobileNet_V3_Small_Weights.DEFAULT)):
+        enc = image_encoder('mobilenet_v3_small', depth=3, **kw).eval()
+        torch.testing.assert_close(enc(x), model.features[:9](x))
+        assert enc.pretrained and enc.stats==([0.485,0.456,0.406],[0.229,0.224,0.225])
+    grey = image_encoder('mobilenet_v3_small', n_in=1, pretrained=True).eval()
+    torch.testing.assert_close(grey(x[:,:1]), model.features(x[:,:1].expand(-1,3,-1,-1)), atol=1e-4, rtol=1e-4)
+    assert len(grey.stats[0])==1 and not image_encoder('mobilenet_v3_small').pretrained and image_encoder('mobilenet_v3_small').stats is None
+
+def test_weights_that_cannot_be_downloaded(monkeypatch):
+    monkeypatch.setattr('torchvision.models._api.load_state_dict_from_url', fake_download(OSError('no route')))
+    with pytest.raises(ConnectionError, match="resnet18 could not be downloaded .*weights='file.pth', or start untrained, pretrained=False"):
+        image_encoder('resnet18', pretrained=True)
+
+def test_a_real_file_of_weights(real):
+    file = next(real('weights').glob('mobilenet_v2*.pth'))
+    model = torchvision.models.mobilenet_v2(weights=None)
+    model.load_state_dict(torch.load(file, weights_only=True))
+    model.eval()
+    x = torch.randn(2,3,96,96)
+    with torch.no_grad():
+        for d,end in ((2,4),(5,19)):
+            enc = image_encoder(torchvision.models.mobilenet_v2, depth=d, weights=file).eval()
+            torch.testing.assert_close(enc(x), model.features[:end](x), atol=1e-5, rtol=1e-4)
+        assert enc.stats==([0.485,0.456,0.406],[0.229,0.224,0.225])
+    with pytest.raises(ValueError, match='The weights in .* do not fit resnet18: it lacks conv1.weight, bn1.weight'): image_encoder('resnet18', weights=file)
+
+# the whole model
+
+def model_of_all():
+    torch.manual_seed(0)
+    return MultiModel(dict(image=image_encoder('resnet18', depth=2), text=text_encoder('lstm', 30), title=text_encoder('bag', 30), nums=vector_encoder(4)),
+                      dict(kind=5, tags=7, price=1, box=4, eyes=4), kinds=dict(box='box', eyes='points', price='number'))
+
+def batch_of_all(bs=16):
+    torch.manual_seed(1)
+    x = [torch.randn(bs,3,64,64), torch.randint(1,30,(bs,9)), torch.randint(1,30,(bs,6)), torch.randn(bs,4)]
+    for i in range(bs): x[1][i,1+i%9:] = 0
+    x[0][1],x[1][2],x[2][3],x[3][4] = float('nan'),0,0,float('nan')
+    return x
+
+def test_one_by_one_and_in_a_batch_give_the_same_numbers():
+    model,x = model_of_all().eval(),batch_of_all()
+    with torch.no_grad():
+        y = model(*x)
+        for i in (0,1,2,3,4,15):
+            alone = [o[i:i+1] for o in x]
+            alone[1] = alone[1][:,:max(1, int((alone[1]!=0).sum()))]
+            for a,b in zip(model(alone), y): torch.testing.assert_close(a[0], b[i], atol=1e-5, rtol=1e-4)
+    assert all(o.isfinite().all() for o in y) and y.eyes.shape==(16,2,2)
+
+def test_a_step_asks_the_device_for_nothing():
+    "On the meta device nothing has a value, so any question to it fails"
+    model = model_of_all().to('meta').train()
+    y = model([o.to('meta') for o in batch_of_all()])
+    sum(o.sum() for o in y).backward()
+    assert y.box.shape==(16,4) and all(p.grad is not None for p in model.parameters())
+
+def test_channels_last_and_autocast():
+    model,x = model_of_all().eval(),batch_of_all()
+    with torch.no_grad():
+        y = model(*x)
+        model.to(memory_format=torch.channels_last); x[0] = x[0].to(memory_format=torch.channels_last)
+        for a,b in zip(model(*x), y): torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+        with torch.autocast('cpu', torch.bfloat16): z = model(*x)
+    for a,b in zip(z, y): assert a.isfinite().all() and (a.float()-b).abs().max() < 0.15*max(1., b.abs().max())
+
+def test_groups_follow_the_stages_that_are_kept():
+    for d,early in ((1,None),(2,1),(3,1),(4,2)):
+        enc = image_encoder('resnet18', depth=d)
+        groups = split_params(MultiModel(dict(image=enc, text=text_encoder('bag', 30)), dict(kind=3)))
+        n = [sum(p.numel() for p in s.parameters()) for s in enc.body.stages]
+        got = [sum(p.numel() for p in g) for g in groups[:-1]]
+        assert got==([sum(n)] if early is None else [sum(n[:early]), sum(n[early:])])
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
+def test_on_cuda_without_a_wait():
+    model,x = model_of_all().cuda().train(),[o.cuda() for o in batch_of_all()]
+    sum(o.float().sum() for o in model(*x)).backward()
+    torch.cuda.set_sync_debug_mode('error')
+    try:
+        with torch.autocast('cuda', torch.bfloat16): sum(o.float().sum() for o in model(*x)).backward()
+    finally: torch.cuda.set_sync_debug_mode('default')
+    assert all(p.grad.isfinite().all() for p in model.parameters())
