@@ -105,7 +105,7 @@ class Text(str, ShowTitle):
     "A text as a user reads it, shown wrapped"
     def show(self, ctx=None, width=36, **kwargs): return show_title(wrapped(self, width), ctx=ctx, **merge({'label':'text'}, kwargs))
 
-# %% ../../nbs/01_data.items.ipynb #69cb6a27
+# %% ../../nbs/01_data.items.ipynb #84e9098b
 class TextEncoder:
     "Texts to numbers and back, with a vocabulary from the texts given to `setup`"
     pad_id,unk_id = 0,1
@@ -132,14 +132,13 @@ class TextEncoder:
         return self.tok.all(texts) if hasattr(self.tok, 'all') else [self.tok(s) for s in texts]
 
     def setup(self, texts:list): # The training texts, none missing
-        "Build the vocabulary from `texts` unless it was given; returns `texts` encoded"
-        if self.given: return self.encode_all(texts)
+        "Build the vocabulary from `texts` unless it was given"
+        if self.given: return
         if hasattr(self.tok, 'setup'): self.tok.setup(texts)
         toks = self.tokens(texts)
         count = Counter(w for o in toks for w in o)
         words = sorted((w for w,n in count.items() if n>=self.min_freq and w not in ('xxpad','xxunk')), key=lambda w: (-count[w], w))
         self._set_vocab(['xxpad','xxunk', *words[:self.max_vocab]])
-        return [self._ids(o) for o in toks]
 
     def _ids(self, toks):
         get,unk = self.o2i.get,self.unk_id
@@ -161,7 +160,7 @@ class TextEncoder:
         if isinstance(self.tok, _HFVocab): return Text(self.tok.decode(ids))
         return Text(re.sub(r" ([,.;:!?%)\]}]+)(?= |$)", r'\1', ' '.join(str(self.vocab[i]) for i in ids)))
 
-# %% ../../nbs/01_data.items.ipynb #32cc72ea
+# %% ../../nbs/01_data.items.ipynb #4b47fefd
 def _example(v): return repr(v) if len(repr(v))<80 else repr(v)[:77]+'…'
 
 class Part:
@@ -199,6 +198,17 @@ class Part:
         return res
 
     def encode_all(self, values): return [self.encode(v) for v in values]
+
+    def encode_column(self, values):
+        "`encode_all` in one go: which values are missing, and the others in one tensor; `None` where that cannot be done"
+        if not self.known(): return None
+        gone = np.fromiter((self.is_missing(v) for v in values), bool, len(values))
+        here = [v for v,g in zip(values, gone) if not g]
+        try: res = self._column(here) if here else None
+        except (KeyError, TypeError, ValueError): return None      # `encode` says what is wrong with which
+        return None if res is None else (gone, res)
+    def known(self): return False    # whether the transforms are fastai's own, of exact type, so that `_column` does the same
+    def _types(self): return [type(t) for t in self.pipe.fs]
     def reuse(self, t): return t     # what of an encoded value may be given out again
 
     def fill(self, t):
@@ -313,7 +323,7 @@ class TextPart(Part):
         if t is absent or not bool((t!=self.pad_id).any()): return absent
         return self.encoder.decode(t) if self.encoder is not None else self.pipe.decode(t[t!=self.pad_id])
 
-# %% ../../nbs/01_data.items.ipynb #9747a227
+# %% ../../nbs/01_data.items.ipynb #fc8a9010
 class VectorPart(Part):
     "Plain numbers: one value, a vector or a tensor of fixed shape, left as they are"
     kind,once,shape = 'vector',True,None
@@ -331,10 +341,13 @@ class VectorPart(Part):
         if res.ndim==0: res = res[None]
         if tuple(res.shape)!=self.shape: raise BadItem(f'{self.what} has shape {tuple(res.shape)}, and {self.shape} in the training split.')
         return res
+    def known(self): return True
+    def _column(self, values):
+        res = torch.from_numpy(np.asarray(values, dtype=np.float32))
+        return res.reshape(len(values), *self.shape) if tuple(res.shape[1:]) in (self.shape, ()) and (res.ndim>1 or self.shape==(1,)) else None
     def collate(self, values): return self._stack(values, torch.zeros(self.shape))
-    def decode(self, t): return super().decode(t)
 
-# %% ../../nbs/01_data.items.ipynb #b4b22571
+# %% ../../nbs/01_data.items.ipynb #d4cfe1da
 def _unknown(part, found, vocab):
     return BadItem(f'{part.what} has the class {found!r}, which the training split never had{did_you_mean(found, vocab)} Put an item of that class into the '
                    'training split (a stratified or fixed split), give the block `vocab=` with every class, or leave its items out.')
@@ -350,6 +363,10 @@ class CategoryPart(Part):
         try: return self.pipe(v)
         except KeyError as e: raise _unknown(self, v, self.vocab) from e
         except TypeError as e: raise BadItem(f'{self.what} is {_example(v)}, a {type(v).__name__}, where one class was expected.') from e
+    def known(self): return self._types()==[Categorize]
+    def _column(self, values):
+        o2i = self.vocab.o2i
+        return torch.tensor([o2i[v] for v in values]).as_subclass(TensorCategory)
     def collate(self, values):
         return torch.tensor([IGNORE if v is absent else int(v) for v in values], dtype=torch.int64).as_subclass(TensorCategory)
 
@@ -363,7 +380,7 @@ class Delimited(str):
     def __reduce__(self): return (type(self), (str(self), self.delim))
     def split_list(self): return [o.strip() for o in self.split(self.delim) if o.strip()]
 
-# %% ../../nbs/01_data.items.ipynb #6cf75f73
+# %% ../../nbs/01_data.items.ipynb #43bce4fa
 class TagsPart(Part):
     "Any number of classes, none included"
     kind,once = 'tags',True
@@ -383,9 +400,14 @@ class TagsPart(Part):
         v = self._list(v)
         try: return self.pipe(v)
         except KeyError as e: raise _unknown(self, first(o for o in v if o not in self.vocab.o2i), self.vocab) from e
+    def known(self): return self._types()==[MultiCategorize, OneHotEncode]
+    def _column(self, values):
+        res,o2i = np.zeros((len(values), self.c), dtype=np.float32),self.vocab.o2i
+        for i,v in enumerate(values): res[i,[o2i[o] for o in self._list(v)]] = 1.
+        return torch.from_numpy(res).as_subclass(TensorMultiCategory)
     def collate(self, values): return self._stack(values, TensorMultiCategory(torch.zeros(self.c)))
 
-# %% ../../nbs/01_data.items.ipynb #9838d2fe
+# %% ../../nbs/01_data.items.ipynb #be6de8a2
 class NumberPart(Part):
     "One or several numbers, standardised"
     kind,once = 'number',True
@@ -399,8 +421,9 @@ class NumberPart(Part):
     def _raw(self, v): return self.pipe(self._nums(v)).as_subclass(Tensor)
     def setup(self, values):
         if not len(values): raise ValueError(f'{self.what} has no value in the training split.')
-        super().setup([self._nums(v) for v in values])
-        self.fit([self._raw(v) for v in values])
+        values = [self._nums(v) for v in values]
+        super().setup(values)
+        self.fit([torch.as_tensor(v) for v in values] if self.known() else [self._raw(v) for v in values])
     def fit(self, ts):
         "Learn mean and standard deviation from encoded values"
         sizes = {tuple(t.shape) for t in ts}
@@ -417,6 +440,11 @@ class NumberPart(Part):
         v = self._raw(v)
         if v.shape!=self.mean.shape: raise BadItem(f'{self.what} has shape {tuple(v.shape)}, and {tuple(self.mean.shape)} in the training split.')
         return (v-self.mean)/self.std
+    def known(self): return self._types()==[RegressionSetup]
+    def _column(self, values):
+        if any(isinstance(v, (str,bytes)) for v in values): return None
+        res = torch.from_numpy(np.asarray(values, dtype=np.float64)).float()
+        return (res-self.mean)/self.std if res.shape[1:]==self.mean.shape else None
     def collate(self, values): return self._stack(values, self.mean)
     def to_units(self, t): # Standardised values, with or without a batch dimension
         "`t` in the user's units"
@@ -426,7 +454,7 @@ class NumberPart(Part):
         t = self.to_units(t.detach().cpu().as_subclass(Tensor).float().reshape(self.mean.shape))
         return self.pipe.decode(t) if self.pipe is not None else t
 
-# %% ../../nbs/01_data.items.ipynb #f6591bd4
+# %% ../../nbs/01_data.items.ipynb #5d1867b0
 def _numbers(part, v, k):
     try: t = torch.as_tensor(np.asarray(v, dtype=np.float32)) if not isinstance(v, Tensor) else v.detach().as_subclass(Tensor).float()
     except (TypeError, ValueError) as e: raise BadItem(f'{part.what} is {_example(v)}, which is not a list of {"boxes" if k==4 else "points"}.') from e
@@ -450,6 +478,10 @@ class BoxPart(Part):
             if not len(t): return absent
             raise BadItem(f'{self.what} has {len(t)} boxes, and one in every item of the training split.')
         return t.as_subclass(TensorBBox)
+    def known(self): return not self.many
+    def _column(self, values):
+        res = torch.from_numpy(np.asarray(values, dtype=np.float32))
+        return res.reshape(-1,1,4).as_subclass(TensorBBox) if res.shape[1:] in ((4,),(1,4)) and not res.isnan().any() else None
     def reuse(self, t): return t if t is absent else t.as_subclass(Tensor).clone().as_subclass(TensorBBox)
     def collate(self, values): # bs,n,4; the loader takes n away from a single box after the batch transforms
         n = max([len(v) for v in values if v is not absent]+[1])
@@ -483,7 +515,7 @@ class LabelsPart(TagsPart):
         if t is absent or len(t) and bool((t==IGNORE).all()): return absent
         return MultiCategory([self.vocab[i] for i in t.tolist() if i not in (self.pad_id, IGNORE)])
 
-# %% ../../nbs/01_data.items.ipynb #5a2ac123
+# %% ../../nbs/01_data.items.ipynb #d40dede7
 class PointsPart(Part):
     "Points; as many in every item, NaN where one is missing"
     kind,once,n = 'points',True,1
@@ -496,6 +528,10 @@ class PointsPart(Part):
         t = _numbers(self, v, 2)
         if len(t)>self.n: raise BadItem(f'{self.what} has {len(t)} points, and at most {self.n} in the training split.')
         return t.as_subclass(TensorPoint)
+    def known(self): return True
+    def _column(self, values):
+        res = torch.from_numpy(np.asarray(values, dtype=np.float32))
+        return res.reshape(-1,self.n,2).as_subclass(TensorPoint) if res.shape[1:] in ((2*self.n,),(self.n,2)) else None
     def reuse(self, t): return t if t is absent else t.as_subclass(Tensor).clone().as_subclass(TensorPoint)
     def collate(self, values):
         res = torch.full((len(values),self.n,2), math.nan)
@@ -622,7 +658,7 @@ def raw_values(fs, tfm, items) -> dict: # A list of raw values for each part
     vals = [tfm.split(get(o)) for o in (items.iloc[i] for i in range(len(items)))] if hasattr(items, 'iloc') else [tfm.split(get(o)) for o in items]
     return {n: [v[n] for v in vals] for n in tfm.parts}
 
-# %% ../../nbs/01_data.items.ipynb #2c002a12
+# %% ../../nbs/01_data.items.ipynb #578f3118
 @patch
 def split_columns(self:PartsTfm, cols:dict): # A reader's columns
     "The columns of each part, by name, or by position"
@@ -652,7 +688,8 @@ def _check_classes(self:PartsTfm, fs, items):
         idxs = list(items.splits[i])
         raws = raw_values(fs, self, items.subset(i).items) if len(idxs) else {}
         for n,p in parts.items():
-            for k,v in enumerate(raws.get(n, [])):
+            if n not in raws or p.encode_column(raws[n]) is not None: continue
+            for k,v in enumerate(raws[n]):
                 try: p.encode(v)
                 except BadItem as e: raise ValueError(f'{e} (Found in item {idxs[k]}, in the validation split.)') from e
 

@@ -90,7 +90,7 @@ def _same_parts(ds, parts):
     if parts is None or not isinstance(ds, Datasets) or len(ds.tls)>len(parts): return False
     return all(t is None or t is first(o for o in tl.tfms.fs if isinstance(o, PartsTfm)) for tl,(t,_) in zip(ds.tls, parts))
 
-# %% ../../nbs/03_data.load.ipynb #685b7805
+# %% ../../nbs/03_data.load.ipynb #49764388
 class Column:
     "A part's encoded values, packed: all items' rows in one tensor, the ends of each, and which are absent"
     def __init__(self, part, values):
@@ -100,9 +100,17 @@ class Column:
         self.typ = type(here[0]) if here else Tensor
         ts = [v.as_subclass(Tensor) for v in here]
         self.fixed = part.kind!='text' and len({tuple(t.shape) for t in ts})<=1
-        self.lengths = np.array([0 if v is absent else len(v) if v.ndim else 1 for v in values])
+        self.lengths = np.zeros(len(values), dtype=int)
+        self.lengths[~self.gone] = [len(t) if t.ndim else 1 for t in ts]
         self.data = (torch.stack(ts) if self.fixed else torch.cat(ts)) if ts else torch.zeros(0)
         self.at = np.cumsum(~self.gone)-1 if self.fixed else np.concatenate([[0], np.cumsum(self.lengths)])
+    @classmethod
+    def packed(cls, part, gone, data):
+        "From a part's `encode_column`"
+        self = cls.__new__(cls)
+        self.part,self.gone,self.data,self.typ,self.fixed,self.lengths = part,gone,data.as_subclass(Tensor),type(data),True,None
+        self.at = np.cumsum(~gone)-1
+        return self
     def __len__(self): return len(self.gone)
     def __getitem__(self, i):
         if self.gone[i]: return absent
@@ -118,7 +126,7 @@ class Column:
             return self.data[self.at[idxs]].as_subclass(self.typ)
         return self.part.collate([self[i] for i in idxs])
 
-# %% ../../nbs/03_data.load.ipynb #9e03ddd6
+# %% ../../nbs/03_data.load.ipynb #ecca870a
 def _which(items, i):
     "Which item that is, in words"
     if hasattr(items, 'iloc'): return f'item {i}, row {getattr(items.index[i], "item", lambda: items.index[i])()!r} of the table'
@@ -126,6 +134,8 @@ def _which(items, i):
     return f'item {i}: {s if len(s)<120 else s[:117]+"…"}'
 
 def _column(part, values, items):
+    whole = part.encode_column(values)
+    if whole is not None: return Column.packed(part, *whole)
     try: return Column(part, part.encode_all(values))
     except BadItem:
         for i,v in enumerate(values):
