@@ -5,8 +5,11 @@
 # %% auto #0
 __all__ = ['PictureScaler', 'MultiDL']
 
-# %% ../../nbs/03_data.load.ipynb #5f2c4011
+# %% ../../nbs/03_data.load.ipynb #82f97e89
 from fastcore.all import *
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from io import BytesIO
 from fastai.torch_core import TensorBase, TensorImage, TensorImageBase, TensorMask, TensorCategory, TensorMultiCategory, to_cpu, batch_to_samples, default_device
 from fastai.data.load import SkipItemException
 from fastai.data.core import TfmdDL, Datasets, TfmdLists
@@ -375,7 +378,7 @@ def _on_parts(fs, all_parts, nm):
     have = [t.part for t in fs if isinstance(t, OnPart)]
     return [OnPart(p.name, t) for p in all_parts for t in getattr(p, nm) if p.name not in have]
 
-# %% ../../nbs/03_data.load.ipynb #5eaf5d05
+# %% ../../nbs/03_data.load.ipynb #3abc815e
 class MultiDL(TfmdDL):
     "A `TfmdDL` for items of several parts"
     @delegates(TfmdDL.__init__)
@@ -383,13 +386,14 @@ class MultiDL(TfmdDL):
         dataset,          # A `Datasets`
         bs:int=64,        # Size of batch
         bucket:bool=True, # When shuffling data with a text: put texts of like length into one batch
+        threads:int=0,    # So many pictures of a batch are decoded at once, in each worker
         parts:list=None,  # Parts of the data that `dataset` is taken from; `new` passes them on
         do_setup:bool=True, # Whether to run `setup()` of the item and batch transforms
         **kwargs
     ):
         codes = first(t.codes for t in getattr(kwargs.get('after_item'), 'fs', L(kwargs.get('after_item'))) if isinstance(t, AddMaskCodes))
         self.all_parts = parts if _same_parts(dataset, parts) else dataset_parts(dataset, codes)
-        self.bucket,parts = bucket,self.all_parts and self.all_parts[:len(dataset.tls)]
+        self.bucket,self.threads,parts = bucket,threads,self.all_parts and self.all_parts[:len(dataset.tls)]
         for nm in ('after_item','before_batch','after_batch'): kwargs[nm] = Pipeline(kwargs.get(nm))
         if parts is not None:
             kwargs['before_batch'] = Pipeline([t for t in kwargs['before_batch'].fs if not _padding(t)])
@@ -403,7 +407,7 @@ class MultiDL(TfmdDL):
 
     def new(self, dataset=None, cls=None, **kwargs):
         "A new loader like this one, with a few changed attributes"
-        if issubclass(ifnone(cls, type(self)), MultiDL): kwargs = merge(dict(bucket=self.bucket, parts=self.all_parts), kwargs)
+        if issubclass(ifnone(cls, type(self)), MultiDL): kwargs = merge(dict(bucket=self.bucket, threads=self.threads, parts=self.all_parts), kwargs)
         return super().new(dataset, cls, **kwargs)
 
     def __getstate__(self): return {**self.__dict__, '_pieces': None}
@@ -482,21 +486,38 @@ def bucketed(idxs:list, lens, bs:int, rng) -> list:
         batches[0],batches[i] = batches[i],batches[0]
     return [j for o in batches+last for j in o]
 
-# %% ../../nbs/03_data.load.ipynb #7f5d38d8
-def _open_file(v, img_cls):
-    "As `img_cls.create(v)`, without copying a picture that has the right mode already"
-    im = Image.open(v)
+# %% ../../nbs/03_data.load.ipynb #4e41ed23
+def _decoded(im, img_cls):
+    "What `img_cls.create` makes of the file behind `im`, without copying a picture that has the right mode already"
     im.load()
     mode = img_cls._open_args['mode']
     if im.mode!=mode: im = im.convert(mode)
     im.__class__ = img_cls
     return im
 
-# %% ../../nbs/03_data.load.ipynb #20c77191
+# %% ../../nbs/03_data.load.ipynb #371dfb78
+class _Later:
+    "A picture whose header is read and whose crops are noted, to be decoded when asked for"
+    def __init__(self, v, img_cls):
+        self.file,self.im,self.img_cls,self.crops = v,Image.open(BytesIO(Path(v).read_bytes())),img_cls,[]
+        self.width,self.height = self.im.width,self.im.height
+    size  = property(lambda self: (self.width,self.height))
+    shape = property(lambda self: (self.height,self.width))
+    def crop(self, t):
+        steps = crop_steps(t, self.size)
+        self.crops.append((steps,t))
+        self.width,self.height = steps[-1][2] or steps[-1][1]
+        return self
+    def decoded(self):
+        im = _decoded(self.im, self.img_cls)
+        for steps,t in self.crops: im = crop_picture(im, steps, t)
+        return im
+
+# %% ../../nbs/03_data.load.ipynb #9188f9e2
 class Plan:
     "How a `MultiDL` reads: item transforms known by their exact type as functions on leaves, every other as fastai runs it"
     def __init__(self, dl):
-        self.dl,self.split_idx = dl,dl.after_item.split_idx
+        self.dl,self.split_idx,self.pool = dl,dl.after_item.split_idx,None
         self.slots = [(k,n,p) for k,(_,d) in enumerate(dl.parts) for n,p in d.items()]    # the leaves of an item, in order
         self.at = {n:j for j,(_,n,_) in enumerate(self.slots)}
         self.steps = [(self._known(t),t) for t in dl.after_item.fs if t.name!='noop']
@@ -517,10 +538,15 @@ class Plan:
         if type(t) is PictureScaler: return self._scale
         if type(t) in known_crops and t.split_idx is None and not {'before_call','encodes'} & t.__dict__.keys(): return self._crop
 
-# %% ../../nbs/03_data.load.ipynb #a289f0c1
+# %% ../../nbs/03_data.load.ipynb #a5d36ddc
+def _first_picture(leaves):
+    "As `picture`, of leaves that may not be decoded yet"
+    return first(v for v in leaves if isinstance(v, (_Later,Image.Image,TensorImageBase)) and not isinstance(v, (PILMask,TensorMask))) or picture(tuple(leaves))
+
+# %% ../../nbs/03_data.load.ipynb #75fa4d88
 @patch
 def _scale(self:Plan, t, vals):
-    pic = picture(tuple(v for j,v in vals.items() if self.slots[j][2].is_input))
+    pic = _first_picture([v for j,v in vals.items() if self.slots[j][2].is_input])
     sz = None if pic is None else frame_size(pic)
     vals = {j: t._encode(v, sz, self.slots[j][1]) for j,v in vals.items()}
     for l,b in t.labels.items():
@@ -529,7 +555,7 @@ def _scale(self:Plan, t, vals):
 
 @patch
 def _crop(self:Plan, t, vals):
-    pic = picture(tuple(vals.values()))
+    pic = _first_picture(vals.values())
     if pic is None: return vals
     if isinstance(t, RandTransform): t.before_call(pic, self.split_idx)
     sz = frame_size(pic)
@@ -537,6 +563,7 @@ def _crop(self:Plan, t, vals):
 
 @patch
 def _crop_leaf(self:Plan, t, v, sz):
+    if isinstance(v, _Later): return v.crop(t)
     if isinstance(v, Image.Image): return crop_picture(v, crop_steps(t, (v.width,v.height)), t)
     if not isinstance(v, TensorPoint): return v
     steps = crop_steps(t, sz)
@@ -547,7 +574,7 @@ def _crop_leaf(self:Plan, t, v, sz):
 @patch
 def _tensor(self:Plan, t, vals): return {j: t(v) if isinstance(v, Image.Image) else v for j,v in vals.items()}
 
-# %% ../../nbs/03_data.load.ipynb #079e3bb2
+# %% ../../nbs/03_data.load.ipynb #889bdd82
 @patch
 def _read(self:Plan, i, slots):
     "The leaves `slots` of item `i`, before any step"
@@ -567,7 +594,7 @@ def _read(self:Plan, i, slots):
 @patch
 def _encode(self:Plan, p, v):
     if isinstance(p, ImagePart) and p.img_cls in (PILImage,PILImageBW,PILMask) and isinstance(v, (str,Path)) and not p.is_missing(v):
-        try: return _open_file(v, p.img_cls)
+        try: return _Later(v, p.img_cls) if self.whole and type(p) is ImagePart and p.img_cls is not PILMask else _decoded(Image.open(v), p.img_cls)
         except (OSError, TypeError, ValueError, SyntaxError): pass    # `encode` fails in the same way, in words
     return p.encode(v)
 
@@ -590,13 +617,13 @@ def item(self:Plan, i):
     except BadItem as e: raise ValueError(f'{e} (In {_which(self.dl.dataset.items, i)}.)') from e
     except SkipItemException: return None
 
-# %% ../../nbs/03_data.load.ipynb #9bda289d
+# %% ../../nbs/03_data.load.ipynb #59d45d49
 @patch
 def batch(self:Plan, idxs):
     "The batch of items `idxs`, when all steps are known"
     slots = [j for j in range(len(self.slots)) if j not in self.columns]
     rows = [self._moved(i, slots) for i in idxs] if slots else []
-    return self._join([self.columns[j].batch(idxs) if j in self.columns else self._together(p, [r[j] for r in rows]) for j,(_,_,p) in enumerate(self.slots)])
+    return self._join([self.columns[j].batch(idxs) if j in self.columns else self._together(p, [r[j] for r in rows], idxs) for j,(_,_,p) in enumerate(self.slots)])
 
 @patch
 def _moved(self:Plan, i, slots):
@@ -608,31 +635,38 @@ def _moved(self:Plan, i, slots):
     except BadItem as e: raise ValueError(f'{e} (In {_which(self.dl.dataset.items, i)}.)') from e
 
 @patch
-def _together(self:Plan, p, vals):
+def _together(self:Plan, p, vals, idxs):
     here = [k for k,v in enumerate(vals) if v is not absent]
     if type(p) is not ImagePart or p.img_cls not in (PILImage,PILImageBW) or not here:
         vals = [ToTensor()(v) if isinstance(v, Image.Image) else v for v in vals]
         return p.collate(vals, partial(self.dl._blank, p)) if isinstance(p, ImagePart) else p.collate(vals)
-    buf = None
+    sizes = {k: (1 if p.img_cls is PILImageBW else 3, vals[k].height, vals[k].width) for k in here}
     for k in here:
-        a = np.asarray(vals[k])
-        a = a.transpose(2,0,1) if a.ndim==3 else a[None]                # c,h,w
-        if buf is None:
-            buf = torch.zeros(len(vals), *a.shape, dtype=torch.uint8)
-            out = buf.numpy()
-        elif a.shape!=out.shape[1:]: raise BadItem(p._ragged(k, out.shape[1:], a.shape))
-        out[k] = a
+        if sizes[k]!=sizes[here[0]]: raise BadItem(p._ragged(k, sizes[here[0]], sizes[k]))
+    buf = torch.zeros(len(vals), *sizes[here[0]], dtype=torch.uint8)    # bs,c,h,w
+    out = buf.numpy()
+    def put(k): out[k] = self._pixels(p, vals[k], idxs[k])
+    for _ in (map if self.pool is None else self.pool.map)(put, here): pass
     buf = buf.as_subclass(p.img_cls._tensor_cls)
     if len(here)<len(vals): buf.gone = [k for k,v in enumerate(vals) if v is absent]
     return buf
 
-# %% ../../nbs/03_data.load.ipynb #9f020970
+@patch
+def _pixels(self:Plan, p, v, i):
+    try: a = np.asarray(v.decoded() if isinstance(v, _Later) else v)
+    except (OSError, TypeError, ValueError, SyntaxError) as e: 
+        raise ValueError(f'{p.what}: the picture {str(v.file)!r} cannot be opened ({type(e).__name__}: {e}). (In {_which(self.dl.dataset.items, i)}.)') from e
+    return a.transpose(2,0,1) if a.ndim==3 else a
+
+# %% ../../nbs/03_data.load.ipynb #3c62707c
 @patch
 def create_batches(self:MultiDL, samps):
     "Batches of the items `samps`, before the batch transforms"
     plan = Plan.of(self)
     if plan is None: yield from super(MultiDL, self).create_batches(samps)
-    elif plan.whole: yield from (plan.batch(list(o)) for o in self.chunkify(samps))
+    elif plan.whole:
+        with ThreadPoolExecutor(self.threads) if self.threads else nullcontext() as plan.pool:
+            yield from (plan.batch(list(o)) for o in self.chunkify(samps))
     else: yield from map(self.do_batch, self.chunkify(o for o in map(plan.item, samps) if o is not None))
 
 # %% ../../nbs/03_data.load.ipynb #1759e41c
@@ -735,76 +769,81 @@ def _picture(v):
     v = v.clamp(0,255).byte().permute(1,2,0).numpy()
     return v[...,0] if v.shape[-1]==1 else v
 
-# %% ../../nbs/03_data.load.ipynb #69a79d97
-def show_panel(ax, xs, ys, x_parts, y_parts, preds=None, shown='both', width=34):
-    "Draw one decoded item: `xs` and `ys` (and `preds`) hold values by name"
-    pics = [n for n,p in x_parts.items() if p.kind=='image' and xs[n] is not absent]
-    texts = [xs[n] for n,p in x_parts.items() if p.kind=='text' and xs[n] is not absent]
-    sz,lines = None,[]
-    if pics:
-        pic = _picture(xs[pics[0]])
-        sz = (pic.shape[1], pic.shape[0])
-        ax.imshow(pic, cmap='gray', vmin=0, vmax=255)
-        ax.set_xlim(-.5, sz[0]-.5), ax.set_ylim(sz[1]-.5, -.5)
-        ax.set_title(wrapped(' / '.join(texts), width, 3) if texts else '', fontsize=8, loc='left', pad=3)
-    else:
-        ax.set_facecolor('#f2f2f2'), ax.set_xlim(0,1), ax.set_ylim(1,0), ax.set_box_aspect(.6)
-        ax.text(.04, .06, wrapped(' / '.join(texts), width-4, 8) if texts else 'no picture, no text', fontsize=8, va='top')
-        if any(p.kind=='image' for p in x_parts.values()): ax.set_title('no picture', fontsize=7, loc='left', color='#777777', pad=3)
-    ax.set_xticks([]), ax.set_yticks([])
-    for n,p in x_parts.items():
-        if p.kind not in ('image','text'): lines.append((f'{n}: {says(xs[n])}', '#777777'))
-    k = 0
-    for n,p in y_parts.items():
-        v,q = ys.get(n, absent),None if preds is None else preds.get(n, absent)
-        if p.kind=='labels' and p.boxes in y_parts: continue
-        mark,c = '',colours['plain']
-        if p.kind in _drawn:
-            c = colours['many'][k%5]; k += 1
-            lab = next((m for m,o in y_parts.items() if getattr(o, 'boxes', None)==n), None)
-            if pics and shown in ('both','true'): _draw(ax, p, v, c, labels=ys.get(lab) if lab else None, vocab=y_parts[lab].vocab if lab else ())
-            if pics and q is not None and shown in ('both','pred'): _draw(ax, p, q, colours['many'][k%5] if p.kind!='mask' else c, dashed=True)
-            sign = {'points':'●','mask':'■'}.get(p.kind, '□')
-            what = '' if v is absent else f' ({len(v)})' if p.kind=='boxes' else ''
-            text = f'{sign} {n}{what}' if v is not absent else f'{sign} {n}: –'
-            if q is not None:
-                ok,text = verdict(p, q, v, sz) if p.kind!='boxes' else (None, f'{len(q)} predicted{what and f", {len(v)} true"}' if q is not absent else says(q))
-                text = f'{n}: {text}'
-                if ok is not None: mark,c = ('✓ ' if ok else '✗ '),colours['right' if ok else 'wrong']
-        elif q is not None:
-            ok,text = verdict(p, q, v, sz)
-            text = f'{n}: {text}'
-            if ok is not None: mark,c = ('✓ ' if ok else '✗ '),colours['right' if ok else 'wrong']
-        else: text = f'{n}: {says(v)}'
-        lines.append((mark+text, c))
-    y = -4
-    for t,c in lines:
-        t = wrapped(t, width, 2)
-        ax.annotate(t, (0,0), xycoords='axes fraction', xytext=(0,y), textcoords='offset points', va='top', fontsize=8, color=c)
-        y -= 10.5*(t.count('\n')+1)
-    return ax
+# %% ../../nbs/03_data.load.ipynb #ae4374ae
+class Panel:
+    "What there is to draw for one decoded item: `xs`, `ys` and `preds` hold values by name"
+    def __init__(self, xs, ys, x_parts, y_parts, preds=None, shown=('true','pred'), width=34):
+        pics = [n for n,p in x_parts.items() if p.kind=='image' and xs[n] is not absent]
+        texts = [xs[n] for n,p in x_parts.items() if p.kind=='text' and xs[n] is not absent]
+        self.pic,self.drawn,self.lines = _picture(xs[pics[0]]) if pics else None,[],[]
+        text = ' / '.join(texts)
+        self.title = wrapped(text, width, 3) if text and pics else '' if pics else 'no picture' if any(p.kind=='image' for p in x_parts.values()) else ''
+        self.body = None if pics else wrapped(text, width-4, 8) if text else 'nothing to show' if not any(p.kind=='vector' for p in x_parts.values()) else ''
+        for n,p in x_parts.items():
+            if p.kind not in ('image','text'): self._line(f'{n}: {says(xs[n])}', '#777777', width)
+        k = 0
+        for n,p in y_parts.items():
+            if p.kind=='labels' and p.boxes in y_parts: continue
+            v,q,c = ys.get(n, absent),None if preds is None else preds.get(n, absent),colours['plain']
+            if p.kind in _drawn:
+                c,lab = colours['many'][k%5],first(m for m,o in y_parts.items() if getattr(o, 'boxes', None)==n)
+                k += 1
+                if 'true' in shown: self.drawn.append(dict(part=p, v=v, colour=c, labels=ys.get(lab) if lab else None, vocab=y_parts[lab].vocab if lab else ()))
+                if q is not None and 'pred' in shown: self.drawn.append(dict(part=p, v=q, colour=c if p.kind=='mask' else colours['many'][k%5], dashed=True))
+            self._line(*self._says(n, p, v, q, c), width)
 
-# %% ../../nbs/03_data.load.ipynb #eb609353
+    def _says(self, n, p, v, q, c):
+        "The line for an output, and its colour"
+        if q is None and p.kind in _drawn:
+            return {'points':'●','mask':'■'}.get(p.kind, '□') + f' {n}' + (': –' if v is absent else f' ({len(v)})' if p.kind=='boxes' else ''),c
+        if q is None: return f'{n}: {says(v)}',c
+        sz = None if self.pic is None else (self.pic.shape[1], self.pic.shape[0])
+        ok,text = verdict(p, q, v, sz) if p.kind!='boxes' else (None, says(q) if q is absent else f'{len(q)} predicted' + ('' if v is absent else f', {len(v)} true'))
+        return (f'{n}: {text}',c) if ok is None else (f"{'✓' if ok else '✗'} {n}: {text}",colours['right' if ok else 'wrong'])
+
+    def _line(self, text, c, width):
+        self.lines += [(t,c) for t in wrapped(text, width, 3).split('\n')]
+
+    def draw(self, ax):
+        ax.set_xticks([]), ax.set_yticks([])
+        if self.pic is not None:
+            h,w = self.pic.shape[:2]
+            ax.imshow(self.pic, cmap='gray', vmin=0, vmax=255)
+            for d in self.drawn: _draw(ax, **d)
+            ax.set_xlim(-.5, w-.5), ax.set_ylim(h-.5, -.5)
+        else:
+            ax.set_facecolor('#f2f2f2'), ax.set_xlim(0,1), ax.set_ylim(1,0)
+            ax.text(.04, .06, self.body, fontsize=8, va='top')
+        ax.set_title(self.title, fontsize=8, loc='left', pad=3, color='#777777' if self.pic is None else 'black')
+        for i,(t,c) in enumerate(self.lines):
+            ax.annotate(t, (0,0), xycoords='axes fraction', xytext=(0,-3-10.5*i), textcoords='offset points', va='top', fontsize=8, color=c, annotation_clip=False)
+        return ax
+
+# %% ../../nbs/03_data.load.ipynb #09bef7d7
 def show_panels(items, x_parts, y_parts, preds=None, ctxs=None, nrows=None, ncols=None, figsize=None, title=None, **kwargs):
     "A grid of panels for decoded `items`, pairs of values by name, and what was predicted for them"
-    n,double = len(items),preds is not None and any(p.kind=='mask' for p in y_parts.values())
+    double = preds is not None and any(p.kind=='mask' for p in y_parts.values())
+    panels = []
+    for i,(xs,ys) in enumerate(items):
+        if double: panels.append(Panel(xs, ys, x_parts, y_parts, **kwargs))
+        panels.append(Panel(xs, ys, x_parts, y_parts, None if preds is None else preds[i], shown=('pred',) if double else ('true','pred'), **kwargs))
     if ctxs is None:
+        n,k = len(items),1+double
         if ncols is None: ncols = math.ceil(n/nrows) if nrows else min(n, max(3, math.ceil(math.sqrt(n))))
         if nrows is None: nrows = math.ceil(n/ncols)
-        k = 1+double
-        high = 2.5 + .15*(len(y_parts) + 2)
-        fig,axs = plt.subplots(nrows, ncols*k, figsize=figsize or (2.5*ncols*k, high*nrows), layout='constrained', squeeze=False)
+        if preds is not None and title is None:
+            title = 'left: true     right: predicted' if double else 'solid, ●: true     dashed, ×: predicted' if any(p.kind in _drawn for p in y_parts.values()) else None
+        high = 2.4*max([.6, *[p.pic.shape[0]/p.pic.shape[1] for p in panels if p.pic is not None]])
+        above = .07 + .155*max(p.title.count('\n')+1 if p.title else 0 for p in panels)     # inches
+        below = .09 + 10.5/72*max(len(p.lines) for p in panels)
+        w,h = figsize or (2.5*ncols*k, (high+above+below)*nrows + (.3 if title else 0))
+        high = max(.5, (h-(.3 if title else 0))/nrows-above-below)
+        fig,axs = plt.subplots(nrows, ncols*k, figsize=(w,h), squeeze=False, gridspec_kw=dict(left=.02, right=.98, wspace=.06, hspace=(above+below)/high,
+                               top=1-(above+(.3 if title else 0))/h, bottom=below/h))
         for a in axs.flat[n*k:]: a.set_axis_off()
         ctxs = list(axs.flat[:n*k])
-        if preds is not None and title is None and any(p.kind in _drawn for p in y_parts.values()): title = 'solid or ●: true     dashed or ×: predicted'
-        if double: title = 'left: true     right: predicted'
-        if title: fig.suptitle(title, fontsize=9)
-    for i,(xs,ys) in enumerate(items):
-        q = None if preds is None else preds[i]
-        if double:
-            show_panel(ctxs[2*i], xs, ys, x_parts, y_parts, **kwargs)
-            show_panel(ctxs[2*i+1], xs, ys, x_parts, y_parts, q, shown='pred', **kwargs)
-        else: show_panel(ctxs[i], xs, ys, x_parts, y_parts, q, **kwargs)
+        if title: fig.suptitle(title, fontsize=9, y=1-.08/h, va='top')
+    for p,ax in zip(panels, ctxs): p.draw(ax)
     return ctxs
 
 # %% ../../nbs/03_data.load.ipynb #a14dbf1b
