@@ -7,18 +7,26 @@ from importlib.metadata import PackageNotFoundError as _NotInstalled, version as
 try: __version__ = _version(__name__)
 except _NotInstalled: __version__ = '0+not.installed'
 
+# What a notebook needs under a short name; the rest of a module's `__all__` is one import away, as in `from fastai_multi.core import flat`.
+_public = """IGNORE Inputs Outputs absent is_missing
+    ImageText TextEncoder safe_tfms MultiDL FeaturesBlock ImageTextBlock MultiInputBlock MultiOutputBlock OneOutputBlock PlainTextBlock describe
+    InputReader OutputReader MultiDataLoaders multi_shapes
+    ImageEncoder image_encoder simple_cnn text_encoder vector_encoder Head MultiModel split_params
+    BoxLoss MultiLoss default_loss OutputLoss OutputMetric RowMetric box_iou f1_multi mask_accuracy point_distance
+    MultiCutMix MultiMixUp MultiLearner multi_learner""".split()
+
 # The modules are read when a public name is first asked for: `import fastai_multi.core` reads `core` alone,
 # and a module that is being read may itself import others of this package.
 _lock,_reading = _RLock(),False
 
 def _gather():
-    "Import every module and put the names of its `__all__` here, with an `__all__` of all of them"
+    "Import every module and put the public names of its `__all__` here"
     names = {}
     for m in sorted(_pkgutil.walk_packages(__path__, f'{__name__}.'), key=lambda m: m.name):
         if m.ispkg or m.name.rpartition('.')[2].startswith('_'): continue
         mod = _importlib.import_module(m.name)
-        names.update({n: getattr(mod, n) for n in mod.__all__})
-    globals().update(names, __all__=sorted(names))
+        names.update({n: getattr(mod, n) for n in mod.__all__ if n in _public})
+    globals().update({n: names[n] for n in _public}, __all__=list(_public))
 
 def __getattr__(name):
     global _reading

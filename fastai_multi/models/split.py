@@ -148,7 +148,7 @@ def _try_head(m, n_in, maps, name):
         for o,t in modes.items(): o.training = t
     return m
 
-# %% ../../nbs/12_models.split.ipynb #795e3f3b
+# %% ../../nbs/12_models.split.ipynb #493802a7
 class MultiModel(nn.Module):
     "An encoder for each input, their fusion, and a head for each output"
     def __init__(self,
@@ -176,7 +176,7 @@ class MultiModel(nn.Module):
 
     def features(self, *xb):
         "Fused features `bs,c`, and the maps by input: all that the heads share"
-        xs = flat(xb)
+        xs = [x.as_subclass(Tensor) if isinstance(x, Tensor) else x for x in flat(xb)]    # fastai's types do not mix in one operation
         if len(xs)!=len(self.encoders): raise ValueError(f'The model has the inputs {[*self.encoders]} and was given {len(xs)} tensor{"s" if len(xs)!=1 else ""}.')
         fs = {n: e(x) for (n,e),x in zip(self.encoders.items(), xs)}
         return self.fusion({n: self.pool(f) for n,f in fs.items()}), {n: f for n,f in fs.items() if f.ndim==4}

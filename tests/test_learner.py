@@ -1,0 +1,292 @@
+"Everything a fastai user does next, on several inputs and several outputs"
+import json, subprocess, sys, textwrap, warnings
+import numpy as np, pandas as pd, pytest, torch
+from PIL import Image
+from fastai.vision.all import *
+from fastai.callback.all import *
+from fastai.text.data import TextBlock
+from fastai_multi import *
+
+OUTPUTS = dict(kind=CategoryBlock, tags=MultiCategoryBlock, box=BBoxBlock, area=RegressionBlock)
+BOX = ['x1','y1','x2','y2']
+
+def loaders(path, item_tfms=None, batch_tfms=None, outputs=OUTPUTS, **kwargs):
+    kw = dict(image='file', text='caption', bs=16, num_workers=0, seed=0)
+    columns = dict(box=BOX) if isinstance(outputs, dict) and 'box' in outputs else None
+    return MultiDataLoaders.from_csv(path, 'items.csv', outputs=outputs, columns=columns, label_delim='|',
+        item_tfms=item_tfms or Resize(64), batch_tfms=batch_tfms, **{**kw, **kwargs})
+
+def learner(dls, **kwargs):
+    torch.manual_seed(0)
+    learn = multi_learner(dls, kwargs.pop('arch', simple_cnn(depth=3)), **{'text':'bag', 'lr':3e-3, **kwargs})
+    if hasattr(learn, 'progress'): learn.remove_cb(ProgressCallback)
+    learn.logger = noop
+    return learn
+
+@pytest.fixture(scope='module')
+def trained(shapes, tmp_path_factory):
+    learn = learner(loaders(shapes), path=tmp_path_factory.mktemp('learn'))
+    learn.fit(1)
+    return learn
+
+def close(a, b, atol=1e-4):
+    for n in a.keys(): torch.testing.assert_close(a[n].float(), b[n].float(), atol=atol, rtol=1e-4, equal_nan=True, msg=lambda m: f'{n}: {m}')
+
+# Training
+
+def test_table_names_every_loss_and_metric(trained):
+    assert [*trained.recorder.metric_names] == ['epoch','train_loss','valid_loss','kind_loss','tags_loss','box_loss','area_loss',
+        *trained.metrics.attrgot('name')[4:], 'time']
+    names = trained.metrics.attrgot('name')
+    assert {'kind_accuracy','box_iou'} <= set(names) and len(set(names))==len(names)
+    res = trained.evaluate()
+    assert [*res] == ['valid_loss', *names]
+    assert [*res.values()] == pytest.approx(list(trained.validate()))
+    assert res['valid_loss'] == pytest.approx(sum(res[f'{o}_loss'] for o in OUTPUTS), rel=1e-3)
+
+def test_lr_find_fit_one_cycle_and_fine_tune(shapes, tmp_path):
+    learn = learner(loaders(shapes), arch=resnet18, pretrained=False, path=tmp_path)
+    before = [p.detach().clone() for p in learn.model.parameters()]
+    assert 1e-8 < learn.lr_find(num_it=6, show_plot=False).valley < 10
+    assert all(torch.equal(a, b) for a,b in zip(before, learn.model.parameters()))
+    learn.fit_one_cycle(1, slice(1e-5, 1e-3))
+    rates = learn.opt.hypers.attrgot('lr')
+    assert len(rates)>=3 and rates[0] < rates[-1]
+    learn = learner(loaders(shapes), arch=resnet18, pretrained=False, path=tmp_path)
+    learn.freeze()
+    frozen = [any(p.requires_grad for p in g if p.ndim>1) for g in learn.opt.param_lists]
+    assert not any(frozen[:-1]) and frozen[-1]
+    trunk = learn.opt.param_lists[0][0].detach().clone()
+    learn.fit(1); assert torch.equal(trunk, learn.opt.param_lists[0][0])
+    learn.unfreeze(); learn.fit(1); assert not torch.equal(trunk, learn.opt.param_lists[0][0])
+    learn.fine_tune(1, freeze_epochs=1)
+
+@pytest.mark.parametrize('kw', [dict(), dict(text=None), dict(image=None)], ids=['image+text','image','text'])
+@pytest.mark.parametrize('outputs', [OUTPUTS, dict(kind=CategoryBlock), CategoryBlock], ids=['four','one named','plain'])
+def test_every_combination_trains_and_predicts(shapes, kw, outputs):
+    if kw.get('image', 'file') is None and isinstance(outputs, dict): outputs = {n:b for n,b in outputs.items() if n!='box'}   # a box lives in a picture
+    extra = dict(columns='kind') if not isinstance(outputs, dict) else {}
+    if extra: dls = MultiDataLoaders.from_csv(shapes, 'items.csv', outputs=outputs, seed=0, bs=16, num_workers=0, item_tfms=Resize(64),
+                                              **{'image':'file','text':'caption', **kw}, **extra)
+    else: dls = loaders(shapes, outputs=outputs, **kw)
+    learn = learner(dls, **({} if kw.get('image', 'file') else dict(arch=None)))
+    learn.fit(1)
+    assert np.isfinite(learn.validate()[0])
+    row = pd.read_csv(shapes/'items.csv').iloc[0]
+    res,dec,probs = learn.predict(row)
+    if isinstance(outputs, dict):
+        assert res.keys()==dec.keys()==probs.keys()==tuple(outputs)
+        res,dec,probs = res.kind,dec.kind,probs.kind
+    vocab = first(learn.output_parts.values()).vocab
+    assert res==vocab[dec] and dec==probs.argmax() and probs.sum().item()==pytest.approx(1, abs=1e-4)
+    learn.show_results(max_n=2)
+    learn.summary()
+
+def test_learner_of_fastais_flat_blocks(shapes):
+    df = pd.read_csv(shapes/'items.csv')
+    dblock = DataBlock(blocks=(ImageBlock, TextBlock.from_df('caption', seq_len=20), CategoryBlock, CategoryBlock), n_inp=2,
+        getters=[ColReader('file', pref=f'{shapes}/'), ColReader('text'), ColReader('kind'), ColReader('colour')],
+        splitter=RandomSplitter(0.2, seed=0), item_tfms=Resize(64))
+    learn = learner(dblock.dataloaders(df, bs=16, num_workers=0))
+    learn.fit(1)
+    assert tuple(learn.output_parts)==('category','category_2') and tuple(learn.input_parts)==('image','text')
+    assert [*learn.evaluate()] == ['valid_loss','category_loss','category_2_loss','category_accuracy','category_2_accuracy']
+    preds,targs = learn.get_preds()
+    assert preds.category.shape==(16,len(learn.output_parts['category'].vocab)) and targs.category_2.shape==(16,)
+    res,*_ = learn.predict((shapes/df.file[0], df.caption[0]))
+    assert res.category in set(df.kind) and res.category_2 in set(df.colour)
+    learn.dls.show_batch(max_n=2); learn.show_results(max_n=2)
+
+# Predictions
+
+def test_predictions_agree(trained, shapes, tmp_path):
+    "`get_preds`, one by one, batch sizes 1 and 16, and a learner loaded in a fresh process"
+    df = pd.read_csv(shapes/'items.csv').iloc[:16]
+    preds,_ = trained.get_preds(dl=trained.dls.test_dl(df, num_workers=0))
+    close(preds, trained.get_preds(dl=trained.dls.test_dl(df, bs=1, num_workers=0))[0])
+    one_by_one = [trained.predict(r)[2] for _,r in df.iterrows()]
+    close(preds, type(preds)([torch.stack([o[n] for o in one_by_one]) for n in preds.keys()]))
+    close(preds, type(preds)([torch.stack([trained.predict((shapes/r.file, r.caption))[2][n] for _,r in df.iterrows()]) for n in preds.keys()]))
+    trained.export(tmp_path/'export.pkl')
+    torch.save({n:p for n,p in preds.items()}, tmp_path/'preds.pth')
+    df.to_csv(tmp_path/'df.csv', index=False)
+    code = f'''
+        import pandas as pd, torch, warnings
+        warnings.simplefilter('ignore')
+        from fastai.vision.all import *
+        learn = load_learner({str(tmp_path/'export.pkl')!r})
+        learn.logger = noop
+        if hasattr(learn, 'progress'): learn.remove_cb(ProgressCallback)
+        df = pd.read_csv({str(tmp_path/'df.csv')!r})
+        preds,_ = learn.get_preds(dl=learn.dls.test_dl(df, num_workers=0))
+        want = torch.load({str(tmp_path/'preds.pth')!r})
+        worst = max((preds[n].float()-w.float()).abs().max().item() for n,w in want.items())
+        res,_,probs = learn.predict((r'{shapes/df.file[0]}', {df.caption[0]!r}))
+        worst = max([worst]+[(probs[n].float()-w[0].float()).abs().max().item() for n,w in want.items()])
+        row = learn.predict(df.iloc[0])[0]
+        assert row.kind==res.kind
+        print('WORST', worst)'''
+    r = subprocess.run([sys.executable, '-c', textwrap.dedent(code)], capture_output=True, text=True, cwd=tmp_path)
+    assert r.returncode==0, r.stderr[-3000:]
+    assert float(r.stdout.split('WORST')[1]) < 1e-4
+
+def test_get_preds_with_everything(trained):
+    n = len(trained.dls.valid_ds)
+    x,preds,targs,dec,losses = trained.get_preds(with_input=True, with_decoded=True, with_loss=True)
+    assert isinstance(x, ImageText) and x.image.shape[0]==x.text.shape[0]==n
+    assert losses.shape==(n,) and losses.mean().item()==pytest.approx(trained.validate()[0], rel=1e-2)
+    assert dec.kind.shape==(n,) and torch.equal(dec.kind, preds.kind.argmax(-1))
+    assert preds.kind.sum(-1).allclose(torch.ones(n), atol=1e-4) and 0<=preds.tags.min() and preds.tags.max()<=1
+    raw,_ = trained.get_preds(act=noop)
+    some,_ = trained.get_preds(act=dict(kind=noop))
+    torch.testing.assert_close(raw.kind, some.kind); torch.testing.assert_close(preds.tags, some.tags)
+    with pytest.raises(KeyError, match="Unknown output in `act` 'kinds'. Did you mean 'kind'"): trained.get_preds(act=dict(kinds=noop))
+
+def test_raw_items_of_every_form(trained, shapes):
+    r = pd.read_csv(shapes/'items.csv').iloc[0]
+    f = shapes/r.file
+    img = PILImage.create(f)
+    forms = [(f, r.caption), (str(f), r.caption), (Image.open(f), r.caption), (img, r.caption), (np.array(img), r.caption),
+             (TensorImage(image2tensor(img)), r.caption), dict(image=f, text=r.caption)]
+    want = trained.predict(r)[2]
+    for o in forms: close(want, trained.predict(o)[2])
+    for o in (f, img, dict(image=f), (f, None), 'a red circle', (None, 'a red circle'), dict(text='a red circle')):
+        res,_,probs = trained.predict(o)
+        assert all(probs[n].isfinite().all() for n in probs.keys()), o
+    close(trained.predict(f)[2], trained.predict((f, ''))[2])
+
+@pytest.mark.parametrize('tfm', [Resize(64), Resize(64, 'squish'), Resize(64, 'pad', pad_mode='zeros'), Resize((48,80)), RandomResizedCrop(64)],
+                         ids=['crop','squish','pad','not square','random crop'])
+def test_boxes_in_the_pixels_of_the_given_image(tmp_path, tfm):
+    "A head that returns the target itself: `predict` must then give the box of the file"
+    path = multi_shapes(tmp_path/'wide', n=12, size=(150,90), seed=3)
+    dls = loaders(path, item_tfms=tfm, outputs=dict(box=BBoxBlock), text=None)
+    learn = learner(dls)
+    df = pd.read_csv(path/'items.csv')
+    dl = dls.test_dl(df, with_labels=True, num_workers=0)
+    targs = torch.cat([b[1].box.view(-1,4) for b in dl])
+    inside = (targs.abs()<0.999).all(-1)                # a crop may cut a box; those it left whole must come back exactly
+    assert inside.sum() >= 3
+    for i in inside.nonzero().flatten().tolist():
+        learn.model.forward = lambda *xb, t=targs[i]: Outputs(box=t[None].as_subclass(torch.Tensor))
+        res,*_ = learn.predict(df.iloc[i])
+        torch.testing.assert_close(res.box, torch.tensor(df.loc[i, BOX].to_numpy(float), dtype=torch.float32), atol=1., rtol=0)
+
+def test_numbers_come_back_in_the_users_units(trained, shapes):
+    df = pd.read_csv(shapes/'items.csv')
+    p = trained.output_parts['area']
+    _,targs = trained.get_preds(ds_idx=0)
+    assert abs(targs.area.mean()) < 0.5 and 0.5 < targs.area.std() < 2
+    _,t = trained.get_preds(dl=trained.dls.test_dl(df.iloc[:4], with_labels=True, num_workers=0))
+    np.testing.assert_allclose([float(p.decode(o)) for o in t.area], df.area[:4], rtol=1e-3)
+
+def test_tta(trained, shapes):
+    learn = learner(loaders(shapes, batch_tfms=aug_transforms()))
+    preds,targs = learn.tta(n=2)
+    plain,_ = learn.get_preds()
+    assert preds.keys()==tuple(OUTPUTS) and preds.kind.sum(-1).allclose(torch.ones(16), atol=1e-4)
+    torch.testing.assert_close(preds.box, plain.box)                 # a box on a mirrored picture is a mirrored box
+    assert not torch.allclose(preds.kind, plain.kind)
+    aug,alone = learn.tta(n=1, beta=None)[0].kind
+    torch.testing.assert_close(alone, plain.kind)
+
+def test_save_and_load(trained, shapes, tmp_path):
+    before,_ = trained.get_preds()
+    trained.save(tmp_path/'model')
+    other = learner(loaders(shapes))
+    other.load(tmp_path/'model')
+    close(before, other.get_preds()[0])
+
+def test_with_and_without_labels(trained, shapes):
+    df = pd.read_csv(shapes/'items.csv').iloc[:5]
+    assert trained.get_preds(dl=trained.dls.test_dl(df[['file','caption']], num_workers=0))[1] is None
+    res = trained.evaluate(dl=trained.dls.test_dl(df, with_labels=True, num_workers=0))
+    assert np.isfinite(res['valid_loss'])
+
+def test_missing_labels_train_and_count_for_nothing(tmp_path):
+    path = multi_shapes(tmp_path/'holes', n=60, size=64, seed=1, missing=0.3)
+    learn = learner(loaders(path))
+    learn.fit(1)
+    res = learn.evaluate()
+    assert all(np.isfinite(v) for v in res.values()), res
+    preds,targs = learn.get_preds()
+    here = targs.kind!=IGNORE
+    assert 0 < here.sum() < len(here)
+    assert res['kind_accuracy'] == pytest.approx((preds.kind.argmax(-1)==targs.kind)[here].float().mean().item(), abs=1e-5)
+
+# Callbacks
+
+CALLBACKS = dict(csv=lambda p: CSVLogger(p/'log.csv'), graph=lambda p: ShowGraphCallback(), accum=lambda p: GradientAccumulation(32), clip=lambda p: GradientClip(0.1),
+                 save=lambda p: SaveModelCallback(monitor='kind_accuracy'), stop=lambda p: EarlyStoppingCallback(monitor='area_mae', patience=1),
+                 plateau=lambda p: ReduceLROnPlateau(monitor='box_iou'), stats=lambda p: ActivationStats(), nan=lambda p: TerminateOnNaNCallback())
+
+@pytest.mark.parametrize('name', CALLBACKS)
+def test_fastais_callbacks(shapes, tmp_path, name):
+    learn = learner(loaders(shapes), path=tmp_path)
+    if name=='graph': learn.add_cb(ProgressCallback)
+    learn.fit(2, cbs=CALLBACKS[name](tmp_path))
+    if name=='csv': assert [*pd.read_csv(tmp_path/'log.csv').columns] == [*learn.recorder.metric_names]
+
+def test_columns_are_watched_in_their_right_direction(shapes, tmp_path):
+    learn = learner(loaders(shapes), path=tmp_path)
+    for monitor,comp in (('area_mae',np.less), ('kind_accuracy',np.greater), ('box_iou',np.greater), ('box_loss',np.less), ('valid_loss',np.less)):
+        for cls in (SaveModelCallback, EarlyStoppingCallback, ReduceLROnPlateau):
+            cb = cls(monitor=monitor)
+            with learn.added_cbs(cb): assert learn.cbs[-1].comp is comp, (monitor, cls)
+
+def test_tensorboard(shapes, tmp_path):
+    pytest.importorskip('tensorboard')
+    from fastai.callback.tensorboard import TensorBoardCallback
+    learn = learner(loaders(shapes), path=tmp_path)
+    learn.fit(1, cbs=TensorBoardCallback(log_dir=tmp_path/'tb'))
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    acc = EventAccumulator(str(tmp_path/'tb')).Reload()
+    assert {'train_loss','kind_loss','kind_accuracy','box_iou'} <= set(acc.Tags()['scalars'])
+
+@pytest.mark.parametrize('cb', [MixUp, CutMix])
+def test_mixup_and_cutmix(shapes, cb):
+    outputs = dict(kind=CategoryBlock, tags=MultiCategoryBlock, area=RegressionBlock)
+    learn = learner(loaders(shapes, outputs=outputs, text=None))
+    loss = learn.loss_func
+    learn.fit(1, cbs=cb())
+    assert learn.loss_func is loss and not any(isinstance(o, MixHandler) for o in learn.cbs)
+    assert np.isfinite(learn.validate()[0])
+    boxed = learner(loaders(shapes, text=None))
+    with pytest.raises(ValueError, match="box"): boxed.fit(1, cbs=cb())
+    assert isinstance(boxed.loss_func, MultiLoss)
+
+@pytest.mark.parametrize('precision', ['to_fp16','to_bf16'])
+def test_mixed_precision_where_the_device_allows(shapes, precision):
+    learn = learner(loaders(shapes))
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')          # on a CPU torch says that the scaler is off
+        getattr(learn, precision)()
+        learn.fit(1)
+    assert np.isfinite(learn.validate()[0])
+    assert learn.get_preds()[0].kind.dtype==torch.float32
+
+# Errors
+
+@pytest.mark.parametrize('kw, exc, msg', [
+    (dict(heads=dict(knd=[8])), KeyError, "Unknown output in `heads` 'knd'. Did you mean 'kind'"),
+    (dict(loss_weights=dict(bx=2.)), KeyError, "Did you mean 'box'"),
+    (dict(loss_func=dict(bx=noop)), KeyError, "Unknown output in `loss_func` 'bx'. Did you mean 'box'"),
+    (dict(metrics=dict(kin=accuracy)), KeyError, "Did you mean 'kind'"),
+    (dict(metrics=[accuracy]), (TypeError,ValueError), 'dict'),
+    (dict(fusion='concatt'), (ValueError,KeyError), 'concat'),
+    (dict(text='lstmm'), (ValueError,KeyError), 'lstm'),
+    (dict(depth=9), ValueError, 'stage'),
+    (dict(arch=None), ValueError, '`arch` is needed'),
+])
+def test_wrong_arguments_say_what_to_do(shapes, kw, exc, msg):
+    with pytest.raises(exc, match=msg): learner(loaders(shapes), **kw)
+
+def test_no_head_for_masks_and_many_boxes(shapes):
+    many = pd.read_csv(shapes/'boxes.csv').groupby('file', sort=False).agg(list)
+    def get_y(r):
+        b = many.loc[r.file]
+        return dict(boxes=[list(o) for o in zip(b.x1, b.y1, b.x2, b.y2)], labels=b.label)
+    dblock = DataBlock(blocks=(ImageBlock, MultiOutputBlock(boxes=BBoxBlock, labels=BBoxLblBlock)), get_x=ColReader('file', pref=f'{shapes}/'), get_y=get_y,
+                       splitter=RandomSplitter(0.2, seed=0), item_tfms=Resize(64))
+    dls = dblock.dataloaders(pd.read_csv(shapes/'items.csv'), bs=8, num_workers=0)
+    with pytest.raises(ValueError, match="There is no head of our own for output 'boxes'.*heads="): learner(dls)
