@@ -11,7 +11,7 @@ import numpy as np, pandas as pd, torch
 from PIL import Image, ImageDraw
 from torch.utils.data import Dataset, DataLoader as TorchDataLoader
 from fastai.vision.all import *
-from fastai_multi.data.loaders import MultiDataLoaders
+from fastai_multi import *
 
 words = 'a the red blue green small large circle square bird car house on under beside left right of with two three old new'.split()
 
@@ -117,6 +117,7 @@ def main():
             two = ['kind0','kind1']; o = partial(ours, path, df, bs=args.bs, workers=w); f = partial(fastai, path, df, two, args.bs, w)
             r = rounds({'bare': bare(path, df, two, args.bs, w), 'bare again': bare(path, df, two, args.bs, w), 'fastai': f(), 'ours': o(two),
                         'ours, image and text': o(two, text='text'), 'ours, eight outputs': o(two+more),
+                        'ours, two threads': o(two, threads=2), 'fastai, pad': f(Resize(128, method='pad')), 'ours, pad': o(two, item_tfms=Resize(128, method='pad')),
                         'fastai, own before': f([Invert(0), Resize(128)]), 'ours, own before': o(two, item_tfms=[Invert(0), Resize(128)]),
                         'fastai, own after': f([Resize(128), Invert(2)]), 'ours, own after': o(two, item_tfms=[Resize(128), Invert(2)])}, args.rounds)
             seen = args.n//args.bs*args.bs
@@ -124,7 +125,9 @@ def main():
             rep.ratio('bare against itself (the control)', r['bare'], r['bare again'])
             rep.ratio('plain fastai', r['bare'], r['fastai'])
             rep.ratio('fastai_multi', r['bare'], r['ours'], 0.9)
+            rep.ratio('fastai_multi, threads=2', r['bare'], r['ours, two threads'])
             rep.ratio('fastai_multi, image and text, against image only', r['ours'], r['ours, image and text'], 0.9 if w else 0.95)
+            rep.ratio('padding in place of cropping, against fastai', r['fastai, pad'], r['ours, pad'], 1.5)
             rep.ratio('a transform of the user\'s before Resize, against fastai', r['fastai, own before'], r['ours, own before'], 1.)
             rep.ratio('a transform of the user\'s after Resize, against fastai', r['fastai, own after'], r['ours, own after'], 1.)
             ms = [(b-a)/seen/len(more)*1000 for a,b in zip(r['ours'], r['ours, eight outputs'])]
