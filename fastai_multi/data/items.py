@@ -6,14 +6,14 @@
 __all__ = ['BadItem', 'ImageText', 'TextEncoder', 'Part', 'ImagePart', 'TextPart', 'VectorPart', 'CategoryPart', 'TagsPart',
            'NumberPart', 'BoxPart', 'LabelsPart', 'PointsPart', 'MaskPart', 'part_of', 'PartsTfm']
 
-# %% ../../nbs/01_data.items.ipynb #c54843a5
+# %% ../../nbs/01_data.items.ipynb #20b647f9
 from fastcore.all import *
 from fastai.torch_core import (TensorBase, TensorImage, TensorImageBW, TensorMask, TensorCategory, TensorMultiCategory, ShowTitle, TitledFloat,
                                TitledTuple, show_title)
 from fastai.data.core import TfmdLists
 from fastai.data.block import TransformBlock, CategoryBlock
 from fastai.data.transforms import (Category, MultiCategory, Categorize, MultiCategorize, EncodedMultiCategorize, OneHotEncode, RegressionSetup,
-                                    IntToFloatTensor, ToTensor)
+                                    IntToFloatTensor, ToTensor, ColReader)
 from fastai.text.core import BaseTokenizer, SpacyTokenizer, SentencePieceTokenizer, Tokenizer, TokenizeWithRules
 from fastai.text.data import TensorText
 from fastai.vision.core import (PILBase, PILImage, PILMask, Image, TensorPoint, TensorBBox, OpenMask, AddMaskCodes, PointScaler, BBoxLabeler)
@@ -69,7 +69,7 @@ class _HFSplit:
         if self.tok.normalizer is not None: s = self.tok.normalizer.normalize_str(s)
         return [w for w,_ in self.tok.pre_tokenizer.pre_tokenize_str(s)] if self.tok.pre_tokenizer is not None else s.split()
 
-# %% ../../nbs/01_data.items.ipynb #d782308f
+# %% ../../nbs/01_data.items.ipynb #aa190a4f
 _pads,_unks = ('xxpad','[PAD]','<pad>','<|endoftext|>','</s>'), ('xxunk','[UNK]','<unk>')
 
 class _HFVocab:
@@ -80,7 +80,8 @@ class _HFVocab:
         self.tok.no_padding()
         if max_len is not None: self.tok.enable_truncation(max_len)
         ids = core.get_vocab()
-        self.vocab = [t for t,_ in sorted(ids.items(), key=lambda o:o[1])]
+        self.vocab = ['']*(max(ids.values())+1)
+        for t,i in ids.items(): self.vocab[i] = t
         self.pad_id = self._find(getattr(tok, 'pad_token_id', None), (core.padding or {}).get('pad_id'), *map(ids.get, _pads))
         self.unk_id = self._find(getattr(tok, 'unk_token_id', None), *map(ids.get, _unks))
         if self.pad_id is None: raise ValueError(f'`tok` is a Hugging Face tokenizer without a padding token; add one of {_pads} to its vocabulary.')
@@ -583,7 +584,7 @@ def _part_by_tfm(tfms):
         if issubclass(cls, t): return p
     return Part
 
-# %% ../../nbs/01_data.items.ipynb #b5569a46
+# %% ../../nbs/01_data.items.ipynb #6e3d67b3
 class PartsTfm(Transform):
     "Raw values to the encoded parts of an item, each by its own part"
     order = 0
@@ -617,7 +618,7 @@ class PartsTfm(Transform):
             for n in names:
                 if n not in keys: raise BadItem(f'The getter gives {keys}, and the {what} {n!r} is not among them{did_you_mean(n, keys)}')
             return {n: v[n] for n in names}
-        if not isinstance(v, (tuple, list)) or len(v)!=len(names):
+        if not isinstance(v, (tuple, list, L, np.ndarray)) or len(v)!=len(names):
             raise BadItem(f'The getter gives {_example(v)} where a dict, a Series or a tuple of {len(names)} values was expected: {names}.')
         return dict(zip(names, v))
 
@@ -645,10 +646,12 @@ class PartsTfm(Transform):
                 if vals[l] is absent or len(vals[l]) and bool((vals[l]==IGNORE).all()): vals[l] = vals[b] = absent
         return self.cls([p.decode(o) for p,o in zip(self.parts.values(), vals.values())])
 
-# %% ../../nbs/01_data.items.ipynb #7df394ac
+# %% ../../nbs/01_data.items.ipynb #7e38cc62
 def getter_columns(fs, items):
     "`{name: list}` of raw values when the getters `fs` can read columns of `items` (a `DataFrame`), else `None`"
-    if len(fs)==1 and hasattr(items, 'iloc') and hasattr(fs[0], 'columns'): return fs[0].columns(items)
+    if len(fs)!=1 or not hasattr(items, 'iloc'): return None
+    if hasattr(fs[0], 'columns'): return fs[0].columns(items)
+    if type(fs[0]) is ColReader: return {i: [fs[0]._do_one({c:v}, c) for v in (items.iloc[:,c] if isinstance(c, int) else items[c]).tolist()] for i,c in enumerate(fs[0].cols)}
 
 def raw_values(fs, tfm, items) -> dict: # A list of raw values for each part
     "What the getters `fs` give for all `items`, by part"
