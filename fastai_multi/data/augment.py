@@ -122,7 +122,7 @@ class SafeAffine(FollowPicture, AffineCoordTfm):
 class SafeLighting(FollowPicture, SpaceTfm):
     "Any of fastai's `Brightness`, `Contrast`, `Saturation`, `Hue` and their compositions, drawing for the picture"
 
-# %% ../../nbs/02_data.augment.ipynb #188b2c10
+# %% ../../nbs/02_data.augment.ipynb #ee9aca43
 class SafeRandomResizedCropGPU(FollowPicture, RandomResizedCropGPU):
     "`RandomResizedCropGPU` whose boxes and points follow"
     def before_call(self, b, split_idx):
@@ -130,7 +130,7 @@ class SafeRandomResizedCropGPU(FollowPicture, RandomResizedCropGPU):
         self.orig_sz = frame_size(ifnone(picture(b), b))
 
     def encodes(self, x:TensorPoint|TensorBBox):
-        p = x.reshape(*x.shape[:-1], x.shape[-1]//2, 2)                                 # x and y are the last dimension, tl and cp_size are h,w
+        p = x.reshape(*x.shape[:-1], x.shape[-1]//2, 2)    # x and y are the last dimension, tl and cp_size are h,w
         sz,tl,cp = (x.new_tensor([float(o) for o in v]).as_subclass(Tensor) for v in (self.orig_sz, self.tl[::-1], self.cp_size[::-1]))
         return type(x)(((p+1)*sz/2 - tl)*2/cp - 1).reshape(x.shape)
 
