@@ -513,7 +513,7 @@ class _Later:
         for steps,t in self.crops: im = crop_picture(im, steps, t)
         return im
 
-# %% ../../nbs/03_data.load.ipynb #9188f9e2
+# %% ../../nbs/03_data.load.ipynb #e7745517
 class Plan:
     "How a `MultiDL` reads: item transforms known by their exact type as functions on leaves, every other as fastai runs it"
     def __init__(self, dl):
@@ -530,18 +530,21 @@ class Plan:
     @classmethod
     def of(cls, dl):
         "The plan for `dl`, or `None` where someone's own method reads"
-        own = any(o in dl.__dict__ for o in ('create_item','do_item','create_batch','do_batch','before_batch') if not isinstance(dl.__dict__.get(o), Pipeline))
-        return None if own or dl.parts is None or not dl.indexed or dl.prebatched or not isinstance(dl.after_item, Pipeline) else cls(dl)
+        own = any(o in dl.__dict__ for o in ('create_item','do_item','create_batch','do_batch'))
+        own = own or not all(isinstance(o, Pipeline) for o in (dl.after_item, dl.before_batch))
+        return None if own or dl.parts is None or not dl.indexed or dl.prebatched else cls(dl)
 
     def _known(self, t):
         if type(t) is ToTensor: return self._tensor
         if type(t) is PictureScaler: return self._scale
         if type(t) in known_crops and t.split_idx is None and not {'before_call','encodes'} & t.__dict__.keys(): return self._crop
 
-# %% ../../nbs/03_data.load.ipynb #a5d36ddc
+# %% ../../nbs/03_data.load.ipynb #25d3511d
 def _first_picture(leaves):
     "As `picture`, of leaves that may not be decoded yet"
-    return first(v for v in leaves if isinstance(v, (_Later,Image.Image,TensorImageBase)) and not isinstance(v, (PILMask,TensorMask))) or picture(tuple(leaves))
+    if any(isinstance(v, _Later) for v in leaves):
+        return first(v for v in leaves if isinstance(v, (_Later,Image.Image)) and not isinstance(v, PILMask))
+    return picture(tuple(leaves))
 
 # %% ../../nbs/03_data.load.ipynb #75fa4d88
 @patch
@@ -574,7 +577,7 @@ def _crop_leaf(self:Plan, t, v, sz):
 @patch
 def _tensor(self:Plan, t, vals): return {j: t(v) if isinstance(v, Image.Image) else v for j,v in vals.items()}
 
-# %% ../../nbs/03_data.load.ipynb #889bdd82
+# %% ../../nbs/03_data.load.ipynb #323edc03
 @patch
 def _read(self:Plan, i, slots):
     "The leaves `slots` of item `i`, before any step"
@@ -594,7 +597,8 @@ def _read(self:Plan, i, slots):
 @patch
 def _encode(self:Plan, p, v):
     if isinstance(p, ImagePart) and p.img_cls in (PILImage,PILImageBW,PILMask) and isinstance(v, (str,Path)) and not p.is_missing(v):
-        try: return _Later(v, p.img_cls) if self.whole and type(p) is ImagePart and p.img_cls is not PILMask else _decoded(Image.open(v), p.img_cls)
+        later = self.whole and type(p) is ImagePart and p.img_cls is not PILMask
+        try: return _Later(v, p.img_cls) if later else _decoded(Image.open(v), p.img_cls)
         except (OSError, TypeError, ValueError, SyntaxError): pass    # `encode` fails in the same way, in words
     return p.encode(v)
 
@@ -617,13 +621,14 @@ def item(self:Plan, i):
     except BadItem as e: raise ValueError(f'{e} (In {_which(self.dl.dataset.items, i)}.)') from e
     except SkipItemException: return None
 
-# %% ../../nbs/03_data.load.ipynb #59d45d49
+# %% ../../nbs/03_data.load.ipynb #28d2bb3f
 @patch
 def batch(self:Plan, idxs):
     "The batch of items `idxs`, when all steps are known"
     slots = [j for j in range(len(self.slots)) if j not in self.columns]
     rows = [self._moved(i, slots) for i in idxs] if slots else []
-    return self._join([self.columns[j].batch(idxs) if j in self.columns else self._together(p, [r[j] for r in rows], idxs) for j,(_,_,p) in enumerate(self.slots)])
+    def leaf(j, p): return self.columns[j].batch(idxs) if j in self.columns else self._together(p, [r[j] for r in rows], idxs)
+    return self._join([leaf(j, p) for j,(_,_,p) in enumerate(self.slots)])
 
 @patch
 def _moved(self:Plan, i, slots):
@@ -655,7 +660,8 @@ def _together(self:Plan, p, vals, idxs):
 def _pixels(self:Plan, p, v, i):
     try: a = np.asarray(v.decoded() if isinstance(v, _Later) else v)
     except (OSError, TypeError, ValueError, SyntaxError) as e: 
-        raise ValueError(f'{p.what}: the picture {str(v.file)!r} cannot be opened ({type(e).__name__}: {e}). (In {_which(self.dl.dataset.items, i)}.)') from e
+        raise ValueError(f'{p.what}: the picture {str(v.file)!r} cannot be opened ({type(e).__name__}: {e}). '
+                         f'(In {_which(self.dl.dataset.items, i)}.)') from e
     return a.transpose(2,0,1) if a.ndim==3 else a
 
 # %% ../../nbs/03_data.load.ipynb #3c62707c
