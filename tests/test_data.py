@@ -19,6 +19,7 @@ from fastai.vision.augment import CropPad, Dihedral, FlipItem, RandomCrop, Rando
 from fastai.vision.core import Image, TensorBBox, TensorPoint, imagenet_stats
 from fastai.vision.data import BBoxBlock, BBoxLblBlock, ImageBlock, MaskBlock, PointBlock
 from fastai_multi import *
+from fastai_multi.core import IGNORE, flat, is_missing, present
 
 root = Path(__file__).resolve().parent.parent
 
@@ -276,6 +277,7 @@ def test_loaders_pickle(table, dls, tmp_path):
 import pickle, pandas as pd, torch
 import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
 from fastai_multi import *
+from fastai_multi.core import IGNORE, flat, is_missing, present
 import test_data
 d = pickle.load(open({str(tmp_path/'dls.pkl')!r},'rb'))
 x, = d.test_dl(pd.read_pickle({str(tmp_path/'df.pkl')!r}), num_workers=0).one_batch()
