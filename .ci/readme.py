@@ -16,6 +16,15 @@ def split_directives(source):
 
 def text_of(x): return x if isinstance(x, str) else ''.join(x)
 
+def as_on_screen(text):
+    "What a terminal shows of `text` in the end: a progress bar that was written over is gone"
+    lines = []
+    for line in text.split('\n'):
+        screen = ''
+        for part in line.split('\r'): screen = part + screen[len(part):]
+        lines.append(screen.rstrip())
+    return '\n'.join(lines)
+
 def output_block(o, files):
     "One output of a cell as markdown; a picture goes into `files` and is linked"
     data = o.get('data', {})
@@ -28,7 +37,7 @@ def output_block(o, files):
         table = re.search(r'<table.*</table>', text_of(data['text/html']), re.S)
         if table: return re.sub(r'\n\s*', '\n', table[0])
         if 'object>' in text_of(data.get('text/plain', '')): return ''
-    text = text_of(o['text'] if o['output_type'] == 'stream' else data.get('text/plain', '')).rstrip()
+    text = as_on_screen(text_of(o['text'] if o['output_type'] == 'stream' else data.get('text/plain', ''))).strip('\n')
     return f'```text\n{text}\n```' if text and o.get('name') != 'stderr' else ''
 
 def readme(notebook):
@@ -40,7 +49,7 @@ def readme(notebook):
         if c['cell_type'] == 'markdown': blocks.append(body)
         elif c['cell_type'] == 'code':
             if 'echo: false' not in directives: blocks.append(f'```python\n{body}\n```')
-            blocks += [b for o in c['outputs'] if (b := output_block(o, files))]
+            if 'output: false' not in directives: blocks += [b for o in c['outputs'] if (b := output_block(o, files))]
     blocks.append('<!-- Made from nbs/index.ipynb by `python .ci/readme.py`: edit the notebook -->')
     return {'README.md': ('\n\n'.join(blocks) + '\n').encode(), **files}
 

@@ -1,4 +1,6 @@
-"Many inputs, many outputs, one fastai `Learner`"
+"""A fastai item that is a picture **and** its text, a target that is several targets of different kinds (categories, tags, numbers, boxes, points),
+read by their names from the table to the prediction. All that a fastai user knows works on it: `show_batch`, `lr_find`, `fine_tune`, `show_results`,
+`predict`, `get_preds`, `tta`, `export`, any metric and any callback."""
 
 import importlib as _importlib, pkgutil as _pkgutil
 from threading import RLock as _RLock
@@ -11,7 +13,7 @@ except _NotInstalled: __version__ = '0+not.installed'
 _public = """IGNORE Inputs Outputs absent is_missing
     ImageText TextEncoder safe_tfms MultiDL FeaturesBlock ImageTextBlock MultiInputBlock MultiOutputBlock OneOutputBlock PlainTextBlock describe
     InputReader OutputReader MultiDataLoaders multi_shapes
-    ImageEncoder image_encoder simple_cnn text_encoder vector_encoder Head MultiModel split_params
+    ImageEncoder image_encoder simple_cnn text_encoder vector_encoder MultiModel split_params
     BoxLoss MultiLoss default_loss OutputLoss OutputMetric RowMetric box_iou f1_multi mask_accuracy point_distance
     MultiCutMix MultiMixUp MultiLearner multi_learner""".split()
 

@@ -90,6 +90,10 @@ def test_every_module_has_its_notebook_and_number():
     numbers = [nb.name[:2] for nb in notebooks if exported_to(nb)]
     assert len(numbers) == len({*numbers})
 
+def test_readme_says_what_every_module_is_for():
+    rows = re.findall(r'^\| `([\w.]+)` \| \S', (root/'README.md').read_text(encoding='utf-8'), re.M)
+    assert rows == [*modules]
+
 @pytest.mark.parametrize('m', modules)
 def test_module_introduces_itself(m):
     "`default_exp` in the first cell, a title with its sentence in the first prose, which becomes the module's docstring"
