@@ -1,7 +1,7 @@
 """The input path beside a bare PIL loop and plain fastai: `python -m benchmarks.input`
 
-JPEG 320x240, drawn and seeded, to 128 px with a random crop, two outputs, batches of 64 in floats. In each round every loop reads all the pictures
-once, in an order that rotates from round to round; a figure is the median over the rounds of the ratio within the round, so that a
+JPEG 320x240, drawn and seeded, to 128 px with a random crop, two outputs, batches of 64 in floats. In each round every loop reads all the
+pictures once, in an order that rotates from round to round; a figure is the median over the rounds of the ratio within the round, so that a
 machine that is busy for a while slows both sides of it. The bare loop runs twice in each round: what it differs from itself by is noise."""
 import argparse, random, tempfile, time
 from functools import partial
@@ -59,15 +59,18 @@ def epoch_of(dl):
 
 def fastai(path, df, outputs, bs, workers, item_tfms=None):
     "The same with fastai's own blocks and loader"
-    dblock = DataBlock((ImageBlock, *[CategoryBlock]*len(outputs)), n_inp=1, splitter=IndexSplitter([0]), item_tfms=item_tfms or Resize(128),
+    dblock = DataBlock((ImageBlock, *[CategoryBlock]*len(outputs)), n_inp=1, splitter=IndexSplitter([0]),
+        item_tfms=item_tfms or Resize(128),
                        get_x=ColReader('file', pref=path), get_y=[ColReader(o) for o in outputs])
     return epoch_of(dblock.dataloaders(df, bs=bs, num_workers=workers, device='cpu').train)
 
 def ours(path, df, outputs, bs, workers, item_tfms=None, text=None, **kwargs):
     "The same with this package"
     df = df.assign(is_valid=[True]+[False]*(len(df)-1))
-    dls = MultiDataLoaders.from_df(df, path, image='file', text=text, outputs={o: CategoryBlock if o.startswith('kind') else RegressionBlock for o in outputs},
-                                   valid_col='is_valid', item_tfms=item_tfms or Resize(128), bs=bs, num_workers=workers, device='cpu', **kwargs)
+    dls = MultiDataLoaders.from_df(df, path, image='file', text=text,
+        outputs={o: CategoryBlock if o.startswith('kind') else RegressionBlock for o in outputs},
+                                   valid_col='is_valid', item_tfms=item_tfms or Resize(128), bs=bs, num_workers=workers, device='cpu',
+                                       **kwargs)
     return epoch_of(dls.train)
 
 class Invert(Transform):
@@ -112,14 +115,18 @@ def main():
     with tempfile.TemporaryDirectory() as tmp:
         path = Path(tmp); df = draw(path, args.n+1)
         more = [f'kind{k}' for k in range(2,8)]
-        print(f'{args.n} pictures an epoch, {args.rounds} rounds, batches of {args.bs}, one thread; median (quartiles) of the ratios within a round')
+        print(f'{args.n} pictures an epoch, {args.rounds} rounds, batches of {args.bs}, one thread; '
+              'median (quartiles) of the ratios within a round')
         for w in args.workers:
             two = ['kind0','kind1']; o = partial(ours, path, df, bs=args.bs, workers=w); f = partial(fastai, path, df, two, args.bs, w)
-            r = rounds({'bare': bare(path, df, two, args.bs, w), 'bare again': bare(path, df, two, args.bs, w), 'fastai': f(), 'ours': o(two),
+            r = rounds({'bare': bare(path, df, two, args.bs, w), 'bare again': bare(path, df, two, args.bs, w), 'fastai': f(),
+                'ours': o(two),
                         'ours, image and text': o(two, text='text'), 'ours, eight outputs': o(two+more),
-                        'ours, two threads': o(two, threads=2), 'fastai, pad': f(Resize(128, method='pad')), 'ours, pad': o(two, item_tfms=Resize(128, method='pad')),
+                        'ours, two threads': o(two, threads=2), 'fastai, pad': f(Resize(128, method='pad')),
+                            'ours, pad': o(two, item_tfms=Resize(128, method='pad')),
                         'fastai, own before': f([Invert(0), Resize(128)]), 'ours, own before': o(two, item_tfms=[Invert(0), Resize(128)]),
-                        'fastai, own after': f([Resize(128), Invert(2)]), 'ours, own after': o(two, item_tfms=[Resize(128), Invert(2)])}, args.rounds)
+                        'fastai, own after': f([Resize(128), Invert(2)]), 'ours, own after': o(two, item_tfms=[Resize(128), Invert(2)])},
+                            args.rounds)
             seen = args.n//args.bs*args.bs
             print(f"\n{w} workers: bare PIL reads {seen/median(r['bare']):.0f} images a second\n  {'speed relative to the bare loop':<58}")
             rep.ratio('bare against itself (the control)', r['bare'], r['bare again'])
@@ -137,7 +144,8 @@ def main():
             t = time.perf_counter()
             dls = MultiDataLoaders.from_df(many, path, text='text', image=None, outputs=dict(kind0=CategoryBlock), bs=args.bs, device='cpu')
             s = time.perf_counter()-t
-            print(); rep.line(f'{args.captions} captions prepared, seconds', f'{s:6.3f}', s<=1.5*args.captions/20000, 'at most 1.5 for 20000')
+            print(); rep.line(f'{args.captions} captions prepared, seconds', f'{s:6.3f}', s<=1.5*args.captions/20000,
+                'at most 1.5 for 20000')
     print(f"\n{'all targets met' if not rep.missed else 'missed: '+'; '.join(rep.missed)}")
 
 if __name__ == '__main__': main()

@@ -3,7 +3,8 @@ import random
 
 import numpy as np, pandas as pd, pytest, torch
 from fastai.data.block import CategoryBlock
-from fastai.vision.augment import (CropPad, Dihedral, DihedralItem, Flip, FlipItem, RandomCrop, RandomErasing, RandomResizedCrop, RandomResizedCropGPU, RatioResize, Resize,
+from fastai.vision.augment import (CropPad, Dihedral, DihedralItem, Flip, FlipItem, RandomCrop, RandomErasing, RandomResizedCrop,
+    RandomResizedCropGPU, RatioResize, Resize,
                                    Rotate, Warp, Zoom, aug_transforms)
 from fastai.vision.core import Image, PILImage, TensorPoint
 from fastai.vision.data import BBoxBlock, BBoxLblBlock, MaskBlock, PointBlock
@@ -27,7 +28,8 @@ def draw(i, path):
     dot = w-12,12
     d.ellipse((dot[0]-3,dot[1]-3,dot[0]+3,dot[1]+3), fill=(0,255,0))
     im.save(path/f'{i}.png'); m.save(path/f'm{i}.png')
-    return dict(file=f'{i}.png', first=boxes[0], boxes=boxes, what=list(colours)[:len(boxes)], dot=[dot], mask=str(path/f'm{i}.png'), is_valid=i>=12)
+    return dict(file=f'{i}.png', first=boxes[0], boxes=boxes, what=list(colours)[:len(boxes)], dot=[dot], mask=str(path/f'm{i}.png'),
+        is_valid=i>=12)
 
 @pytest.fixture(scope='module')
 def table(tmp_path_factory):
@@ -35,7 +37,8 @@ def table(tmp_path_factory):
     return path,pd.DataFrame([draw(i, path) for i in range(24)])
 
 def loaders(table, item_tfms, batch_tfms=None, **kwargs):
-    return MultiDataLoaders.from_df(table[1], table[0], image='file', outputs=dict(first=BBoxBlock, boxes=BBoxBlock, what=BBoxLblBlock, dot=PointBlock, mask=MaskBlock(['ground','red'])),
+    return MultiDataLoaders.from_df(table[1], table[0], image='file',
+        outputs=dict(first=BBoxBlock, boxes=BBoxBlock, what=BBoxLblBlock, dot=PointBlock, mask=MaskBlock(['ground','red'])),
         valid_col='is_valid', item_tfms=item_tfms, batch_tfms=batch_tfms, bs=12, device='cpu', **kwargs)
 
 def found(im, ch):
@@ -82,16 +85,21 @@ def check(dl, tol=2., hull=False, seed=0):
             if f is not None and m is not None and (f[2:]-f[:2]).min()>3: assert (f-m).abs().max()<=tol+1, (f,m)
     return seen
 
-items = [[Resize(64, method=m)] for m in ('crop','squish')] + [[Resize((48,80), method='pad', pad_mode='zeros')], [Resize((80,48), method='squish')], [RandomResizedCrop(64, min_scale=.4)],
-    [RandomResizedCrop((48,64), min_scale=.5)], [RandomCrop(56)], [RandomCrop(110)], [CropPad(72, pad_mode='zeros')], [FlipItem(), Resize(64, method='squish')],
-    [DihedralItem(), Resize((48,64), method='squish')], [CropPad(90, pad_mode='zeros'), FlipItem(), DihedralItem(), RandomResizedCrop(64, min_scale=.6)], [RatioResize(70), CropPad(64)]]
+items = [[Resize(64, method=m)] for m in ('crop','squish')] + [[Resize((48,80), method='pad', pad_mode='zeros')],
+    [Resize((80,48), method='squish')], [RandomResizedCrop(64, min_scale=.4)],
+    [RandomResizedCrop((48,64), min_scale=.5)], [RandomCrop(56)], [RandomCrop(110)], [CropPad(72, pad_mode='zeros')],
+        [FlipItem(), Resize(64, method='squish')],
+    [DihedralItem(), Resize((48,64), method='squish')], [CropPad(90, pad_mode='zeros'), FlipItem(), DihedralItem(),
+        RandomResizedCrop(64, min_scale=.6)], [RatioResize(70), CropPad(64)]]
 
 @pytest.mark.parametrize('tfms', items, ids=lambda o: ' '.join(type(t).__name__ for t in o) if isinstance(o, list) else str(o))
 def test_item_transforms(table, tfms):
     for dl in loaders(table, tfms): assert check(dl) > 12
 
-batches = [([Flip(p=.5)], False), ([Dihedral(p=.8, pad_mode='zeros')], False), ([Zoom(max_zoom=1.5, p=1.)], False), ([Zoom(min_zoom=.6, max_zoom=.8, p=1., pad_mode='zeros')], False),
-    ([Rotate(max_deg=30, p=1., pad_mode='zeros')], True), ([Warp(magnitude=.3, p=1., pad_mode='zeros')], True), ([RandomResizedCropGPU(56, min_scale=.4)], False), ([Flip(size=(48,56))], False),
+batches = [([Flip(p=.5)], False), ([Dihedral(p=.8, pad_mode='zeros')], False), ([Zoom(max_zoom=1.5, p=1.)], False),
+    ([Zoom(min_zoom=.6, max_zoom=.8, p=1., pad_mode='zeros')], False),
+    ([Rotate(max_deg=30, p=1., pad_mode='zeros')], True), ([Warp(magnitude=.3, p=1., pad_mode='zeros')], True),
+        ([RandomResizedCropGPU(56, min_scale=.4)], False), ([Flip(size=(48,56))], False),
     *[(aug_transforms(size=56, min_scale=s, flip_vert=True, max_lighting=.05, pad_mode='zeros'), True) for s in (1.,.75,.3)]]
 
 @pytest.mark.parametrize('tfms,hull', batches, ids=lambda o: ' '.join(type(t).__name__ for t in o) if isinstance(o, list) else str(o))
@@ -114,8 +122,10 @@ def test_the_crop_that_removes_every_box(table):
     x,y = loaders(table, RandomCrop(12), [RandomResizedCropGPU(12, min_scale=.3)]).train.one_batch()
     assert y.boxes.isnan().any() and not y.boxes.isnan().all(-1).logical_xor(y.boxes.isnan().any(-1)).any()
 
-@pytest.mark.parametrize('tfms', [[Resize(48)], [Resize((48,80), method='pad')], [Resize(48, method='squish')], [RandomResizedCrop(48)], [CropPad(110), Resize((40,56))]], ids=lambda o: ' '.join(type(t).__name__ for t in o) if isinstance(o, list) else str(o))
-@pytest.mark.parametrize('batch_tfms', [None, aug_transforms(size=32, min_scale=.5), [RandomResizedCropGPU((24,40), valid_scale=.8)]], ids=['none','aug','crop'])
+@pytest.mark.parametrize('tfms', [[Resize(48)], [Resize((48,80), method='pad')], [Resize(48, method='squish')], [RandomResizedCrop(48)],
+    [CropPad(110), Resize((40,56))]], ids=lambda o: ' '.join(type(t).__name__ for t in o) if isinstance(o, list) else str(o))
+@pytest.mark.parametrize('batch_tfms', [None, aug_transforms(size=32, min_scale=.5), [RandomResizedCropGPU((24,40), valid_scale=.8)]],
+    ids=['none','aug','crop'])
 def test_boxes_return_to_the_picture(table, tfms, batch_tfms):
     "`frame` leads from a validation batch back to the pixels that were given"
     dl = loaders(table, tfms, batch_tfms).valid
@@ -131,6 +141,7 @@ def test_boxes_return_to_the_picture(table, tfms, batch_tfms):
 def test_a_transform_that_would_be_wrong_is_refused(table):
     class Mine(RandomResizedCropGPU): "A subclass of what is wrong"
     with pytest.raises(ValueError, match='Derive it from `SafeRandomResizedCropGPU`'): loaders(table, Resize(64), [Mine(32)])
-    dls = MultiDataLoaders.from_df(table[1].assign(n=[str(len(o)) for o in table[1].boxes]), table[0], image='file', outputs=CategoryBlock, columns='n', item_tfms=Resize(64),
+    dls = MultiDataLoaders.from_df(table[1].assign(n=[str(len(o)) for o in table[1].boxes]), table[0], image='file', outputs=CategoryBlock,
+        columns='n', item_tfms=Resize(64),
                                    batch_tfms=[Mine(32)], bs=4, device='cpu')
     assert dls.one_batch()[0].shape[-2:] == (32,32)    # where nothing lives in the picture, it may be what it is
