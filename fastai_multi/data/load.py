@@ -93,7 +93,7 @@ def _same_parts(ds, parts):
     if parts is None or not isinstance(ds, Datasets) or len(ds.tls)>len(parts): return False
     return all(t is None or t is first(o for o in tl.tfms.fs if isinstance(o, PartsTfm)) for tl,(t,_) in zip(ds.tls, parts))
 
-# %% ../../nbs/03_data.load.ipynb #49764388
+# %% ../../nbs/03_data.load.ipynb #1cd53f92
 class Column:
     "A part's encoded values, packed: all items' rows in one tensor, the ends of each, and which are absent"
     def __init__(self, part, values):
@@ -108,11 +108,11 @@ class Column:
         self.data = (torch.stack(ts) if self.fixed else torch.cat(ts)) if ts else torch.zeros(0)
         self.at = np.cumsum(~self.gone)-1 if self.fixed else np.concatenate([[0], np.cumsum(self.lengths)])
     @classmethod
-    def packed(cls, part, gone, data):
+    def packed(cls, part, gone, data, lengths=None):
         "From a part's `encode_column`"
         self = cls.__new__(cls)
-        self.part,self.gone,self.data,self.typ,self.fixed,self.lengths = part,gone,data.as_subclass(Tensor),type(data),True,None
-        self.at = np.cumsum(~gone)-1
+        self.part,self.gone,self.data,self.typ,self.fixed,self.lengths = part,gone,data.as_subclass(Tensor),type(data),lengths is None,lengths
+        self.at = np.cumsum(~gone)-1 if self.fixed else np.concatenate([[0], np.cumsum(lengths)])
         return self
     def __len__(self): return len(self.gone)
     def __getitem__(self, i):
@@ -513,17 +513,22 @@ class _Later:
         for steps,t in self.crops: im = crop_picture(im, steps, t)
         return im
 
-# %% ../../nbs/03_data.load.ipynb #e7745517
+# %% ../../nbs/03_data.load.ipynb #862a47bc
+def _idle(t):
+    "Whether `t` does nothing to an item on its way in"
+    return t.name=='noop' or type(t).__call__ is Transform.__call__ and not hasattr(t, 'encodes')
+
+# %% ../../nbs/03_data.load.ipynb #00f3cc17
 class Plan:
     "How a `MultiDL` reads: item transforms known by their exact type as functions on leaves, every other as fastai runs it"
     def __init__(self, dl):
         self.dl,self.split_idx,self.pool = dl,dl.after_item.split_idx,None
         self.slots = [(k,n,p) for k,(_,d) in enumerate(dl.parts) for n,p in d.items()]    # the leaves of an item, in order
-        self.at = {n:j for j,(_,n,_) in enumerate(self.slots)}
-        self.steps = [(self._known(t),t) for t in dl.after_item.fs if t.name!='noop']
+        self.at = {n:j for j,(_,n,p) in enumerate(self.slots) if not p.is_input}
+        self.steps = [(self._known(t),t) for t in dl.after_item.fs if not _idle(t)]
         fs = [f for f,_ in self.steps]
         tensor_last = self._tensor in fs and fs.index(self._tensor)==len(fs)-1 or not any(isinstance(p, ImagePart) for _,_,p in self.slots)
-        self.whole = None not in fs and tensor_last and all(t.name=='noop' for t in dl.before_batch.fs)
+        self.whole = None not in fs and tensor_last and all(map(_idle, dl.before_batch.fs))
         self.columns = {j: dl.pieces[k].done[n] for j,(k,n,p) in enumerate(self.slots)      # what no known step touches
                         if n in getattr(dl.pieces[k], 'done', ()) and not isinstance(p, (BoxPart,PointsPart,LabelsPart))}
 
@@ -546,7 +551,7 @@ def _first_picture(leaves):
         return first(v for v in leaves if isinstance(v, (_Later,Image.Image)) and not isinstance(v, PILMask))
     return picture(tuple(leaves))
 
-# %% ../../nbs/03_data.load.ipynb #75fa4d88
+# %% ../../nbs/03_data.load.ipynb #ea50bc07
 @patch
 def _scale(self:Plan, t, vals):
     pic = _first_picture([v for j,v in vals.items() if self.slots[j][2].is_input])
@@ -568,14 +573,15 @@ def _crop(self:Plan, t, vals):
 def _crop_leaf(self:Plan, t, v, sz):
     if isinstance(v, _Later): return v.crop(t)
     if isinstance(v, Image.Image): return crop_picture(v, crop_steps(t, (v.width,v.height)), t)
-    if not isinstance(v, TensorPoint): return v
+    if v is absent or isinstance(v, Tensor) and not isinstance(v, TensorPoint): return v
+    if not isinstance(v, TensorPoint): return t._call('encodes', v, split_idx=self.split_idx)    # a type of someone's own
     steps = crop_steps(t, sz)
     v = crop_points(v.as_subclass(Tensor).reshape(v.numel()//2, 2), steps, sz).reshape(v.shape).as_subclass(type(v))
     v.img_size = steps[-1][2] or steps[-1][1]
     return v
 
 @patch
-def _tensor(self:Plan, t, vals): return {j: t(v) if isinstance(v, Image.Image) else v for j,v in vals.items()}
+def _tensor(self:Plan, t, vals): return {j: v if v is absent or isinstance(v, (Tensor,_Later)) else t(v) for j,v in vals.items()}
 
 # %% ../../nbs/03_data.load.ipynb #323edc03
 @patch
@@ -621,7 +627,7 @@ def item(self:Plan, i):
     except BadItem as e: raise ValueError(f'{e} (In {_which(self.dl.dataset.items, i)}.)') from e
     except SkipItemException: return None
 
-# %% ../../nbs/03_data.load.ipynb #28d2bb3f
+# %% ../../nbs/03_data.load.ipynb #66906848
 @patch
 def batch(self:Plan, idxs):
     "The batch of items `idxs`, when all steps are known"
@@ -643,7 +649,7 @@ def _moved(self:Plan, i, slots):
 def _together(self:Plan, p, vals, idxs):
     here = [k for k,v in enumerate(vals) if v is not absent]
     if type(p) is not ImagePart or p.img_cls not in (PILImage,PILImageBW) or not here:
-        vals = [ToTensor()(v) if isinstance(v, Image.Image) else v for v in vals]
+        vals = list(self._tensor(ToTensor(), dict(enumerate(vals))).values())
         return p.collate(vals, partial(self.dl._blank, p)) if isinstance(p, ImagePart) else p.collate(vals)
     sizes = {k: (1 if p.img_cls is PILImageBW else 3, vals[k].height, vals[k].width) for k in here}
     for k in here:
@@ -659,7 +665,7 @@ def _together(self:Plan, p, vals, idxs):
 @patch
 def _pixels(self:Plan, p, v, i):
     try: a = np.asarray(v.decoded() if isinstance(v, _Later) else v)
-    except (OSError, TypeError, ValueError, SyntaxError) as e: 
+    except (OSError, TypeError, ValueError, SyntaxError) as e:
         raise ValueError(f'{p.what}: the picture {str(v.file)!r} cannot be opened ({type(e).__name__}: {e}). '
                          f'(In {_which(self.dl.dataset.items, i)}.)') from e
     return a.transpose(2,0,1) if a.ndim==3 else a

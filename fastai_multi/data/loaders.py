@@ -75,7 +75,7 @@ class InputReader(Transform):
         for n in self.names: check_columns(df, getattr(self, n), n)
         return {n: [getattr(self, f'_{n}')(*vs) for vs in zip(*[df[c].tolist() for c in _cols(getattr(self, n))])] for n in self.names}
 
-# %% ../../nbs/05_data.loaders.ipynb #4a45a5f5
+# %% ../../nbs/05_data.loaders.ipynb #acef31da
 class OutputReader(Transform):
     "Read the targets of a row: a dict by output, or the one target when there is no name"
     def __init__(self,
@@ -109,7 +109,10 @@ class OutputReader(Transform):
     def columns(self, df) -> dict: # A list of values for each output, by name
         "What reading every row of `df` would give, read by column"
         for n,c in self.cols.items(): check_columns(df, c, 'columns' if self.bare else f'columns[{n!r}]')
-        return {n: [self._value(n, vs) for vs in zip(*[df[o].tolist() for o in _cols(c)])] for n,c in self.cols.items()}
+        return {n: self._column(n, [df[o].tolist() for o in _cols(c)]) for n,c in self.cols.items()}
+    def _column(self, n, cols):
+        if len(cols)>1: return [list(vs) for vs in zip(*cols)]
+        return [self._value(n, (v,)) for v in cols[0]] if any(isinstance(v, str) for v in cols[0]) else cols[0]
 
 # %% ../../nbs/05_data.loaders.ipynb #c5c3dab2
 class RandomSplit:
