@@ -32,19 +32,23 @@ def table(tmp_path_factory):
         if i%5==3: im = im.convert('RGBA')
         name = f'{i}.png' if i%5 in (2,3) else f'{i}.jpg'
         im.save(path/name)
-        rows.append(dict(file=None if i in (4,9) else name, caption='' if i==5 else 'a red square on grey '*(1+i%4), kind=None if i==6 else 'abc'[i%3], tags=['|','x','x|y'][i%3],
-            area=float('nan') if i==7 else i/3, x1=3, y1=4, x2=20+i%7, y2=30, eyes=[[5,6],[20,10+i%5]], boxes=[[1,2,10,12],[5,5,25,20]][:i%3], what=['cat','dog'][:i%3], mask=f'm{i}.png', is_valid=i<3))
+        rows.append(dict(file=None if i in (4,9) else name, caption='' if i==5 else 'a red square on grey '*(1+i%4),
+            kind=None if i==6 else 'abc'[i%3], tags=['|','x','x|y'][i%3],
+            area=float('nan') if i==7 else i/3, x1=3, y1=4, x2=20+i%7, y2=30, eyes=[[5,6],[20,10+i%5]],
+                boxes=[[1,2,10,12],[5,5,25,20]][:i%3], what=['cat','dog'][:i%3], mask=f'm{i}.png', is_valid=i<3))
     df = pd.DataFrame(rows)
     df.loc[8, ['x1','y1','x2','y2']] = np.nan
     return path,df
 
-blocks = dict(kind=CategoryBlock, tags=MultiCategoryBlock, area=RegressionBlock, box=BBoxBlock, eyes=PointBlock, boxes=BBoxBlock, what=BBoxLblBlock, mask=MaskBlock(['o','x']))
+blocks = dict(kind=CategoryBlock, tags=MultiCategoryBlock, area=RegressionBlock, box=BBoxBlock, eyes=PointBlock, boxes=BBoxBlock,
+    what=BBoxLblBlock, mask=MaskBlock(['o','x']))
 
 def loaders(table, names=tuple(blocks), image='file', text='caption', item_tfms=(), **kwargs):
     path,df = table
     df = df.assign(mask=[str(path/m) for m in df['mask']])
     cols = dict(box=['x1','y1','x2','y2'])
-    return MultiDataLoaders.from_df(df, path, image=image, text=text, outputs={k: blocks[k] for k in names}, columns={k:v for k,v in cols.items() if k in names},
+    return MultiDataLoaders.from_df(df, path, image=image, text=text, outputs={k: blocks[k] for k in names},
+        columns={k:v for k,v in cols.items() if k in names},
         label_delim='|', valid_col='is_valid', item_tfms=list(item_tfms), bs=4, device='cpu', **kwargs)
 
 def the_long_way(dl): return dl.new(create_item=partial(MultiDL.create_item, dl))
@@ -83,9 +87,11 @@ class Whole(ItemTransform):
         random.random()
         return b
 
-crops = [[Resize(24)], [Resize((20,32), method='pad', pad_mode='zeros')], [Resize((20,32), method='pad')], [Resize(24, method='squish')], [RandomResizedCrop(24, min_scale=.3)],
+crops = [[Resize(24)], [Resize((20,32), method='pad', pad_mode='zeros')], [Resize((20,32), method='pad')], [Resize(24, method='squish')],
+    [RandomResizedCrop(24, min_scale=.3)],
          [RandomResizedCrop((20,28))], [RandomCrop(30)], [CropPad(70), Resize(16)]]
-own = [[Darker(), Resize(24)], [Resize(24), Darker(order=2)], [FlipItem(), RandomResizedCrop(24), DihedralItem()], [CropPad(70), Darker(), Resize(24), Whole()]]
+own = [[Darker(), Resize(24)], [Resize(24), Darker(order=2)], [FlipItem(), RandomResizedCrop(24), DihedralItem()],
+    [CropPad(70), Darker(), Resize(24), Whole()]]
 
 @pytest.mark.parametrize('tfms', crops, ids=str)
 def test_known_transforms(table, tfms):
@@ -106,9 +112,40 @@ def test_inputs(table, image, text):
 def test_features(table):
     path,df = table
     df = df.assign(vec=[None if i==5 else [i,1.] for i in range(n)], is_valid=[i<3 for i in range(n)])
-    dls = MultiDataLoaders.from_df(df, path, image='file', features='vec', outputs=dict(area=RegressionBlock), valid_col='is_valid', item_tfms=Resize(24), bs=4, device='cpu')
+    dls = MultiDataLoaders.from_df(df, path, image='file', features='vec', outputs=dict(area=RegressionBlock), valid_col='is_valid',
+        item_tfms=Resize(24), bs=4, device='cpu')
     bs = agree(dls.train, whole=True)
     assert sum((~present(b[0].features)).sum() for b in bs) in (0,1)    # the last, short batch of a shuffled epoch is dropped
+
+class Photo:
+    "Someone's own picture class, which `Resize` and `ToTensor` have been taught"
+    def __init__(self, im): self.im = im
+
+def test_names_on_both_sides(table):
+    "An output may be called as an input is"
+    path,df = table
+    df = df.assign(image=df.boxes, text=df.what)
+    dls = MultiDataLoaders.from_df(df, path, image='file', text='caption', outputs=dict(image=BBoxBlock, text=BBoxLblBlock),
+        valid_col='is_valid', item_tfms=Resize(24),
+                                   bs=4, device='cpu')
+    bs = agree(dls.train, whole=True)
+    assert all(b[1].image.shape[:2] == b[1].text.shape for b in bs)
+
+def test_a_picture_type_of_one_s_own(table):
+    "Known transforms treat a type that was added to them as fastai does"
+    from fastai.data.block import TransformBlock
+    from fastai.data.transforms import ToTensor
+    from fastai_multi.data.augment import SafeResize
+    @SafeResize
+    def encodes(self, x:Photo): return Photo(x.im.resize((5,6)))
+    @ToTensor
+    def encodes(self, x:Photo): return torch.from_numpy(np.array(x.im.convert('L')))
+    path,df = table
+    df = df[df.file.notna()].assign(again=[str(path/f) for f in df.file[df.file.notna()]])
+    dls = MultiDataLoaders.from_df(df, path, image='file', outputs=dict(kind=CategoryBlock,
+        again=TransformBlock(type_tfms=lambda f: Photo(Image.open(f)))),
+                                   valid_col='is_valid', item_tfms=Resize(24), bs=4, device='cpu')
+    assert agree(dls.train, whole=True)[0][1].again.shape == (4,6,5)
 
 def test_absent_pictures_are_marked(table):
     dls = loaders(table, ['kind','box'], text=None, item_tfms=[Resize(24)], shuffle=False)
@@ -138,28 +175,34 @@ def test_items_that_are_no_table(table):
     "A getter that runs for each item, with a mask and boxes beside each other"
     from fastai_multi.data.block import ImageTextBlock, MultiOutputBlock
     path,df = table
-    rows = [dict(pair=(None if not isinstance(r.file, str) else path/r.file, r.caption), outs=dict(kind=r.kind, eyes=r.eyes, mask=path/r['mask'])) for _,r in df.iterrows()]
-    dblock = DataBlock((ImageTextBlock, MultiOutputBlock(kind=CategoryBlock, eyes=PointBlock, mask=MaskBlock(['o','x']))), get_x=lambda o: o['pair'], get_y=lambda o: o['outs'],
+    rows = [dict(pair=(None if not isinstance(r.file, str) else path/r.file, r.caption),
+        outs=dict(kind=r.kind, eyes=r.eyes, mask=path/r['mask'])) for _,r in df.iterrows()]
+    dblock = DataBlock((ImageTextBlock, MultiOutputBlock(kind=CategoryBlock, eyes=PointBlock, mask=MaskBlock(['o','x']))),
+        get_x=lambda o: o['pair'], get_y=lambda o: o['outs'],
                        splitter=IndexSplitter([0,1,2]), item_tfms=Resize(24))
     for dl in dblock.dataloaders(rows, bs=4, device='cpu'): agree(dl, whole=True)
 
 def test_flat_form(table):
     path,df = table
     df = df[df.file.notna() & df.kind.notna() & df.area.notna()]
-    dblock = DataBlock((ImageBlock, TextBlock.from_df('caption', tok=BaseTokenizer()), CategoryBlock, RegressionBlock), n_inp=2, splitter=IndexSplitter([0,1]), item_tfms=Resize(24),
+    dblock = DataBlock((ImageBlock, TextBlock.from_df('caption', tok=BaseTokenizer()), CategoryBlock, RegressionBlock), n_inp=2,
+        splitter=IndexSplitter([0,1]), item_tfms=Resize(24),
         get_x=[ColReader('file', pref=path), ColReader('text')], get_y=[ColReader('kind'), ColReader('area')], dl_type=MultiDL)
     for dl in dblock.dataloaders(df, bs=4, device='cpu'): agree(dl)
 
 # Against plain fastai
 
-@pytest.mark.parametrize('tfm', [Resize(24), Resize((20,32)), Resize(24, method=ResizeMethod.Squish), Resize((20,32), method=ResizeMethod.Pad), RandomResizedCrop(24), RandomCrop(30)], ids=str)
+@pytest.mark.parametrize('tfm', [Resize(24), Resize((20,32)), Resize(24, method=ResizeMethod.Squish),
+    Resize((20,32), method=ResizeMethod.Pad), RandomResizedCrop(24), RandomCrop(30)], ids=str)
 @pytest.mark.parametrize('cls', [PILImage, PILImageBW])
 def test_pixels_are_fastai_s(table, tfm, cls):
     path,df = table
     df = df[df.file.notna() & df.kind.notna()].assign(is_valid=[i<3 for i in range(n-3)])
-    dblock = DataBlock((ImageBlock(cls), CategoryBlock), get_x=ColReader('file', pref=path), get_y=ColReader('kind'), splitter=IndexSplitter([0,1,2]), item_tfms=tfm)
+    dblock = DataBlock((ImageBlock(cls), CategoryBlock), get_x=ColReader('file', pref=path), get_y=ColReader('kind'),
+        splitter=IndexSplitter([0,1,2]), item_tfms=tfm)
     theirs = dblock.dataloaders(df, bs=4, device='cpu', shuffle=False)
-    ours = MultiDataLoaders.from_df(df, path, image='file', outputs=CategoryBlock, columns='kind', valid_col='is_valid', item_tfms=tfm, img_cls=cls, bs=4, device='cpu', shuffle=False)
+    ours = MultiDataLoaders.from_df(df, path, image='file', outputs=CategoryBlock, columns='kind', valid_col='is_valid', item_tfms=tfm,
+        img_cls=cls, bs=4, device='cpu', shuffle=False)
     for a,b in zip(ours, theirs):
         plan = Plan.of(a) if a.before_iter() is None else None
         assert plan.whole

@@ -5,15 +5,17 @@
 # %% auto #0
 __all__ = ['PictureScaler', 'MultiDL']
 
-# %% ../../nbs/03_data.load.ipynb #82f97e89
+# %% ../../nbs/03_data.load.ipynb #3b3292d7
 from fastcore.all import *
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from io import BytesIO
-from fastai.torch_core import TensorBase, TensorImage, TensorImageBase, TensorMask, TensorCategory, TensorMultiCategory, to_cpu, batch_to_samples, default_device
+from fastai.torch_core import (TensorBase, TensorImage, TensorImageBase, TensorMask, TensorCategory, TensorMultiCategory,
+                               to_cpu, batch_to_samples, default_device)
 from fastai.data.load import SkipItemException
 from fastai.data.core import TfmdDL, Datasets, TfmdLists
-from fastai.data.transforms import (ColReader, Normalize, Categorize, MultiCategorize, EncodedMultiCategorize, OneHotEncode, RegressionSetup, ToTensor, IntToFloatTensor)
+from fastai.data.transforms import (ColReader, Normalize, Categorize, MultiCategorize, EncodedMultiCategorize, OneHotEncode,
+                                    RegressionSetup, ToTensor, IntToFloatTensor)
 from fastai.text.core import Tokenizer
 from fastai.text.data import TensorText, Numericalize, Pad_Input, Pad_Chunk
 from fastai.vision.core import Image, PILBase, PILImage, PILImageBW, PILMask, TensorPoint, TensorBBox, PointScaler, AddMaskCodes, BBoxLabeler
@@ -29,8 +31,9 @@ from pathlib import Path
 import math, numpy as np, torch
 from torch import Tensor
 
-# %% ../../nbs/03_data.load.ipynb #a9706a61
-_exact = (Categorize, MultiCategorize, EncodedMultiCategorize, OneHotEncode, RegressionSetup, Tokenizer, Numericalize)   # same result every time
+# %% ../../nbs/03_data.load.ipynb #e43f9fc0
+# same result every time
+_exact = (Categorize, MultiCategorize, EncodedMultiCategorize, OneHotEncode, RegressionSetup, Tokenizer, Numericalize)
 
 def _flat_part(tl, name_of, is_input, codes, n_out_before):
     fs,typ = list(tl.tfms.fs),tl.types[-1] if getattr(tl, 'types', None) else object
@@ -93,7 +96,7 @@ def _same_parts(ds, parts):
     if parts is None or not isinstance(ds, Datasets) or len(ds.tls)>len(parts): return False
     return all(t is None or t is first(o for o in tl.tfms.fs if isinstance(o, PartsTfm)) for tl,(t,_) in zip(ds.tls, parts))
 
-# %% ../../nbs/03_data.load.ipynb #1cd53f92
+# %% ../../nbs/03_data.load.ipynb #b528e6ae
 class Column:
     "A part's encoded values, packed: all items' rows in one tensor, the ends of each, and which are absent"
     def __init__(self, part, values):
@@ -111,7 +114,8 @@ class Column:
     def packed(cls, part, gone, data, lengths=None):
         "From a part's `encode_column`"
         self = cls.__new__(cls)
-        self.part,self.gone,self.data,self.typ,self.fixed,self.lengths = part,gone,data.as_subclass(Tensor),type(data),lengths is None,lengths
+        self.part,self.gone,self.data,self.typ = part,gone,data.as_subclass(Tensor),type(data)
+        self.fixed,self.lengths = lengths is None,lengths
         self.at = np.cumsum(~gone)-1 if self.fixed else np.concatenate([[0], np.cumsum(lengths)])
         return self
     def __len__(self): return len(self.gone)
@@ -179,9 +183,9 @@ class Pieces:
         "How long the texts are, or `None`"
         return first(c.lengths for n,c in self.done.items() if c.part.kind=='text')
 
-# %% ../../nbs/03_data.load.ipynb #22f1d954
+# %% ../../nbs/03_data.load.ipynb #de144ff9
 class _FlatPieces:
-    "The items of fastai's flat form: a column read once, values that never change computed once, missing targets marked as far as fastai's set-up let them pass"
+    "The items of fastai's flat form: a column read once, values that never change computed once, missing targets marked"
     def __init__(self, tl, part):
         fs,self.items,self.raw,self.vals = list(tl.tfms.fs),tl.items,None,None
         k = next((i for i,t in enumerate(fs) if type(t) in _exact), len(fs))
@@ -191,7 +195,8 @@ class _FlatPieces:
             cols = {c: (tl.items.iloc[:,c] if isinstance(c, int) else tl.items[c]).tolist() for c in fs[0].cols}
             self.raw,self.pre = [fs[0](dict(zip(cols, vs))) for vs in zip(*cols.values())],fs[1:k]
         is_text = part.kind=='text'
-        if is_text or self.raw is not None and not self.pre and self.post and all(type(t) in _exact for t in self.post): self.vals = [self[i] for i in range(len(self))]
+        if is_text or self.raw is not None and not self.pre and self.post and all(type(t) in _exact for t in self.post):
+            self.vals = [self[i] for i in range(len(self))]
         self.lengths = np.array([len(v) for v in self.vals]) if is_text else None
     def __len__(self): return len(self.items)
     def __getitem__(self, i):
@@ -207,7 +212,7 @@ class _FlatPieces:
 def _pieces(tl, part):
     return Pieces(tl) if any(isinstance(t, PartsTfm) for t in tl.tfms.fs) else _FlatPieces(tl, part)
 
-# %% ../../nbs/03_data.load.ipynb #2586900e
+# %% ../../nbs/03_data.load.ipynb #1e50e9bf
 class PictureScaler(PointScaler):
     "Scale boxes and points by the size of the item's own picture"
     order = -10
@@ -226,7 +231,7 @@ class PictureScaler(PointScaler):
     def _encode(self, o, sz, name):
         if isinstance(o, Named):
             d = {n: self._encode(p, sz, n) for n,p in o.items()}
-            for l,bx in self.labels.items():
+            for l,bx in self.labels.items() if isinstance(o, Outputs) else ():
                 if l in d and bx in d and d[bx] is absent: d[l] = absent
             return type(o)(d.values())
         if isinstance(o, tuple): return type(o)([self._encode(p, sz, name) for p in o])
@@ -257,11 +262,12 @@ class PictureScaler(PointScaler):
         for x1,y1,x2,y2 in t.tolist():
             why = None
             if x1>=x2 or y1>=y2: why = 'has no area'
-            elif scale and (min(x1,y1) < -max(2, .02*max(w,h)) or x2>w+max(2, .02*w) or y2>h+max(2, .02*h)): why = 'lies outside its picture'
+            elif scale and (min(x1,y1) < -max(2, .02*max(w,h)) or x2>w+max(2, .02*w) or y2>h+max(2, .02*h)):
+                why = 'lies outside its picture'
             if why: raise BadItem(f'Output {name!r}: the box [{x1:g}, {y1:g}, {x2:g}, {y2:g}] {why}, which is {w} wide and {h} high. '
                                   'Boxes are x1, y1, x2, y2 in the pixels of the picture given.')
 
-# %% ../../nbs/03_data.load.ipynb #e97f2c57
+# %% ../../nbs/03_data.load.ipynb #57ab67a6
 class OnPart(Transform):
     "Run a transform on one named part only"
     def __init__(self, part, tfm):
@@ -277,8 +283,10 @@ class OnPart(Transform):
             if self.part not in b.keys(): return b
             return type(b)([f(o) if n==self.part and o is not absent else o for n,o in b.items()])
         return type(b)([self._on(o, f) for o in b])
-    def __call__(self, b, split_idx=None, **kwargs): return self._on(b, lambda o: self.tfm(o, split_idx=split_idx) if isinstance(self.tfm, Transform) else self.tfm(o))
-    def decode(self, b, split_idx=None, **kwargs): return self._on(b, lambda o: self.tfm.decode(o, split_idx=split_idx) if isinstance(self.tfm, Transform) else o)
+    def __call__(self, b, split_idx=None, **kwargs):
+        return self._on(b, lambda o: self.tfm(o, split_idx=split_idx) if isinstance(self.tfm, Transform) else self.tfm(o))
+    def decode(self, b, split_idx=None, **kwargs):
+        return self._on(b, lambda o: self.tfm.decode(o, split_idx=split_idx) if isinstance(self.tfm, Transform) else o)
 
 # %% ../../nbs/03_data.load.ipynb #74b9d4ad
 class Standardise(Transform):
@@ -350,7 +358,7 @@ def finish(b, parts, gone):
     def put(o): return type(o)([put(q) for q in o]) if isinstance(o, tuple) else next(it)
     return put(b)
 
-# %% ../../nbs/03_data.load.ipynb #54ab9af4
+# %% ../../nbs/03_data.load.ipynb #1837cbba
 def _padding(t): return isinstance(t, (Pad_Input, Pad_Chunk)) or getattr(t, 'name', '')=='bb_pad'
 
 def _fix_item_tfms(pipe, parts):
@@ -362,7 +370,8 @@ def _fix_item_tfms(pipe, parts):
     if coords and not any(isinstance(t, PictureScaler) for t in fs): fs.append(PictureScaler(labels=labels))
     if coords:
         pics = [p for p in all_parts if p.kind=='image' and p.is_input]
-        if not pics: raise ValueError(f'Output {coords[0].name!r} lives in a picture, and there is no picture among the inputs: {[p.name for p in all_parts if p.is_input]}.')
+        if not pics:
+            raise ValueError(f'Output {coords[0].name!r} lives in a picture, and there is no picture among the inputs: {[p.name for p in all_parts if p.is_input]}.')
         for t in fs:
             if isinstance(t, PictureScaler): t.labels = labels
     if not any(isinstance(t, Standardise) for t in fs):
@@ -378,7 +387,7 @@ def _on_parts(fs, all_parts, nm):
     have = [t.part for t in fs if isinstance(t, OnPart)]
     return [OnPart(p.name, t) for p in all_parts for t in getattr(p, nm) if p.name not in have]
 
-# %% ../../nbs/03_data.load.ipynb #3abc815e
+# %% ../../nbs/03_data.load.ipynb #67566e58
 class MultiDL(TfmdDL):
     "A `TfmdDL` for items of several parts"
     @delegates(TfmdDL.__init__)
@@ -407,7 +416,8 @@ class MultiDL(TfmdDL):
 
     def new(self, dataset=None, cls=None, **kwargs):
         "A new loader like this one, with a few changed attributes"
-        if issubclass(ifnone(cls, type(self)), MultiDL): kwargs = merge(dict(bucket=self.bucket, threads=self.threads, parts=self.all_parts), kwargs)
+        if issubclass(ifnone(cls, type(self)), MultiDL):
+            kwargs = merge(dict(bucket=self.bucket, threads=self.threads, parts=self.all_parts), kwargs)
         return super().new(dataset, cls, **kwargs)
 
     def __getstate__(self): return {**self.__dict__, '_pieces': None}
@@ -419,7 +429,9 @@ class MultiDL(TfmdDL):
     @property
     def pieces(self):
         "For each list of transforms, its items: encoded once where possible"
-        if self._pieces is None: self._pieces = [_pieces(tl, first(d.values())) for tl,(_,d) in zip(self.dataset.tls, self.parts)] if self.parts is not None else ()
+        if self._pieces is None:
+            self._pieces = [_pieces(tl, first(d.values())) for tl,
+                            (_,d) in zip(self.dataset.tls, self.parts)] if self.parts is not None else ()
         return self._pieces
 
     def before_iter(self):
@@ -460,12 +472,15 @@ class MultiDL(TfmdDL):
         idxs,lens = super().shuffle_fn(idxs),self.lengths if self.bucket and self.bs else None
         return idxs if lens is None else bucketed(idxs, lens, self.bs, self.rng)
 
-# %% ../../nbs/03_data.load.ipynb #31d751ca
-_types = dict(text=TensorText, category=TensorCategory, tags=TensorMultiCategory, box=TensorBBox, boxes=TensorBBox, labels=TensorMultiCategory, points=TensorPoint, mask=TensorMask)
+# %% ../../nbs/03_data.load.ipynb #6eb6a47c
+_types = dict(text=TensorText, category=TensorCategory, tags=TensorMultiCategory, box=TensorBBox, boxes=TensorBBox,
+              labels=TensorMultiCategory, points=TensorPoint, mask=TensorMask)
 
 def _part_type(p): return p.tensor_cls if p.kind=='image' else _types.get(p.kind, type(p.like) if p.like is not None else Tensor)
 
-def _batch_types(parts): return {tuple: [_part_type(first(d.values())) if t is None or t.bare else {t.cls: [_part_type(p) for p in d.values()]} for t,d in parts]}
+def _batch_types(parts):
+    return {tuple: [_part_type(first(d.values())) if t is None or t.bare else {t.cls: [_part_type(p) for p in d.values()]} for t,
+                    d in parts]}
 
 def _collate(vals, tfm, parts, blank):
     def one(p, vs): return p.collate(vs, partial(blank, p)) if isinstance(p, ImagePart) else p.collate(vs)
@@ -681,12 +696,13 @@ def create_batches(self:MultiDL, samps):
             yield from (plan.batch(list(o)) for o in self.chunkify(samps))
     else: yield from map(self.do_batch, self.chunkify(o for o in map(plan.item, samps) if o is not None))
 
-# %% ../../nbs/03_data.load.ipynb #1759e41c
+# %% ../../nbs/03_data.load.ipynb #77879b45
 @patch
 def _absent_rows(self:MultiDL, b):
     ps = [p for _,d in self.all_parts[:len(b)] for p in d.values()]
     leaves = flat(tuple(b))
-    return [(~present(t)).tolist() if isinstance(p, ImagePart) and t.is_floating_point() else None for p,t in zip(ps, leaves)] if len(ps)==len(leaves) else []
+    return [(~present(t)).tolist() if isinstance(p, ImagePart) and t.is_floating_point() else None for p,
+            t in zip(ps, leaves)] if len(ps)==len(leaves) else []
 
 @patch
 def decode(self:MultiDL, b):
@@ -705,11 +721,14 @@ def _decode_batch(self:MultiDL, b, max_n=9, full=True):
     gone = _gone(tuple(b))
     def mark(o, k, it): return type(o)([mark(p, k, it) for p in o]) if isinstance(o, tuple) else absent if k in (next(it) or ()) else o
     its = [mark(tuple(o), k, iter(gone)) for k,o in enumerate(batch_to_samples(tuple(b), max_n))]
-    def one(o): return tuple(t.decode(p) if t is not None else first(d.values()).decode(p) for p,(t,d) in zip(self.after_item.decode(o), self.all_parts))
+    def one(o):
+        return tuple(t.decode(p) if t is not None else first(d.values()).decode(p) for p,
+                     (t,d) in zip(self.after_item.decode(o), self.all_parts))
     return L(its).map(one)
 
-# %% ../../nbs/03_data.load.ipynb #23ef8341
-colours = dict(right='#0072B2', wrong='#D55E00', plain='#333333', many=['#E69F00','#56B4E9','#009E73','#CC79A7','#F0E442','#0072B2','#D55E00'])
+# %% ../../nbs/03_data.load.ipynb #ab814c36
+colours = dict(right='#0072B2', wrong='#D55E00', plain='#333333',
+               many=['#E69F00','#56B4E9','#009E73','#CC79A7','#F0E442','#0072B2','#D55E00'])
 
 def says(v) -> str: # A decoded value
     "A decoded value in a few characters"
@@ -781,7 +800,7 @@ def _picture(v):
     v = v.clamp(0,255).byte().permute(1,2,0).numpy()
     return v[...,0] if v.shape[-1]==1 else v
 
-# %% ../../nbs/03_data.load.ipynb #ae4374ae
+# %% ../../nbs/03_data.load.ipynb #4f843b38
 class Panel:
     "What there is to draw for one decoded item: `xs`, `ys` and `preds` hold values by name"
     def __init__(self, xs, ys, x_parts, y_parts, preds=None, shown=('true','pred'), width=34):
@@ -789,8 +808,10 @@ class Panel:
         texts = [xs[n] for n,p in x_parts.items() if p.kind=='text' and xs[n] is not absent]
         self.pic,self.drawn,self.lines = _picture(xs[pics[0]]) if pics else None,[],[]
         text = ' / '.join(texts)
-        self.title = wrapped(text, width, 3) if text and pics else '' if pics else 'no picture' if any(p.kind=='image' for p in x_parts.values()) else ''
-        self.body = None if pics else wrapped(text, width-4, 8) if text else 'nothing to show' if not any(p.kind=='vector' for p in x_parts.values()) else ''
+        self.title = wrapped(text, width,
+                             3) if text and pics else '' if pics else 'no picture' if any(p.kind=='image' for p in x_parts.values()) else ''
+        self.body = None if pics else wrapped(text, width-4,
+                                              8) if text else 'nothing to show' if not any(p.kind=='vector' for p in x_parts.values()) else ''
         for n,p in x_parts.items():
             if p.kind not in ('image','text'): self._line(f'{n}: {says(xs[n])}', '#777777', width)
         k = 0
@@ -800,17 +821,22 @@ class Panel:
             if p.kind in _drawn:
                 c,lab = colours['many'][k%5],first(m for m,o in y_parts.items() if getattr(o, 'boxes', None)==n)
                 k += 1
-                if 'true' in shown: self.drawn.append(dict(part=p, v=v, colour=c, labels=ys.get(lab) if lab else None, vocab=y_parts[lab].vocab if lab else ()))
-                if q is not None and 'pred' in shown: self.drawn.append(dict(part=p, v=q, colour=c if p.kind=='mask' else colours['many'][k%5], dashed=True))
+                if 'true' in shown:
+                    self.drawn.append(dict(part=p, v=v, colour=c, labels=ys.get(lab) if lab else None,
+                                           vocab=y_parts[lab].vocab if lab else ()))
+                if q is not None and 'pred' in shown:
+                    self.drawn.append(dict(part=p, v=q, colour=c if p.kind=='mask' else colours['many'][k%5], dashed=True))
             self._line(*self._says(n, p, v, q, c), width)
 
     def _says(self, n, p, v, q, c):
         "The line for an output, and its colour"
         if q is None and p.kind in _drawn:
-            return {'points':'●','mask':'■'}.get(p.kind, '□') + f' {n}' + (': –' if v is absent else f' ({len(v)})' if p.kind=='boxes' else ''),c
+            return {'points':'●','mask':'■'}.get(p.kind,
+                                                 '□') + f' {n}' + (': –' if v is absent else f' ({len(v)})' if p.kind=='boxes' else ''),c
         if q is None: return f'{n}: {says(v)}',c
         sz = None if self.pic is None else (self.pic.shape[1], self.pic.shape[0])
-        ok,text = verdict(p, q, v, sz) if p.kind!='boxes' else (None, says(q) if q is absent else f'{len(q)} predicted' + ('' if v is absent else f', {len(v)} true'))
+        ok,text = verdict(p, q, v, sz) if p.kind!='boxes' else (None,
+            says(q) if q is absent else f'{len(q)} predicted' + ('' if v is absent else f', {len(v)} true'))
         return (f'{n}: {text}',c) if ok is None else (f"{'✓' if ok else '✗'} {n}: {text}",colours['right' if ok else 'wrong'])
 
     def _line(self, text, c, width):
@@ -828,17 +854,19 @@ class Panel:
             ax.text(.04, .06, self.body, fontsize=8, va='top')
         ax.set_title(self.title, fontsize=8, loc='left', pad=3, color='#777777' if self.pic is None else 'black')
         for i,(t,c) in enumerate(self.lines):
-            ax.annotate(t, (0,0), xycoords='axes fraction', xytext=(0,-3-10.5*i), textcoords='offset points', va='top', fontsize=8, color=c, annotation_clip=False)
+            ax.annotate(t, (0,0), xycoords='axes fraction', xytext=(0,-3-10.5*i), textcoords='offset points', va='top', fontsize=8,
+                        color=c, annotation_clip=False)
         return ax
 
-# %% ../../nbs/03_data.load.ipynb #09bef7d7
+# %% ../../nbs/03_data.load.ipynb #7c6f08aa
 def show_panels(items, x_parts, y_parts, preds=None, ctxs=None, nrows=None, ncols=None, figsize=None, title=None, **kwargs):
     "A grid of panels for decoded `items`, pairs of values by name, and what was predicted for them"
     double = preds is not None and any(p.kind=='mask' for p in y_parts.values())
     panels = []
     for i,(xs,ys) in enumerate(items):
         if double: panels.append(Panel(xs, ys, x_parts, y_parts, **kwargs))
-        panels.append(Panel(xs, ys, x_parts, y_parts, None if preds is None else preds[i], shown=('pred',) if double else ('true','pred'), **kwargs))
+        panels.append(Panel(xs, ys, x_parts, y_parts, None if preds is None else preds[i], shown=('pred',) if double else ('true','pred'),
+                            **kwargs))
     if ctxs is None:
         n,k = len(items),1+double
         if ncols is None: ncols = math.ceil(n/nrows) if nrows else min(n, max(3, math.ceil(math.sqrt(n))))
@@ -850,7 +878,8 @@ def show_panels(items, x_parts, y_parts, preds=None, ctxs=None, nrows=None, ncol
         below = .09 + 10.5/72*max(len(p.lines) for p in panels)
         w,h = figsize or (2.5*ncols*k, (high+above+below)*nrows + (.3 if title else 0))
         high = max(.5, (h-(.3 if title else 0))/nrows-above-below)
-        fig,axs = plt.subplots(nrows, ncols*k, figsize=(w,h), squeeze=False, gridspec_kw=dict(left=.02, right=.98, wspace=.06, hspace=(above+below)/high,
+        fig,axs = plt.subplots(nrows, ncols*k, figsize=(w,h), squeeze=False,
+                               gridspec_kw=dict(left=.02, right=.98, wspace=.06, hspace=(above+below)/high,
                                top=1-(above+(.3 if title else 0))/h, bottom=below/h))
         for a in axs.flat[n*k:]: a.set_axis_off()
         ctxs = list(axs.flat[:n*k])
@@ -899,7 +928,7 @@ def show_batch(self:MultiDL,
     if len(b)<=self.n_inp: y_parts = {}
     show_panels(items, x_parts, y_parts, ctxs=ctxs, nrows=nrows, ncols=ncols, figsize=figsize, **kwargs)
 
-# %% ../../nbs/03_data.load.ipynb #b4077e0d
+# %% ../../nbs/03_data.load.ipynb #ca3bd684
 @patch
 def show_results(self:MultiDL,
     b,               # A batch, with or without targets
@@ -916,7 +945,8 @@ def show_results(self:MultiDL,
     if self.parts is None: return super(MultiDL, self).show_results(b, out, max_n, ctxs, show, **kwargs)
     n,x_parts,y_parts = self.n_inp,*self._named_parts()
     outs,it = flat(tuple(out)) if isinstance(out, (tuple,list)) else [out],None
-    if len(outs)!=len(y_parts): raise ValueError(f'`out` holds {len(outs)} predictions, and there are {len(y_parts)} outputs: {list(y_parts)}.')
+    if len(outs)!=len(y_parts):
+        raise ValueError(f'`out` holds {len(outs)} predictions, and there are {len(y_parts)} outputs: {list(y_parts)}.')
     it = iter(outs)
     ys = tuple(next(it) if t is None or t.bare else t.cls([next(it) for _ in d]) for t,d in self.all_parts[n:])
     its = self._by_name(self._decode_batch(self._decode_as(tuple(b)), max_n))
