@@ -345,13 +345,14 @@ def multi_dls(dls):
     if all(isinstance(dl, MultiDL) for dl in dls.loaders): return dls
     return type(dls)(*[dl if isinstance(dl, MultiDL) else dl.new(cls=MultiDL) for dl in dls.loaders], path=dls.path, device=dls.device)
 
-# %% ../nbs/30_learner.ipynb #ab92c2d3
+# %% ../nbs/30_learner.ipynb #4c800088
 def multi_learner(dls:DataLoaders, # From `MultiDataLoaders`, a `DataBlock` of this package's blocks, or one of fastai's own blocks
     arch=None, # For the picture: a torchvision constructor, a timm name, `simple_cnn`, a module or what builds one; a dict by input for others
     *,
     depth:int=None, # How many stages of `arch` are kept, the first being stem and first stage; all if `None`
     text='lstm', # Encoder of a text: 'bag', 'lstm', or a module
     fusion='concat', # How the features of several inputs become one: 'concat', or a module
+    neck:int=128, # Width to which a picture's features are brought before they are fused with other inputs; 0 leaves them as they are
     heads:dict=None, # By output: hidden sizes, a dict of a head's options, or a module
     loss_func=None, # By output, for those that shall not have the default loss; or one loss for all
     loss_weights:dict=None, # How much each output's loss counts, 1 where not given
@@ -367,7 +368,7 @@ def multi_learner(dls:DataLoaders, # From `MultiDataLoaders`, a `DataBlock` of t
     arch,heads = _lone_arch(arch, desc.inputs),check_keys(dict(heads or {}), desc.outputs, 'output in `heads`')
     encoders = {n: _encoder(n, p, arch, depth, text, pretrained, weights) for n,p in desc.inputs.items()}
     sizes = _head_sizes(desc.outputs, heads)
-    model = MultiModel(encoders, sizes, heads=heads, fusion=fusion, named=desc.named,
+    model = MultiModel(encoders, sizes, heads=heads, fusion=fusion, neck=neck, named=desc.named,
                        kinds={n: p.kind for n,p in desc.outputs.items()})
     if normalize: _add_norm(dls, first(getattr(e, 'stats', None) for e in encoders.values() if getattr(e, 'stats', None)))
     learn = MultiLearner(dls, model, loss_func=loss_func, loss_weights=loss_weights, metrics=metrics,
