@@ -35,8 +35,10 @@ def draw_item(i, folder):
     m = np.zeros((h,w), dtype=np.uint8); m[y1:y2,x1:x2] = 1
     Image.fromarray(m).save(folder/f'm{i}.png')
     kind = ['cup','car','tree'][i%3]
-    return dict(file=f'{i}.png', caption=f'a {["small","big"][i%2]} {kind}'+' on a very long shelf'*(i%2), kind=kind, tags=['|','warm','warm|big'][i%3], x1=x1, y1=y1, x2=x2, y2=y2,
-                price=10.+i, lat=float(i), lon=-2.*i, mask=f'm{i}.png', boxes=[[x1,y1,x2,y2]]*(i%3), labels=['a','b'][:i%3], eyes=[[x1,y1],[x2-1,y2-1]], vec=[1.,float(i)])
+    return dict(file=f'{i}.png', caption=f'a {["small","big"][i%2]} {kind}'+' on a very long shelf'*(i%2), kind=kind,
+                tags=['|','warm','warm|big'][i%3], x1=x1, y1=y1, x2=x2, y2=y2,
+                price=10.+i, lat=float(i), lon=-2.*i, mask=f'm{i}.png', boxes=[[x1,y1,x2,y2]]*(i%3), labels=['a','b'][:i%3],
+                eyes=[[x1,y1],[x2-1,y2-1]], vec=[1.,float(i)])
 
 @pytest.fixture(scope='module')
 def table(tmp_path_factory):
@@ -48,7 +50,9 @@ class Halves(Transform):
     def encodes(self, o): return torch.tensor([o/2.])
     def decodes(self, o): return TitledFloat(float(o)*2)
 
-def every_block(folder): return dict(kind=CategoryBlock, tags=MultiCategoryBlock, box=BBoxBlock, price=RegressionBlock, place=RegressionBlock(n_out=2), boxes=BBoxBlock,
+def every_block(folder):
+    return dict(kind=CategoryBlock, tags=MultiCategoryBlock, box=BBoxBlock, price=RegressionBlock, place=RegressionBlock(n_out=2),
+                boxes=BBoxBlock,
     labels=BBoxLblBlock, eyes=PointBlock, mask=MaskBlock(['ground','thing']), half=TransformBlock(type_tfms=Halves()))
 
 columns = dict(box=['x1','y1','x2','y2'], place=['lat','lon'], half='price')
@@ -74,14 +78,17 @@ def test_every_block_in_one_batch(dls):
         assert type(x) is ImageText and isinstance(y, Outputs)
         assert type(x.image) is TensorImage and x.image.shape==(6,3,28,28) and x.image.dtype==torch.float32
         assert y.kind.shape==(6,) and y.tags.shape==(6,2) and y.box.shape==(6,4) and y.price.shape==(6,) and y.place.shape==(6,2)
-        assert y.boxes.shape[::2]==(6,4) and y.labels.shape==y.boxes.shape[:2] and y.eyes.shape==(6,2,2) and y.mask.shape==(6,28,28) and y.half.shape==(6,1)
-        assert [type(t) for t in (y.kind, y.tags, y.box, y.eyes, y.mask)]==[TensorCategory, TensorMultiCategory, TensorBBox, TensorPoint, TensorMask]
+        assert y.boxes.shape[::2]==(6,4) and y.labels.shape==y.boxes.shape[:2] and y.eyes.shape==(6,2,2) and y.mask.shape==(6,28,
+            28) and y.half.shape==(6,1)
+        assert [type(t) for t in (y.kind, y.tags, y.box, y.eyes, y.mask)]==[TensorCategory, TensorMultiCategory, TensorBBox, TensorPoint,
+                                                                            TensorMask]
         for t in (y.box, y.boxes): assert t[~t.isnan()].abs().max()<=1
 
 def test_describe(dls):
     d = describe(dls)
     assert {n:p.kind for n,p in d.inputs.items()}==dict(image='image', text='text') and d.named
-    assert {n:(p.kind,p.c) for n,p in d.outputs.items()}==dict(kind=('category',3), tags=('tags',2), box=('box',4), price=('number',1), place=('number',2), boxes=('boxes',4),
+    assert {n:(p.kind,p.c) for n,p in d.outputs.items()}==dict(kind=('category',3), tags=('tags',2), box=('box',4), price=('number',1),
+                                                               place=('number',2), boxes=('boxes',4),
         labels=('labels',d.outputs['labels'].c), eyes=('points',4), mask=('mask',2), half=('other',1))
     assert describe(dls.valid).outputs['kind'] is d.outputs['kind']
 
@@ -93,8 +100,10 @@ def test_numbers_are_standardised_by_the_training_split(table, dls):
 
 def test_geometry_follows_the_picture(table):
     "The bright box of each picture is where the box, the points and the mask say, after crops, flips and turns"
-    for item in (Resize(48), Resize(48, 'squish'), Resize(48, 'pad', 'zeros'), RandomResizedCrop(48, min_scale=.6), [Resize(60), RandomCrop(48)], [FlipItem(.5), Resize(48)], [CropPad(64), Resize(48)]):
-        dls = loaders(table, dict(box=BBoxBlock, eyes=PointBlock, mask=MaskBlock()), item_tfms=item, batch_tfms=[Dihedral(), Zoom(max_zoom=1.2)], bs=18)
+    for item in (Resize(48), Resize(48, 'squish'), Resize(48, 'pad', 'zeros'), RandomResizedCrop(48, min_scale=.6),
+                 [Resize(60), RandomCrop(48)], [FlipItem(.5), Resize(48)], [CropPad(64), Resize(48)]):
+        dls = loaders(table, dict(box=BBoxBlock, eyes=PointBlock, mask=MaskBlock()), item_tfms=item,
+                      batch_tfms=[Dihedral(), Zoom(max_zoom=1.2)], bs=18)
         for dl in dls.loaders:
             x,y = dl.one_batch()
             for im,box,m in zip(x.image, y.box, y.mask):
@@ -117,7 +126,8 @@ def with_holes(df):
 def test_missing_labels_pictures_and_texts(table):
     df = with_holes(table[1])
     df['half'] = [None if is_missing(p) else float(p) for p in df.price]
-    dls = loaders(table, df=df, columns={**columns, 'half':'half'}, batch_tfms=aug_transforms(size=28, min_scale=.75), shuffle=False, seed=3, bs=18)
+    dls = loaders(table, df=df, columns={**columns, 'half':'half'}, batch_tfms=aug_transforms(size=28, min_scale=.75), shuffle=False,
+                  seed=3, bs=18)
     x,y = dls.train.one_batch()
     rows = dls.train_ds.items
     order = list(dls.train.get_idxs())
@@ -140,7 +150,8 @@ def test_a_batch_with_nothing_at_all(table):
     dls = loaders(table, df=df, valid_col='v', item_tfms=Resize(40), batch_tfms=aug_transforms())
     dl = dls.test_dl(df.iloc[:6], with_labels=True)
     x,y = dl.one_batch()
-    assert x.image.shape==(6,3,40,40) and x.image.isnan().all() and x.text.shape==(6,1) and present(y.kind).all() and not present(y.box).any()
+    assert x.image.shape==(6,3,40,40) and x.image.isnan().all() and x.text.shape==(6,
+                                                                                   1) and present(y.kind).all() and not present(y.box).any()
 
 def test_labels_missing_in_a_whole_batch(table):
     df = table[1].copy().astype(object)
@@ -157,7 +168,8 @@ def test_no_box_is_not_no_label(table):
     assert ((y.labels==0)==y.boxes.isnan().all(-1)).all()
 
 def test_a_crop_that_removes_boxes(table):
-    dls = loaders(table, dict(box=BBoxBlock, boxes=BBoxBlock, labels=BBoxLblBlock, eyes=PointBlock), item_tfms=[Resize(96), RandomCrop(24)], bs=18)
+    dls = loaders(table, dict(box=BBoxBlock, boxes=BBoxBlock, labels=BBoxLblBlock, eyes=PointBlock),
+                  item_tfms=[Resize(96), RandomCrop(24)], bs=18)
     seen = [dls.train.one_batch()[1] for _ in range(8)]
     assert any(y.box.isnan().any() for y in seen)
     for y in seen:
@@ -175,7 +187,8 @@ def test_picture_alone_text_alone_features_alone(table):
 def test_features_beside_picture_and_text(table):
     d = loaders(table, CategoryBlock, columns='kind', features=['lat','lon'], shuffle=False)
     x,y = d.train.one_batch()
-    assert x.keys()==('image','text','features') and x.features.tolist()==d.train_ds.items[['lat','lon']].values[list(d.train.get_idxs())[:6]].tolist()
+    assert x.keys()==('image','text','features') and x.features.tolist()==d.train_ds.items[['lat',
+        'lon']].values[list(d.train.get_idxs())[:6]].tolist()
 
 def test_texts_of_like_length_share_a_batch(table):
     folder,df = table
@@ -196,12 +209,15 @@ def test_vocabulary_is_of_the_training_split(table):
 def test_flat_blocks_of_fastai(table):
     folder,df = table
     block = DataBlock((ImageBlock, TextBlock.from_df('caption', tok=BaseTokenizer(), min_freq=1), CategoryBlock, CategoryBlock), n_inp=2,
-                      getters=[ColReader('file', pref=folder), ColReader('text'), ColReader('kind'), ColReader('kind')], splitter=RandomSplitter(seed=1), item_tfms=Resize(32))
-    plain = DataBlock((ImageBlock, CategoryBlock), getters=[ColReader('file', pref=folder), ColReader('kind')], splitter=RandomSplitter(seed=1), item_tfms=Resize(32)).dataloaders(df, bs=4, device='cpu', num_workers=0)
+                      getters=[ColReader('file', pref=folder), ColReader('text'), ColReader('kind'), ColReader('kind')],
+                      splitter=RandomSplitter(seed=1), item_tfms=Resize(32))
+    plain = DataBlock((ImageBlock, CategoryBlock), getters=[ColReader('file', pref=folder), ColReader('kind')],
+                      splitter=RandomSplitter(seed=1), item_tfms=Resize(32)).dataloaders(df, bs=4, device='cpu', num_workers=0)
     for dls in (MultiDataLoaders.from_dblock(block, df, bs=4, device='cpu', num_workers=0),
                 DataLoaders(*[dl.new(cls=MultiDL) for dl in block.dataloaders(df, bs=4, device='cpu', num_workers=0)])):
         img,txt,a,b = dls.one_batch()
-        assert type(dls.train) is MultiDL and img.shape==(4,3,32,32) and type(txt) is TensorText and type(a) is TensorCategory and torch.equal(a, b)
+        assert type(dls.train) is MultiDL and img.shape==(4,3,32,
+            32) and type(txt) is TensorText and type(a) is TensorCategory and torch.equal(a, b)
         d = describe(dls)
         assert list(d.inputs)==['image','text'] and list(d.outputs)==['category','category_2'] and d.outputs['category'].c==3
         assert d.inputs['text'].pad_id==d.inputs['text'].vocab.index('xxpad') and (txt[:,0]!=d.inputs['text'].pad_id).all()
@@ -213,7 +229,8 @@ def test_flat_blocks_of_fastai(table):
 def test_plain_fastai_targets_beside_our_inputs(table):
     folder,df = table
     x = dict(get_x=InputReader('file','caption', pref=folder), splitter=RandomSplitter(seed=1), item_tfms=Resize(32))
-    for block,col,kind in ((CategoryBlock,'kind','category'), (RegressionBlock,'price','number'), (PointBlock,'eyes','points'), (BBoxBlock,['x1','y1','x2','y2'],'box'), (MultiCategoryBlock,'labels','tags')):
+    for block,col,kind in ((CategoryBlock,'kind','category'), (RegressionBlock,'price','number'), (PointBlock,'eyes','points'),
+                           (BBoxBlock,['x1','y1','x2','y2'],'box'), (MultiCategoryBlock,'labels','tags')):
         d = DataBlock((ImageTextBlock, block), get_y=ColReader(col), **x).dataloaders(df, bs=4, device='cpu', num_workers=0)
         xb,yb = d.one_batch()
         (n,p), = describe(d).outputs.items()
@@ -225,7 +242,8 @@ def test_plain_fastai_targets_beside_our_inputs(table):
 def test_summary(table):
     folder,df = table
     def y(r): return dict(kind=r['kind'], box=[r['x1'],r['y1'],r['x2'],r['y2']], boxes=r['boxes'], labels=r['labels'])
-    block = DataBlock((ImageTextBlock, MultiOutputBlock(kind=CategoryBlock, box=BBoxBlock, boxes=BBoxBlock, labels=BBoxLblBlock)), get_x=InputReader('file','caption', pref=folder), get_y=y, item_tfms=Resize(32), batch_tfms=aug_transforms())
+    block = DataBlock((ImageTextBlock, MultiOutputBlock(kind=CategoryBlock, box=BBoxBlock, boxes=BBoxBlock, labels=BBoxLblBlock)),
+                      get_x=InputReader('file','caption', pref=folder), get_y=y, item_tfms=Resize(32), batch_tfms=aug_transforms())
     out = io.StringIO()
     with redirect_stdout(out): block.summary(df, show_batch=True)
     plt.close('all')
@@ -233,7 +251,8 @@ def test_summary(table):
 
 def test_a_block_serves_two_data_sets(table):
     folder,df = table
-    block = DataBlock((ImageTextBlock, MultiOutputBlock(kind=CategoryBlock, price=RegressionBlock)), get_x=InputReader('file','caption', pref=folder), get_y=OutputReader(kind='kind', price='price'),
+    block = DataBlock((ImageTextBlock, MultiOutputBlock(kind=CategoryBlock, price=RegressionBlock)),
+                      get_x=InputReader('file','caption', pref=folder), get_y=OutputReader(kind='kind', price='price'),
                       splitter=RandomSplitter(seed=1), item_tfms=Resize(32))
     a = block.dataloaders(df, bs=4, num_workers=0, device='cpu')
     mean = float(describe(a).outputs['price'].mean)
@@ -250,7 +269,9 @@ def test_workers_give_the_same_batches(table):
     df = with_holes(table[1])
     df['half'] = [None if is_missing(p) else float(p) for p in df.price]
     d = loaders(table, df=df, columns={**columns, 'half':'half'})
-    for a,b in zip(d.valid, d.valid.new(num_workers=2)): assert same(a,b) and [type(o) for o in flat(a)]==[type(o) for o in flat(b)] and type(a[0]) is type(b[0]) and type(a[1]) is type(b[1])
+    for a,b in zip(d.valid, d.valid.new(num_workers=2)):
+        assert same(a,
+                    b) and [type(o) for o in flat(a)]==[type(o) for o in flat(b)] and type(a[0]) is type(b[0]) and type(a[1]) is type(b[1])
     assert sum(len(y.kind) for _,y in d.train.new(num_workers=2, drop_last=False))==len(d.train_ds)
 
 def test_new_and_test_dl(table, dls):
@@ -347,15 +368,19 @@ def test_show_results_marks_right_and_wrong(table):
     (dict(outputs=dict(kind=3)), "The block of output 'kind' is 3"),
     (dict(image=None, text=None), 'There is no input'),
     (dict(valid_col='is_valid'), "`valid_col` names the column 'is_valid'"),
-    (dict(outputs=dict(tags=MultiCategoryBlock), label_delim=None), "Output 'tags' is 'warm', where a list was expected. Split it first, or give `label_delim=`"),
-    (dict(outputs=dict(box=BBoxBlock), image=None, item_tfms=None), "Output 'box' lives in a picture, and there is no picture among the inputs: ['text']"),
+    (dict(outputs=dict(tags=MultiCategoryBlock), label_delim=None),
+     "Output 'tags' is 'warm', where a list was expected. Split it first, or give `label_delim=`"),
+    (dict(outputs=dict(box=BBoxBlock), image=None, item_tfms=None),
+     "Output 'box' lives in a picture, and there is no picture among the inputs: ['text']"),
 ])
 def test_mistakes_in_a_call(table, change, words):
     kw = dict(outputs=dict(kind=CategoryBlock))
     df = table[1]
     if change.get('label_delim', 0) is None: df = df[df.tags!='|']
-    with pytest.raises((KeyError,ValueError,TypeError)) as e: MultiDataLoaders.from_df(df, table[0], **{**dict(image='file', text='caption', item_tfms=Resize(32), num_workers=0,
-        columns=dict(box=['x1','y1','x2','y2']) if 'box' in (change.get('outputs') or kw['outputs']) or [] else None, seed=1), **kw, **change} if not isinstance(change.get('outputs'), type(CategoryBlock)) else {**dict(image='file', text='caption'), **change})
+    with pytest.raises((KeyError,ValueError,TypeError)) as e:
+        MultiDataLoaders.from_df(df, table[0], **{**dict(image='file', text='caption', item_tfms=Resize(32), num_workers=0,
+        columns=dict(box=['x1','y1','x2','y2']) if 'box' in (change.get('outputs') or kw['outputs']) or [] else None, seed=1), **kw,
+        **change} if not isinstance(change.get('outputs'), type(CategoryBlock)) else {**dict(image='file', text='caption'), **change})
     assert words in str(e.value), str(e.value)
 
 def mistake(table, words, outputs=dict(kind=CategoryBlock), df=None, **kw):
@@ -366,11 +391,14 @@ def mistake(table, words, outputs=dict(kind=CategoryBlock), df=None, **kw):
 
 def test_mistakes_in_the_data(table):
     df = table[1]
-    mistake(table, ["the picture", 'nowhere.png', 'cannot be opened', 'row 5 of the table'], df=df.assign(file=[f if i!=5 else 'nowhere.png' for i,f in enumerate(df.file)]), drop_last=False)
-    mistake(table, ["Output 'box': the box [4, 5, 400, 23] lies outside its picture, which is 60 wide and 40 high", 'row 0 of the table'], dict(box=BBoxBlock), df=df.assign(x2=[400 if i==0 else v for i,v in enumerate(df.x2)]), drop_last=False)
+    mistake(table, ["the picture", 'nowhere.png', 'cannot be opened', 'row 5 of the table'],
+            df=df.assign(file=[f if i!=5 else 'nowhere.png' for i,f in enumerate(df.file)]), drop_last=False)
+    mistake(table, ["Output 'box': the box [4, 5, 400, 23] lies outside its picture, which is 60 wide and 40 high", 'row 0 of the table'],
+            dict(box=BBoxBlock), df=df.assign(x2=[400 if i==0 else v for i,v in enumerate(df.x2)]), drop_last=False)
     mistake(table, ["Output 'box': the box", 'has no area'], dict(box=BBoxBlock), df=df.assign(x2=df.x1))
     mistake(table, ["Input 'image' differs in size within a batch", 'item_tfms=Resize(size)'], item_tfms=None)
-    mistake(table, ["Output 'labels' has 2 labels and output 'boxes' has 1 boxes"], dict(boxes=BBoxBlock, labels=BBoxLblBlock), df=df.assign(boxes=[[[1,1,9,9]]]*24, labels=[['a','b']]*24))
+    mistake(table, ["Output 'labels' has 2 labels and output 'boxes' has 1 boxes"], dict(boxes=BBoxBlock, labels=BBoxLblBlock),
+            df=df.assign(boxes=[[[1,1,9,9]]]*24, labels=[['a','b']]*24))
     mistake(table, ["Output 'kind' has no label in the training split"], df=df.assign(kind=None))
     mistake(table, ["Output 'price' is 'dear', where a number was expected"], dict(price=RegressionBlock), df=df.assign(price=['dear']*24))
     mistake(table, ["Input 'text' is 3, a int, where a text was expected"], df=df.assign(caption=3))
@@ -391,7 +419,8 @@ def test_blood_cells_many_boxes(real):
     df = pd.read_csv(path/'items.csv').head(60)
     df['boxes'] = [boxes.get_group(f)[['x1','y1','x2','y2']].values.tolist() if f in boxes.groups else [] for f in df.file]
     df['cells'] = [boxes.get_group(f).label.tolist() if f in boxes.groups else [] for f in df.file]
-    d = MultiDataLoaders.from_df(df, path, image='file', outputs=dict(boxes=BBoxBlock, cells=BBoxLblBlock, n_rbc=RegressionBlock), seed=1, bs=8, num_workers=0, device='cpu',
+    d = MultiDataLoaders.from_df(df, path, image='file', outputs=dict(boxes=BBoxBlock, cells=BBoxLblBlock, n_rbc=RegressionBlock), seed=1,
+                                 bs=8, num_workers=0, device='cpu',
                                  item_tfms=Resize(128, 'squish'), batch_tfms=aug_transforms(size=112, min_scale=.6))
     x,y = d.one_batch()
     assert y.boxes.shape[0]==8 and y.boxes.shape[1]>5 and ((y.cells==0)==y.boxes.isnan().all(-1)).all() and list(describe(d).outputs['cells'].vocab)==['#na#','Platelets','RBC','WBC']
@@ -400,7 +429,8 @@ def test_blood_cells_many_boxes(real):
     (its,) = [d.valid.show_results((x,y), y, show=False)[0]]
     row = d.valid_ds.items.iloc[0]
     got = its[0][1]['boxes'].as_subclass(Tensor)
-    assert torch.allclose(got.sort(0)[0], (torch.tensor(row.boxes).float()*torch.tensor([112/float(row.width),112/float(row.height)]*2)).sort(0)[0], atol=1.5)
+    assert torch.allclose(got.sort(0)[0], (torch.tensor(row.boxes).float()*torch.tensor([112/float(row.width),
+                                                                                         112/float(row.height)]*2)).sort(0)[0], atol=1.5)
 
 def test_photos_with_captions_keypoints_and_boxes(real):
     path = real('coco_mini')
@@ -408,11 +438,14 @@ def test_photos_with_captions_keypoints_and_boxes(real):
     def row(o):
         person = first(p for p in o['objects'] if p.get('keypoints') and any(k[2] for k in p['keypoints']))
         big = first(p for p in o['objects'] if not p['iscrowd'])
-        return dict(file=o['file'], caption=o['captions'][0] if o['captions'] else None, joints=[[x,y] if v else [math.nan]*2 for x,y,v in person['keypoints']] if person else None,
+        return dict(file=o['file'], caption=o['captions'][0] if o['captions'] else None,
+                    joints=[[x,y] if v else [math.nan]*2 for x,y,v in person['keypoints']] if person else None,
                     box=big['bbox'] if big else None, what=big['label'] if big else None)
     df = pd.DataFrame([row(o) for o in items])
     vocab = sorted({k for k in df.what if isinstance(k, str)})
-    d = MultiDataLoaders.from_df(df, path, image='file', text='caption', outputs=dict(what=CategoryBlock(vocab=vocab), box=BBoxBlock, joints=PointBlock), seed=1, bs=16, num_workers=0, device='cpu',
+    d = MultiDataLoaders.from_df(df, path, image='file', text='caption',
+                                 outputs=dict(what=CategoryBlock(vocab=vocab), box=BBoxBlock, joints=PointBlock), seed=1, bs=16,
+                                 num_workers=0, device='cpu',
                                  item_tfms=RandomResizedCrop(96, min_scale=.5), batch_tfms=aug_transforms())
     x,y = d.one_batch()
     assert y.joints.shape==(16,17,2) and y.box.shape==(16,4) and describe(d).outputs['joints'].c==34

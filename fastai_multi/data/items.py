@@ -6,17 +6,20 @@
 __all__ = ['BadItem', 'ImageText', 'TextEncoder', 'Part', 'ImagePart', 'TextPart', 'NumericPart', 'VectorPart', 'CategoryPart',
            'TagsPart', 'NumberPart', 'BoxPart', 'LabelsPart', 'PointsPart', 'MaskPart', 'part_of', 'PartsTfm']
 
-# %% ../../nbs/01_data.items.ipynb #20b647f9
+# %% ../../nbs/01_data.items.ipynb #b1625f98
 from fastcore.all import *
-from fastai.torch_core import (TensorBase, TensorImage, TensorImageBW, TensorMask, TensorCategory, TensorMultiCategory, ShowTitle, TitledFloat,
+from fastai.torch_core import (TensorBase, TensorImage, TensorImageBW, TensorMask, TensorCategory, TensorMultiCategory, ShowTitle,
+                               TitledFloat,
                                TitledTuple, show_title)
 from fastai.data.core import TfmdLists
 from fastai.data.block import TransformBlock, CategoryBlock
-from fastai.data.transforms import (Category, MultiCategory, Categorize, MultiCategorize, EncodedMultiCategorize, OneHotEncode, RegressionSetup,
+from fastai.data.transforms import (Category, MultiCategory, Categorize, MultiCategorize, EncodedMultiCategorize, OneHotEncode,
+                                    RegressionSetup,
                                     IntToFloatTensor, ToTensor, ColReader)
 from fastai.text.core import BaseTokenizer, SpacyTokenizer, SentencePieceTokenizer, Tokenizer, TokenizeWithRules
 from fastai.text.data import TensorText
-from fastai.vision.core import (PILBase, PILImage, PILMask, Image, TensorPoint, TensorBBox, OpenMask, AddMaskCodes, PointScaler, BBoxLabeler)
+from fastai.vision.core import (PILBase, PILImage, PILMask, Image, TensorPoint, TensorBBox, OpenMask, AddMaskCodes, PointScaler,
+                                BBoxLabeler)
 from fasttransform import Transform, Pipeline
 from collections import Counter
 from copy import deepcopy
@@ -35,7 +38,7 @@ def wrapped(s, width:int=36, lines:int=4) -> str: # Characters a line, and at mo
     res = wrap(' '.join(str(s).split()), width) or ['']
     return '\n'.join(res if len(res)<=lines else [*res[:lines-1], res[lines-1][:width-1]+'…'])
 
-# %% ../../nbs/01_data.items.ipynb #e1c84e69
+# %% ../../nbs/01_data.items.ipynb #45ac7893
 class ImageText(Inputs.of('image','text')):
     "An item of a picture and a text; either may be `absent`"
     shape = property(lambda self: self.image.shape)
@@ -44,7 +47,8 @@ class ImageText(Inputs.of('image','text')):
         if ctx is None: ctx = plt.subplots(figsize=(3,3))[1]
         if hasattr(self.image, 'show') and self.image is not absent: ctx = self.image.show(ctx=ctx, **kwargs)
         else: ctx.set_xticks([]), ctx.set_yticks([]), ctx.set_facecolor('#f2f2f2')
-        if self.text is not absent: show_title(wrapped(self.text if isinstance(self.text, str) else f'({len(self.text)} tokens)', width), ctx=ctx)
+        if self.text is not absent:
+            show_title(wrapped(self.text if isinstance(self.text, str) else f'({len(self.text)} tokens)', width), ctx=ctx)
         return ctx
 
 # %% ../../nbs/01_data.items.ipynb #f249a1e1
@@ -69,7 +73,7 @@ class _HFSplit:
         if self.tok.normalizer is not None: s = self.tok.normalizer.normalize_str(s)
         return [w for w,_ in self.tok.pre_tokenizer.pre_tokenize_str(s)] if self.tok.pre_tokenizer is not None else s.split()
 
-# %% ../../nbs/01_data.items.ipynb #aa190a4f
+# %% ../../nbs/01_data.items.ipynb #26e0625b
 _pads,_unks = ('xxpad','[PAD]','<pad>','<|endoftext|>','</s>'), ('xxunk','[UNK]','<unk>')
 
 class _HFVocab:
@@ -84,12 +88,13 @@ class _HFVocab:
         for t,i in ids.items(): self.vocab[i] = t
         self.pad_id = self._find(getattr(tok, 'pad_token_id', None), (core.padding or {}).get('pad_id'), *map(ids.get, _pads))
         self.unk_id = self._find(getattr(tok, 'unk_token_id', None), *map(ids.get, _unks))
-        if self.pad_id is None: raise ValueError(f'`tok` is a Hugging Face tokenizer without a padding token; add one of {_pads} to its vocabulary.')
+        if self.pad_id is None:
+            raise ValueError(f'`tok` is a Hugging Face tokenizer without a padding token; add one of {_pads} to its vocabulary.')
     def _find(self, *ids): return first(i for i in ids if i is not None)
     def encode(self, s): return self.tok.encode(s).ids
     def decode(self, ids): return self.tok.decode(ids)
 
-# %% ../../nbs/01_data.items.ipynb #2dbea2fa
+# %% ../../nbs/01_data.items.ipynb #85ef010e
 def as_splitter(tok, max_len=None):
     "`tok` as an object that splits one text: the ways in which a user may name a tokenizer"
     if tok is None: return split_words
@@ -99,19 +104,20 @@ def as_splitter(tok, max_len=None):
     if hasattr(tok, 'backend_tokenizer'): return _HFVocab(tok, max_len)
     if hasattr(tok, 'get_vocab') and hasattr(tok, 'pre_tokenizer'): return _HFVocab(tok, max_len) if tok.get_vocab_size() else _HFSplit(tok)
     if callable(tok): return tok
-    raise TypeError(f'`tok` is {tok!r}; it takes a fastai tokenizer, a Hugging Face fast tokenizer, or a callable from a text to a list of tokens.')
+    raise TypeError(f'`tok` is {tok!r}; it takes a fastai tokenizer, a Hugging Face fast tokenizer, or a callable from a text to a list '
+                    'of tokens.')
 
 # %% ../../nbs/01_data.items.ipynb #71a21275
 class Text(str, ShowTitle):
     "A text as a user reads it, shown wrapped"
     def show(self, ctx=None, width=36, **kwargs): return show_title(wrapped(self, width), ctx=ctx, **merge({'label':'text'}, kwargs))
 
-# %% ../../nbs/01_data.items.ipynb #bb821e53
+# %% ../../nbs/01_data.items.ipynb #3a1f616d
 class TextEncoder:
     "Texts to numbers and back, with a vocabulary from the texts given to `setup`"
     pad_id,unk_id = 0,1
     def __init__(self,
-        tok=None,           # A fastai tokenizer, a Hugging Face fast tokenizer, any callable `str -> list`; default: lower-cased words and punctuation
+        tok=None,           # A fastai tokenizer, a Hugging Face fast tokenizer, any callable `str -> list`; default: words and punctuation
         vocab:list=None,    # The vocabulary; default: the words of the training texts
         max_vocab:int=30000,# Most frequent words to keep
         min_freq:int=2,     # Words seen less often are unknown
@@ -119,7 +125,8 @@ class TextEncoder:
     ):
         store_attr('max_vocab,min_freq,max_len')
         self.tok,self.given,self.vocab = as_splitter(tok, max_len),vocab is not None,None
-        if isinstance(self.tok, _HFVocab): self.vocab,self.pad_id,self.unk_id,self.given = self.tok.vocab,self.tok.pad_id,self.tok.unk_id,True
+        if isinstance(self.tok, _HFVocab):
+            self.vocab,self.pad_id,self.unk_id,self.given = self.tok.vocab,self.tok.pad_id,self.tok.unk_id,True
         elif self.given: self._set_vocab(vocab)
 
     def _set_vocab(self, vocab):
@@ -157,7 +164,7 @@ class TextEncoder:
         if isinstance(self.tok, _HFVocab): return Text(self.tok.decode(ids))
         return Text(re.sub(r" ([,.;:!?%)\]}]+)(?= |$)", r'\1', ' '.join(str(self.vocab[i]) for i in ids)))
 
-# %% ../../nbs/01_data.items.ipynb #6435a432
+# %% ../../nbs/01_data.items.ipynb #df370592
 def _example(v): return repr(v) if len(repr(v))<80 else repr(v)[:77]+'…'
 
 class Part:
@@ -172,7 +179,8 @@ class Part:
     @property
     def vocab(self): return getattr(self.pipe, 'vocab', None) if self.pipe is not None else None
     @property
-    def loss_func(self): return first(o.loss_func for o in reversed(self.pipe.fs if self.pipe is not None else self.tfms) if hasattr(o, 'loss_func'))
+    def loss_func(self):
+        return first(o.loss_func for o in reversed(self.pipe.fs if self.pipe is not None else self.tfms) if hasattr(o, 'loss_func'))
     def __repr__(self): return f'{type(self).__name__}({self.name!r}, {self.kind}' + (f', c={self.c})' if self.c is not None else ')')
 
     def is_missing(self, v): return is_missing(v)
@@ -219,18 +227,21 @@ class Part:
         "Encoded values as one batch"
         like = first(v for v in values if v is not absent)
         if like is None: like = self.like
-        if like is None: raise BadItem(f'{self.what} is missing in a whole batch before any value was seen: give it a block whose kind is known.')
+        if like is None:
+            raise BadItem(f'{self.what} is missing in a whole batch before any value was seen: give it a block whose kind is known.')
         return self._stack(values, like)
 
     def _stack(self, values, like):
-        if not isinstance(like, Tensor): raise BadItem(f'{self.what} gives {type(like).__name__}, which cannot be put into a batch: its block must give a tensor.')
+        if not isinstance(like, Tensor):
+            raise BadItem(f'{self.what} gives {type(like).__name__}, which cannot be put into a batch: its block must give a tensor.')
         none = self.fill(like.as_subclass(Tensor).new_zeros(like.shape)) if any(v is absent for v in values) else None
         ts = [none if v is absent else v.as_subclass(Tensor) for v in values]
         for i,t in enumerate(ts):
             if t.shape!=ts[0].shape: raise BadItem(self._ragged(i, tuple(ts[0].shape), tuple(t.shape)))
         return torch.stack(ts).as_subclass(type(like))
 
-    def _ragged(self, i, a, b): return f'{self.what} differs in size within a batch: {a} in its first item and {b} in item {i} of the batch.'
+    def _ragged(self, i, a, b):
+        return f'{self.what} differs in size within a batch: {a} in its first item and {b} in item {i} of the batch.'
 
     def decode(self, t):
         "One item's tensor as a user reads it"
@@ -241,7 +252,7 @@ class Part:
         t = t.as_subclass(Tensor)
         return (~t.isnan()).any() if t.is_floating_point() else (t!=IGNORE).any()
 
-# %% ../../nbs/01_data.items.ipynb #8b4ea0cb
+# %% ../../nbs/01_data.items.ipynb #1e87508b
 def open_image(v, img_cls=PILImage):
     "A fresh `img_cls` from a path, bytes, PIL image, array (`h,w,c`) or tensor (`c,h,w`; floats in [0,1])"
     if isinstance(v, (str, Path, bytes)): return img_cls.create(v)
@@ -251,11 +262,12 @@ def open_image(v, img_cls=PILImage):
         if v.ndim==3 and v.shape[-1]==1: v = v[...,0]
         if v.dtype.kind=='f': v = (v*255).round().clip(0,255)
         v = Image.fromarray(v.astype(np.uint8))
-    if not isinstance(v, Image.Image): raise TypeError(f'a picture is a path, bytes, a PIL image, an array or a tensor, not {type(v).__name__}')
+    if not isinstance(v, Image.Image):
+        raise TypeError(f'a picture is a path, bytes, a PIL image, an array or a tensor, not {type(v).__name__}')
     mode = img_cls._open_args.get('mode')
     return img_cls(v.convert(mode) if mode else v.copy())
 
-# %% ../../nbs/01_data.items.ipynb #f6c15697
+# %% ../../nbs/01_data.items.ipynb #e37f4a70
 class ImagePart(Part):
     "A picture"
     kind = 'image'
@@ -270,7 +282,8 @@ class ImagePart(Part):
         except (OSError, TypeError, ValueError, SyntaxError) as e:
             what = v if isinstance(v, (str,Path)) else type(v).__name__
             raise BadItem(f'{self.what}: the picture {str(what)!r} cannot be opened ({type(e).__name__}: {e}).') from e
-    def _ragged(self, i, a, b): return (f'{self.what} differs in size within a batch: {a} in its first item and {b} in item {i} of the batch. '
+    def _ragged(self, i, a, b):
+        return (f'{self.what} differs in size within a batch: {a} in its first item and {b} in item {i} of the batch. '
                                         'Make the pictures one size with `item_tfms=Resize(size)`.')
     def collate(self, values, blank=None):    # `blank`: called for a picture of the right size when there is none
         gone = [i for i,v in enumerate(values) if v is absent]
@@ -346,7 +359,7 @@ class NumericPart(Part):
         if a is None or not len(a): return super().missing(values)
         return np.isnan(a).reshape(len(a), -1).all(1) if a.dtype.kind=='f' and a.size else np.zeros(len(a), bool)
 
-# %% ../../nbs/01_data.items.ipynb #2fb9cb23
+# %% ../../nbs/01_data.items.ipynb #973403a5
 class VectorPart(NumericPart):
     "Plain numbers: one value, a vector or a tensor of fixed shape, left as they are"
     kind,once,shape = 'vector',True,None
@@ -367,19 +380,22 @@ class VectorPart(NumericPart):
     def known(self): return True
     def _column(self, values):
         res = torch.from_numpy(np.asarray(values, dtype=np.float32))
-        return res.reshape(len(values), *self.shape) if tuple(res.shape[1:]) in (self.shape, ()) and (res.ndim>1 or self.shape==(1,)) else None
+        return res.reshape(len(values), *self.shape) if tuple(res.shape[1:]) in (self.shape,
+                                                                                 ()) and (res.ndim>1 or self.shape==(1,)) else None
     def collate(self, values): return self._stack(values, torch.zeros(self.shape))
 
-# %% ../../nbs/01_data.items.ipynb #d4cfe1da
+# %% ../../nbs/01_data.items.ipynb #133a621f
 def _unknown(part, found, vocab):
-    return BadItem(f'{part.what} has the class {found!r}, which the training split never had{did_you_mean(found, vocab)} Put an item of that class into the '
-                   'training split (a stratified or fixed split), give the block `vocab=` with every class, or leave its items out.')
+    return BadItem(f'{part.what} has the class {found!r}, which the training split never had{did_you_mean(found, vocab)} '
+                   'Put an item of that class into the training split (a stratified or fixed split), give the block `vocab=` with every class, '
+                   'or leave its items out.')
 
 class CategoryPart(Part):
     "One class of several"
     kind,once = 'category',True
     def setup(self, values):
-        if not len(values) and not getattr(self.tfms[0], 'vocab', None): raise ValueError(f'{self.what} has no label in the training split: no class could be learned.')
+        if not len(values) and not getattr(self.tfms[0], 'vocab', None):
+            raise ValueError(f'{self.what} has no label in the training split: no class could be learned.')
         super().setup(values)
     def encode(self, v):
         if self.is_missing(v): return absent
@@ -403,7 +419,7 @@ class Delimited(str):
     def __reduce__(self): return (type(self), (str(self), self.delim))
     def split_list(self): return [o.strip() for o in self.split(self.delim) if o.strip()]
 
-# %% ../../nbs/01_data.items.ipynb #43bce4fa
+# %% ../../nbs/01_data.items.ipynb #e2b16ba0
 class TagsPart(Part):
     "Any number of classes, none included"
     kind,once = 'tags',True
@@ -415,7 +431,8 @@ class TagsPart(Part):
         return list(v)
     def setup(self, values):
         values = [self._list(v) for v in values]
-        if not any(values) and not getattr(self.tfms[0], 'vocab', None): raise ValueError(f'{self.what} has no tag in the training split: no class could be learned.')
+        if not any(values) and not getattr(self.tfms[0], 'vocab', None):
+            raise ValueError(f'{self.what} has no tag in the training split: no class could be learned.')
         super().setup(values)
         self.c = len(self.vocab)
     def encode(self, v):
@@ -430,7 +447,7 @@ class TagsPart(Part):
         return torch.from_numpy(res).as_subclass(TensorMultiCategory)
     def collate(self, values): return self._stack(values, TensorMultiCategory(torch.zeros(self.c)))
 
-# %% ../../nbs/01_data.items.ipynb #2a7b0146
+# %% ../../nbs/01_data.items.ipynb #3d90fde6
 class NumberPart(NumericPart):
     "One or several numbers, standardised"
     kind,once = 'number',True
@@ -440,14 +457,16 @@ class NumberPart(NumericPart):
         if not isinstance(v, (str,bytes)):
             try: return np.asarray(v, dtype=np.float64)
             except (TypeError, ValueError): pass
-        raise BadItem(f"{self.what} is {_example(v)}, where {f'{self.c} numbers were' if self.c and self.c>1 else 'a number was'} expected.")
+        n = f'{self.c} numbers were' if self.c and self.c>1 else 'a number was'
+        raise BadItem(f'{self.what} is {_example(v)}, where {n} expected.')
     def _raw(self, v): return self.pipe(self._nums(v)).as_subclass(Tensor)
     def setup(self, values):
         if not len(values): raise ValueError(f'{self.what} has no value in the training split.')
         whole = _array(values)
         values = [self._nums(v) for v in (values if whole is None else values[:1])]
         super().setup(values)
-        self.fit(torch.from_numpy(whole) if whole is not None and self.known() else [self._raw(v) for v in (values if whole is None else whole)])
+        if whole is not None and self.known(): self.fit(torch.from_numpy(whole))
+        else: self.fit([self._raw(v) for v in (values if whole is None else whole)])
     def fit(self, ts):
         "Learn mean and standard deviation from encoded values"
         if not isinstance(ts, Tensor):
@@ -464,7 +483,8 @@ class NumberPart(NumericPart):
     def encode(self, v):
         if self.is_missing(v): return absent
         v = self._raw(v)
-        if v.shape!=self.mean.shape: raise BadItem(f'{self.what} has shape {tuple(v.shape)}, and {tuple(self.mean.shape)} in the training split.')
+        if v.shape!=self.mean.shape:
+            raise BadItem(f'{self.what} has shape {tuple(v.shape)}, and {tuple(self.mean.shape)} in the training split.')
         return (v-self.mean)/self.std
     def known(self): return self._types()==[RegressionSetup]
     def _column(self, values):
@@ -480,10 +500,11 @@ class NumberPart(NumericPart):
         t = self.to_units(t.detach().cpu().as_subclass(Tensor).float().reshape(self.mean.shape))
         return self.pipe.decode(t) if self.pipe is not None else t
 
-# %% ../../nbs/01_data.items.ipynb #ea2c8782
+# %% ../../nbs/01_data.items.ipynb #9d605188
 def _numbers(part, v, k):
     try: t = torch.as_tensor(np.asarray(v, dtype=np.float32)) if not isinstance(v, Tensor) else v.detach().as_subclass(Tensor).float()
-    except (TypeError, ValueError) as e: raise BadItem(f'{part.what} is {_example(v)}, which is not a list of {"boxes" if k==4 else "points"}.') from e
+    except (TypeError, ValueError) as e:
+        raise BadItem(f'{part.what} is {_example(v)}, which is not a list of {"boxes" if k==4 else "points"}.') from e
     if t.numel()%k or t.numel() and t.shape[-1]%k: raise BadItem(f'{part.what} is {_example(v)}: {t.numel()} numbers, where each takes {k}'
                                            f' ({"x1, y1, x2, y2" if k==4 else "x, y"}).')
     return t.reshape(-1,k)
@@ -499,7 +520,8 @@ class BoxPart(NumericPart):
     def encode(self, v):
         if self.is_missing(v): return absent
         t = _numbers(self, v, 4)
-        if t.isnan().any(): raise BadItem(f'{self.what} is {_example(v)}: some of its corners are missing. Give all four, or none for no label.')
+        if t.isnan().any():
+            raise BadItem(f'{self.what} is {_example(v)}: some of its corners are missing. Give all four, or none for no label.')
         if not self.many and len(t)!=1:
             if not len(t): return absent
             raise BadItem(f'{self.what} has {len(t)} boxes, and one in every item of the training split.')
@@ -579,8 +601,9 @@ class MaskPart(ImagePart):
         if self.codes is not None: t.codes = self.codes
         return t
 
-# %% ../../nbs/01_data.items.ipynb #ca4d68ef
-_own = (ToTensor, PointScaler, AddMaskCodes, BBoxLabeler, IntToFloatTensor)    # what blocks bring that the loader does in its own way, or for all parts at once
+# %% ../../nbs/01_data.items.ipynb #bc569681
+# what blocks bring that the loader does in its own way, or for all parts at once
+_own = (ToTensor, PointScaler, AddMaskCodes, BBoxLabeler, IntToFloatTensor)
 
 def _foreign(tfms): return [t for t in tfms if not (t in _own if isinstance(t, type) else type(t) in _own)]
 def _creates(t, cls): return isinstance(getattr(t, '__self__', None), type) and issubclass(t.__self__, cls)
@@ -589,7 +612,8 @@ def part_of(name:str, block, is_input:bool=False):
     "The `Part` that does what `block` does, with its own copy of the block's transforms"
     if not isinstance(block, TransformBlock) and callable(block): block = block()
     if not isinstance(block, TransformBlock):
-        raise TypeError(f"The block of {'input' if is_input else 'output'} {name!r} is {block!r}; it takes a fastai block such as `CategoryBlock`, as class or instance.")
+        raise TypeError(f"The block of {'input' if is_input else 'output'} {name!r} is {block!r}; it takes a fastai block such as "
+                        '`CategoryBlock`, as class or instance.')
     if hasattr(block, 'make_part'): return block.make_part(name, is_input)
     tfms = [instantiate(t) for t in block.type_tfms]
     kwargs = dict(item_tfms=deepcopy(_foreign(block.item_tfms)), batch_tfms=deepcopy(_foreign(block.batch_tfms)), is_input=is_input)
@@ -605,11 +629,12 @@ def part_of(name:str, block, is_input:bool=False):
 def _part_by_tfm(tfms):
     "The class of part that set-up transforms speak for"
     cls = next((type(t) for t in reversed(tfms) if isinstance(t, (Categorize, RegressionSetup, OneHotEncode))), object)
-    for t,p in ((OneHotEncode,TagsPart), (EncodedMultiCategorize,TagsPart), (MultiCategorize,LabelsPart), (Categorize,CategoryPart), (RegressionSetup,NumberPart)):
+    for t,p in ((OneHotEncode,TagsPart), (EncodedMultiCategorize,TagsPart), (MultiCategorize,LabelsPart), (Categorize,CategoryPart),
+                (RegressionSetup,NumberPart)):
         if issubclass(cls, t): return p
     return Part
 
-# %% ../../nbs/01_data.items.ipynb #6e3d67b3
+# %% ../../nbs/01_data.items.ipynb #63a6e6f3
 class PartsTfm(Transform):
     "Raw values to the encoded parts of an item, each by its own part"
     order = 0
@@ -619,7 +644,9 @@ class PartsTfm(Transform):
         self.parts,self.base,self.bare = parts,base,bare
         self.labels = {n:p.boxes for n,p in parts.items() if p.kind=='labels' and p.boxes is not None}
     @property
-    def cls(self): return ImageText if self.base is Inputs and [(n,p.kind) for n,p in self.parts.items()]==[('image','image'),('text','text')] else self.base.of(*self.parts)
+    def cls(self):
+        return ImageText if self.base is Inputs and [(n,p.kind) for n,p in self.parts.items()]==[('image','image'),
+            ('text','text')] else self.base.of(*self.parts)
     @property
     def name(self): return f"{type(self).__name__} -- {', '.join(f'{n}: {p.kind}' for n,p in self.parts.items())}"
     def __repr__(self): return self.name
@@ -652,7 +679,8 @@ class PartsTfm(Transform):
         if self.bare: return first(vals.values())
         for l,b in self.labels.items():
             if vals[l] is absent or vals[b] is absent: vals[l] = vals[b] = absent
-            elif len(vals[l])!=len(vals[b]): raise BadItem(f'Output {l!r} has {len(vals[l])} labels and output {b!r} has {len(vals[b])} boxes.')
+            elif len(vals[l])!=len(vals[b]):
+                raise BadItem(f'Output {l!r} has {len(vals[l])} labels and output {b!r} has {len(vals[b])} boxes.')
         return self.cls(vals.values())
 
     def __call__(self, v, split_idx=None, **kwargs):
@@ -671,22 +699,25 @@ class PartsTfm(Transform):
                 if vals[l] is absent or len(vals[l]) and bool((vals[l]==IGNORE).all()): vals[l] = vals[b] = absent
         return self.cls([p.decode(o) for p,o in zip(self.parts.values(), vals.values())])
 
-# %% ../../nbs/01_data.items.ipynb #7e38cc62
+# %% ../../nbs/01_data.items.ipynb #29f0bcdf
 def getter_columns(fs, items):
     "`{name: list}` of raw values when the getters `fs` can read columns of `items` (a `DataFrame`), else `None`"
     if len(fs)!=1 or not hasattr(items, 'iloc'): return None
     if hasattr(fs[0], 'columns'): return fs[0].columns(items)
-    if type(fs[0]) is ColReader: return {i: [fs[0]._do_one({c:v}, c) for v in (items.iloc[:,c] if isinstance(c, int) else items[c]).tolist()] for i,c in enumerate(fs[0].cols)}
+    if type(fs[0]) is ColReader:
+        return {i: [fs[0]._do_one({c:v}, c) for v in (items.iloc[:,c] if isinstance(c, int) else items[c]).tolist()] for i,
+                c in enumerate(fs[0].cols)}
 
 def raw_values(fs, tfm, items) -> dict: # A list of raw values for each part
     "What the getters `fs` give for all `items`, by part"
     cols = getter_columns(fs, items)
     if cols is not None: return tfm.split_columns(cols)
     get = Pipeline(fs)
-    vals = [tfm.split(get(o)) for o in (items.iloc[i] for i in range(len(items)))] if hasattr(items, 'iloc') else [tfm.split(get(o)) for o in items]
+    vals = [tfm.split(get(o)) for o in (items.iloc[i] for i in range(len(items)))] if hasattr(items,
+        'iloc') else [tfm.split(get(o)) for o in items]
     return {n: [v[n] for v in vals] for n in tfm.parts}
 
-# %% ../../nbs/01_data.items.ipynb #ee039bc4
+# %% ../../nbs/01_data.items.ipynb #668dde8c
 @patch
 def split_columns(self:PartsTfm, cols:dict): # A reader's columns
     "The columns of each part, by name, or by position"
@@ -710,7 +741,8 @@ def setup(self:PartsTfm, items=None, train_setup=False):
 @patch
 def _check_classes(self:PartsTfm, fs, items):
     "Raise for a class in a later split that the first does not have"
-    parts = {n:p for n,p in self.parts.items() if isinstance(p, (CategoryPart, TagsPart)) and isinstance(getattr(p.vocab, 'o2i', None), dict)}
+    parts = {n:p for n,p in self.parts.items() if isinstance(p, (CategoryPart, TagsPart)) and isinstance(getattr(p.vocab, 'o2i', None),
+                                                                                                         dict)}
     if not parts: return
     for i in range(1, len(items.splits)):
         idxs = list(items.splits[i])

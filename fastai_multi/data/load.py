@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PictureScaler', 'MultiDL']
 
-# %% ../../nbs/03_data.load.ipynb #3b3292d7
+# %% ../../nbs/03_data.load.ipynb #221367ab
 from fastcore.all import *
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -18,7 +18,8 @@ from fastai.data.transforms import (ColReader, Normalize, Categorize, MultiCateg
                                     RegressionSetup, ToTensor, IntToFloatTensor)
 from fastai.text.core import Tokenizer
 from fastai.text.data import TensorText, Numericalize, Pad_Input, Pad_Chunk
-from fastai.vision.core import Image, PILBase, PILImage, PILImageBW, PILMask, TensorPoint, TensorBBox, PointScaler, AddMaskCodes, BBoxLabeler
+from fastai.vision.core import (Image, PILBase, PILImage, PILImageBW, PILMask, TensorPoint, TensorBBox, PointScaler, AddMaskCodes,
+                                BBoxLabeler)
 from fastai.vision.augment import RandTransform
 from fasttransform import Transform, Pipeline, compose_tfms
 from matplotlib import pyplot as plt, patches, patheffects
@@ -358,7 +359,7 @@ def finish(b, parts, gone):
     def put(o): return type(o)([put(q) for q in o]) if isinstance(o, tuple) else next(it)
     return put(b)
 
-# %% ../../nbs/03_data.load.ipynb #1837cbba
+# %% ../../nbs/03_data.load.ipynb #642dd35e
 def _padding(t): return isinstance(t, (Pad_Input, Pad_Chunk)) or getattr(t, 'name', '')=='bb_pad'
 
 def _fix_item_tfms(pipe, parts):
@@ -371,7 +372,8 @@ def _fix_item_tfms(pipe, parts):
     if coords:
         pics = [p for p in all_parts if p.kind=='image' and p.is_input]
         if not pics:
-            raise ValueError(f'Output {coords[0].name!r} lives in a picture, and there is no picture among the inputs: {[p.name for p in all_parts if p.is_input]}.')
+            raise ValueError(f'Output {coords[0].name!r} lives in a picture, and there is no picture among the inputs: '
+                             f'{[p.name for p in all_parts if p.is_input]}.')
         for t in fs:
             if isinstance(t, PictureScaler): t.labels = labels
     if not any(isinstance(t, Standardise) for t in fs):
@@ -800,7 +802,7 @@ def _picture(v):
     v = v.clamp(0,255).byte().permute(1,2,0).numpy()
     return v[...,0] if v.shape[-1]==1 else v
 
-# %% ../../nbs/03_data.load.ipynb #4f843b38
+# %% ../../nbs/03_data.load.ipynb #29d0fb34
 class Panel:
     "What there is to draw for one decoded item: `xs`, `ys` and `preds` hold values by name"
     def __init__(self, xs, ys, x_parts, y_parts, preds=None, shown=('true','pred'), width=34):
@@ -808,10 +810,11 @@ class Panel:
         texts = [xs[n] for n,p in x_parts.items() if p.kind=='text' and xs[n] is not absent]
         self.pic,self.drawn,self.lines = _picture(xs[pics[0]]) if pics else None,[],[]
         text = ' / '.join(texts)
-        self.title = wrapped(text, width,
-                             3) if text and pics else '' if pics else 'no picture' if any(p.kind=='image' for p in x_parts.values()) else ''
-        self.body = None if pics else wrapped(text, width-4,
-                                              8) if text else 'nothing to show' if not any(p.kind=='vector' for p in x_parts.values()) else ''
+        kinds = [p.kind for p in x_parts.values()]
+        if pics: self.title,self.body = wrapped(text, width, 3) if text else '',None
+        else:
+            self.title = 'no picture' if 'image' in kinds else ''
+            self.body = wrapped(text, width-4, 8) if text else '' if 'vector' in kinds else 'nothing to show'
         for n,p in x_parts.items():
             if p.kind not in ('image','text'): self._line(f'{n}: {says(xs[n])}', '#777777', width)
         k = 0
@@ -831,12 +834,12 @@ class Panel:
     def _says(self, n, p, v, q, c):
         "The line for an output, and its colour"
         if q is None and p.kind in _drawn:
-            return {'points':'●','mask':'■'}.get(p.kind,
-                                                 '□') + f' {n}' + (': –' if v is absent else f' ({len(v)})' if p.kind=='boxes' else ''),c
+            sign,many = {'points':'●','mask':'■'}.get(p.kind, '□'),f' ({len(v)})' if p.kind=='boxes' and v is not absent else ''
+            return f"{sign} {n}{': –' if v is absent else many}",c
         if q is None: return f'{n}: {says(v)}',c
         sz = None if self.pic is None else (self.pic.shape[1], self.pic.shape[0])
-        ok,text = verdict(p, q, v, sz) if p.kind!='boxes' else (None,
-            says(q) if q is absent else f'{len(q)} predicted' + ('' if v is absent else f', {len(v)} true'))
+        if p.kind!='boxes' or q is absent: ok,text = verdict(p, q, v, sz)
+        else: ok,text = None,f'{len(q)} predicted' + ('' if v is absent else f', {len(v)} true')
         return (f'{n}: {text}',c) if ok is None else (f"{'✓' if ok else '✗'} {n}: {text}",colours['right' if ok else 'wrong'])
 
     def _line(self, text, c, width):
@@ -858,7 +861,7 @@ class Panel:
                         color=c, annotation_clip=False)
         return ax
 
-# %% ../../nbs/03_data.load.ipynb #7c6f08aa
+# %% ../../nbs/03_data.load.ipynb #42b1a18d
 def show_panels(items, x_parts, y_parts, preds=None, ctxs=None, nrows=None, ncols=None, figsize=None, title=None, **kwargs):
     "A grid of panels for decoded `items`, pairs of values by name, and what was predicted for them"
     double = preds is not None and any(p.kind=='mask' for p in y_parts.values())
@@ -872,7 +875,8 @@ def show_panels(items, x_parts, y_parts, preds=None, ctxs=None, nrows=None, ncol
         if ncols is None: ncols = math.ceil(n/nrows) if nrows else min(n, max(3, math.ceil(math.sqrt(n))))
         if nrows is None: nrows = math.ceil(n/ncols)
         if preds is not None and title is None:
-            title = 'left: true     right: predicted' if double else 'solid, ●: true     dashed, ×: predicted' if any(p.kind in _drawn for p in y_parts.values()) else None
+            if double: title = 'left: true     right: predicted'
+            elif any(p.kind in _drawn for p in y_parts.values()): title = 'solid, ●: true     dashed, ×: predicted'
         high = 2.4*max([.6, *[p.pic.shape[0]/p.pic.shape[1] for p in panels if p.pic is not None]])
         above = .07 + .155*max(p.title.count('\n')+1 if p.title else 0 for p in panels)     # inches
         below = .09 + 10.5/72*max(len(p.lines) for p in panels)
