@@ -40,7 +40,7 @@ def run(df, path, image, text, weights, args):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__)
-    for n,v in dict(epochs=4, text_epochs=8, size=112, bs=64, neck=128, seed=0, workers=0, limit=0).items(): p.add_argument(f'--{n}', type=int, default=v)
+    for n,v in dict(epochs=6, text_epochs=8, size=112, bs=64, neck=64, seed=0, workers=0, limit=0).items(): p.add_argument(f'--{n}', type=int, default=v)
     for n,v in dict(lr=1e-2, text_lr=1e-2).items(): p.add_argument(f'--{n}', type=float, default=v)
     args = p.parse_args()
     torch.set_num_threads(2)
