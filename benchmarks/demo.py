@@ -55,11 +55,12 @@ def main():
     learn = multi_learner(dls, resnet18, depth=3, pretrained=False)   # from scratch: drawn shapes need no photographs' weights
     print(f'{len(dls.train_ds)} pictures to train on, {len(dls.valid_ds)} to validate on\n')
     learn.logger = Table(learn)
-    with learn.no_bar(): learn.fit_one_cycle(args.epochs, 4e-3)
-    learn.show_results(max_n=9)
+    with learn.no_bar():
+        learn.fit_one_cycle(args.epochs, 4e-3)
+        learn.show_results(max_n=9)
     plt.savefig(args.folder/'results.png', bbox_inches='tight')
 
-    with learn.no_logging(): got = learn.evaluate()
+    with learn.no_bar(), learn.no_logging(): got = learn.evaluate()
     blind = blind_scores(dls.train_ds.items, dls.valid_ds.items)
     print(f"\n{'on the validation items':<24}{'the model':>12}{'a blind guess':>16}")
     for name,b in blind.items(): print(f'{name:<24}{got[name]:>12.4g}{b:>16.4g}')
