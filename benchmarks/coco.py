@@ -16,7 +16,7 @@ def loaders(df, path, valid_col=None, size=96, bs=16, **kwargs):
     return MultiDataLoaders.from_df(df, path, image='file', text='caption', outputs=dict(label=CategoryBlock(vocab=sorted(df.label.unique())), box=BBoxBlock),
         columns=dict(box=['x1','y1','x2','y2']), valid_col=valid_col, bs=bs, item_tfms=Resize(size, 'squish'), num_workers=0, **kwargs)
 
-def overfit(path, n=16, epochs=60, lr=3e-3, weights=None, seed=0):
+def overfit(path, n=16, epochs=100, lr=3e-3, weights=None, seed=0):
     "A learner fitted to `n` items, on which it is also judged"
     set_seed(seed)
     df = largest(path).iloc[:n]

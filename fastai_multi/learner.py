@@ -314,15 +314,15 @@ def tta(self:MultiLearner,
     if not self.description.named: return _tta_mix(kinds[0], plain, torch.stack(aug), beta, use_max), targs
     return type(plain)([_tta_mix(k, p, torch.stack([a[i] for a in aug]), beta, use_max) for i,(k,p) in enumerate(zip(kinds, plain))]), targs
 
-# %% ../nbs/30_learner.ipynb #4afd4c10
+# %% ../nbs/30_learner.ipynb #83d433e0
 def _encoder(name, part, arch, depth, text, pretrained, weights):
     own = arch.get(name) if isinstance(arch, dict) else arch if part.kind=='image' else None
     if part.kind=='image':
         if own is None: raise ValueError(f'`arch` is needed for the input {name!r}: a torchvision constructor, a timm name, `simple_cnn`, or a module.')
         return image_encoder(own, depth=depth, n_in=len(Image.new(part.img_cls._open_args['mode'], (1,1)).getbands()), pretrained=pretrained, weights=weights)
+    if part.kind=='text':   return text_encoder(ifnone(own, text), part.c, pad_id=ifnone(getattr(part, 'pad_id', None), 0))
+    if part.kind=='vector': return vector_encoder(part.c, own)
     if own is not None: return own
-    if part.kind=='text':   return text_encoder(text, part.c)
-    if part.kind=='vector': return vector_encoder(part.c)
     raise ValueError(f'The input {name!r} is of no kind that has an encoder here ({part.kind}): pass yours, multi_learner(dls, arch={{{name!r}: module}}).')
 
 # %% ../nbs/30_learner.ipynb #cce378fc
