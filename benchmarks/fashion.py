@@ -33,14 +33,14 @@ def run(df, path, image, text, weights, args):
     dls = loaders(df, path, image, text, args.size, args.bs, args.workers)
     learn = multi_learner(dls, models.mobilenet_v2 if image else None, weights=weights if image else None, pretrained=image, text='bag', neck=args.neck)
     with learn.no_bar():
-        if image: learn.fine_tune(args.epochs, args.lr, freeze_epochs=1)
+        if image: learn.fine_tune(args.epochs, args.lr, freeze_epochs=args.freeze_epochs)
         else:     learn.fit_one_cycle(args.text_epochs, args.text_lr)
     with learn.no_bar(): res = learn.evaluate()
     return {o: res[f'{o}_accuracy'] for o in OUTPUTS}, time.perf_counter()-t0
 
 def main():
     p = argparse.ArgumentParser(description=__doc__)
-    for n,v in dict(epochs=6, text_epochs=8, size=112, bs=64, neck=64, seed=0, workers=0, limit=0).items(): p.add_argument(f'--{n}', type=int, default=v)
+    for n,v in dict(epochs=5, freeze_epochs=1, text_epochs=8, size=112, bs=64, neck=128, seed=0, workers=0, limit=0).items(): p.add_argument(f'--{n}', type=int, default=v)
     for n,v in dict(lr=1e-2, text_lr=1e-2).items(): p.add_argument(f'--{n}', type=float, default=v)
     args = p.parse_args()
     torch.set_num_threads(2)

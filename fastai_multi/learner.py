@@ -345,14 +345,14 @@ def multi_dls(dls):
     if all(isinstance(dl, MultiDL) for dl in dls.loaders): return dls
     return type(dls)(*[dl if isinstance(dl, MultiDL) else dl.new(cls=MultiDL) for dl in dls.loaders], path=dls.path, device=dls.device)
 
-# %% ../nbs/30_learner.ipynb #dbf44c41
+# %% ../nbs/30_learner.ipynb #4c800088
 def multi_learner(dls:DataLoaders, # From `MultiDataLoaders`, a `DataBlock` of this package's blocks, or one of fastai's own blocks
     arch=None, # For the picture: a torchvision constructor, a timm name, `simple_cnn`, a module or what builds one; a dict by input for others
     *,
     depth:int=None, # How many stages of `arch` are kept, the first being stem and first stage; all if `None`
     text='lstm', # Encoder of a text: 'bag', 'lstm', or a module
     fusion='concat', # How the features of several inputs become one: 'concat', or a module
-    neck:int=64, # Width to which a picture's features are brought before they are fused with other inputs; 0 leaves them as they are
+    neck:int=128, # Width to which a picture's features are brought before they are fused with other inputs; 0 leaves them as they are
     heads:dict=None, # By output: hidden sizes, a dict of a head's options, or a module
     loss_func=None, # By output, for those that shall not have the default loss; or one loss for all
     loss_weights:dict=None, # How much each output's loss counts, 1 where not given

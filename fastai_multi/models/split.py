@@ -149,17 +149,17 @@ def _try_head(m, n_in, maps, name):
         for o,t in modes.items(): o.training = t
     return m
 
-# %% ../../nbs/12_models.split.ipynb #c1ae3b42
+# %% ../../nbs/12_models.split.ipynb #d14cfce4
 class Neck(nn.Sequential):
     "A wide vector to a narrow one: norm, dropout, linear, ReLU"
     def __init__(self, n_in:int, # Number of features that come in
-                 n_out:int=64, # Number that go out
+                 n_out:int=128, # Number that go out
                  p:float=0.5): # Dropout
         super().__init__(nn.BatchNorm1d(n_in), nn.Dropout(p), nn.Linear(n_in, n_out, bias=False), nn.BatchNorm1d(n_out), nn.ReLU())
         apply_init(self)
         self.n_features = n_out
 
-# %% ../../nbs/12_models.split.ipynb #c6066172
+# %% ../../nbs/12_models.split.ipynb #e4062543
 class MultiModel(nn.Module):
     "An encoder for each input, their fusion, and a head for each output"
     def __init__(self,
@@ -170,7 +170,7 @@ class MultiModel(nn.Module):
         named:bool=True, # Give predictions by name; if not, the one tensor there is
         kinds:dict=None, # By output, what it is ('box', 'points', 'number', …), where the head shall suit it
         pool:str='concat', # How maps become vectors: 'concat' (average and maximum), 'avg' or 'max'
-        neck:int=64 # Width to which a picture's vector is brought before it is fused with other inputs; 0 leaves it as it is
+        neck:int=128 # Width to which a picture's vector is brought before it is fused with other inputs; 0 leaves it as it is
     ):
         super().__init__()
         if not encoders or not outputs: raise ValueError(f'A model needs inputs and outputs; `encoders` are {[*encoders]}, `outputs` {[*outputs]}.')
