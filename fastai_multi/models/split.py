@@ -159,7 +159,7 @@ class Neck(nn.Sequential):
         apply_init(self)
         self.n_features = n_out
 
-# %% ../../nbs/12_models.split.ipynb #e4062543
+# %% ../../nbs/12_models.split.ipynb #f57f6f0a
 class MultiModel(nn.Module):
     "An encoder for each input, their fusion, and a head for each output"
     def __init__(self,
@@ -200,6 +200,17 @@ class MultiModel(nn.Module):
         f,maps = self.features(*xb)
         ys = [h(f, maps) if getattr(h, 'reads_map', False) else h(f) for h in self.heads.values()]
         return self._cls(ys) if self.named else ys[0]
+
+    def shared_points(self):
+        "The modules whose outputs are the last that all outputs read: the fusion, or the encoders where a head reads maps"
+        if any(getattr(h, 'reads_map', False) for h in self.heads.values()): return self.encoders.values()
+        return [self.fusion]
+
+    def owned_parameters(self, name): "The parameters that only output `name` uses"; return list(self.heads[name].parameters())
+    def shared_parameters(self):
+        "The parameters that more than one output uses"
+        own = {id(p) for n in self.heads for p in self.owned_parameters(n)} if len(self.heads)>1 else {id(p) for p in self.parameters()}
+        return [p for p in self.parameters() if id(p) not in own]
 
     def param_groups(self):
         "Early trunk, late trunk, trained encoders of other inputs, and everything new; without empty groups"
