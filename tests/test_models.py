@@ -1,5 +1,5 @@
 "Backbones cut at every depth against torchvision's and timm's own features; weights; the whole model"
-import pickle
+import pickle, re
 import pytest, torch, torchvision
 from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
@@ -94,6 +94,10 @@ def test_a_cut_network_trains_as_the_whole_one(name):
     bufs = lambda m: [b for n,b in m.named_buffers() if 'running' in n]
     for a,b in zip(bufs(enc), bufs(own)): torch.testing.assert_close(a, b)
 
+def flat_key(k):
+    "A name in timm's network, or in the chain made of it, without its containers"
+    return re.sub(r'^(body_stages_\d+_|body_vit_|body_net_|model_)|^', '', re.sub(r'^body_stages_(\d+)_(?=norm1|attn|norm2|mlp|ls)', r'blocks_\1_', k.replace('.','_')))
+
 @pytest.mark.parametrize('name,levels', dict(resnet18=[4,8,16,32], mobilenetv3_small_050=[4,8,16,32], efficientnet_b0=[2,4,8,16,32], convnext_atto=[4,8,16,32],
     vit_tiny_patch16_224=[16]*12, swin_tiny_patch4_window7_224=[4,8,16,32], densenet121=[4,8,16,32], regnety_002=[4,8,16,32]).items())
 def test_every_depth_of_a_timm_model(name, levels):
@@ -109,10 +113,10 @@ def test_every_depth_of_a_timm_model(name, levels):
         assert all(p.grad is not None for p in enc.parameters())
         early,late = enc.param_groups()
         assert late and (len(early)>0)==(d>1) and len(early)+len(late)==len(list(enc.parameters()))
-        sd = enc.body.net.state_dict()
+        sd = {flat_key(k): v for k,v in enc.state_dict().items()}
         whole = timm.create_model(name, features_only=True, out_indices=tuple(range(len(timm.create_model(name, features_only=True).feature_info.info)))).eval()
-        assert set(sd) <= set(whole.state_dict())
-        whole.load_state_dict(sd, strict=False)
+        assert set(sd) <= set(map(flat_key, whole.state_dict()))         # timm's own modules under timm's own names
+        whole.load_state_dict({k: sd[flat_key(k)] for k in whole.state_dict() if flat_key(k) in sd}, strict=False)
         with torch.no_grad(): torch.testing.assert_close(whole(x)[-len(levels):][d-1] if 'swin' not in name else whole(x)[d-1].permute(0,3,1,2), maps[-1].detach(), atol=1e-5, rtol=1e-5)
     with pytest.raises(ValueError, match=f'has {len(levels)} stages'): image_encoder('timm/'+name, depth=99)
 
