@@ -13,9 +13,9 @@ except _NotInstalled: __version__ = '0+not.installed'
 _public = """IGNORE Inputs Outputs absent is_missing
     ImageText TextEncoder safe_tfms MultiDL FeaturesBlock ImageTextBlock MultiInputBlock MultiOutputBlock OneOutputBlock PlainTextBlock describe
     InputReader OutputReader MultiDataLoaders multi_shapes
-    ImageEncoder image_encoder simple_cnn text_encoder vector_encoder MultiModel split_params
+    ImageEncoder image_encoder simple_cnn text_encoder vector_encoder MultiModel model_tree plot_tree split_params
     BoxLoss MultiLoss default_loss OutputLoss OutputMetric RowMetric box_iou f1_multi mask_accuracy point_distance
-    MultiCutMix MultiMixUp MultiLearner multi_learner""".split()
+    MultiCutMix MultiMixUp MultiLearner multi_learner plot_model depth_finder stage_agreement""".split()
 
 # The modules are read when a public name is first asked for: `import fastai_multi.core` reads `core` alone,
 # and a module that is being read may itself import others of this package.

@@ -38,11 +38,17 @@ def _gather(parts, cls, names, bare):
     if bare: return leaves[0]
     return (type(parts[0]) if isinstance(parts[0], Named) and parts[0].keys()==names else cls.of(*names))(leaves)
 
-# %% ../nbs/30_learner.ipynb #4a656b57
+# %% ../nbs/30_learner.ipynb #6021612e
 def name_batch(xb, yb, desc): # The inputs and targets of a batch, as `Learner` splits it, and what `describe` says of the loaders
     "The same as tuples of one: plain tensors under their names, or the one tensor there is"
     x = _gather(xb, Inputs, desc.inputs, len(desc.inputs)==1)
-    return (x,), (_gather(yb, Outputs, desc.outputs, not desc.named),) if len(yb) else ()
+    if not len(yb): return (x,),()
+    return (x,), (_gather(yb, Outputs, desc.outputs, not desc.named) if desc.weight is None else _weighed(yb, desc),)
+
+def _weighed(yb, desc):
+    "The targets without the items' weights, which they carry from now on"
+    y = _gather(yb, Outputs, yb[0].keys(), False)
+    return weigh_items(Outputs.of(*desc.outputs)([y[n] for n in desc.outputs]), y[desc.weight].reshape(-1))
 
 # %% ../nbs/30_learner.ipynb #4c2e068f
 _no_head = ('boxes','labels')
@@ -68,6 +74,32 @@ def output_losses(parts:dict, # The outputs, as `describe(dls).outputs` gives th
     for n,l in res.items():
         if l is None: raise ValueError(f"There is no loss of our own for output {n!r} ({parts[n].kind}) yet. Pass yours and the head that goes with it: "
                                        f"multi_learner(…, heads={{{n!r}: module}}, loss_func={{{n!r}: loss}}).")
+    return res
+
+# %% ../nbs/30_learner.ipynb #0160fdd3
+def _class_counts(dl, name):
+    "How often each class of output `name` is in the data of `dl`"
+    piece,part = first((p,d[name]) for p,(_,d) in zip(dl.pieces, dl.parts) if name in d)
+    col = getattr(piece, 'done', {}).get(name)
+    ys = col.data if col is not None else torch.stack([v for v in map(piece.__getitem__, range(len(piece))) if v is not absent])
+    return torch.bincount(ys.as_subclass(Tensor).long(), minlength=part.c)
+
+def class_weight(spec, counts, vocab, name):
+    "`spec`, 'balanced' or a weight by class, as a tensor in the order of `vocab`"
+    if spec=='balanced': return counts.sum()/(len(counts)*counts.clamp(min=1).float())
+    if isinstance(spec, dict): return tensor([float(check_keys(spec, vocab, f'class of output {name!r} in `class_weights`').get(v, 1.)) for v in vocab])
+    if not is_listy(spec) and not isinstance(spec, (Tensor, np.ndarray)) or len(spec)!=len(vocab):
+        raise ValueError(f"`class_weights` of output {name!r} is {spec!r}; it takes 'balanced', a dict by class, or {len(vocab)} numbers, for {list(vocab)}.")
+    return torch.as_tensor(spec, dtype=torch.float)
+
+def _class_weights(dls, desc, weights, losses):
+    "A tensor by output for `weights`"
+    res = {}
+    for n,spec in check_keys(dict(weights or {}), desc.outputs, 'output in `class_weights`').items():
+        p = desc.outputs[n]
+        if p.kind!='category' or isinstance(losses, dict) and n in losses or losses is not None and not isinstance(losses, dict):
+            raise ValueError(f'`class_weights` is for outputs of one class with the default loss; output {n!r} is {p.kind}'+(' and has a loss of yours: give the weights to that.' if p.kind=='category' else '.'))
+        res[n] = class_weight(spec, _class_counts(dls.train, n) if isinstance(spec, str) and spec=='balanced' else None, list(p.vocab), n)
     return res
 
 # %% ../nbs/30_learner.ipynb #232a6d70
@@ -113,7 +145,7 @@ def item_dl(dls, item, parts):
     source = isinstance(item, t) or isinstance(item, _pathlike) and any(issubclass(o, _pathlike) for o in L(t))
     return dls.test_dl([item], rm_type_tfms=0, num_workers=0, bs=1) if source else _raw_dl(dls, item, parts)
 
-# %% ../nbs/30_learner.ipynb #3c3b8021
+# %% ../nbs/30_learner.ipynb #780088c3
 class MultiLearner(Learner):
     "A fastai `Learner` whose inputs, predictions and targets have names"
     def __init__(self, dls:DataLoaders, # Loaders of any form that `describe` knows
@@ -121,11 +153,13 @@ class MultiLearner(Learner):
                  loss_func=None, # A dict of losses by output, for those that shall not have the default; or one loss for all
                  metrics=None, # A dict by output of functions, `Metric`s or torchmetrics; `None` for good defaults
                  loss_weights:dict=None, # How much each output's loss counts, 1 where not given
+                 class_weights:dict=None, # By output of one class: 'balanced', or a weight by class
                  **kwargs # Passed to `Learner`
                 ):
         dls = multi_dls(dls)
         self.description = describe(dls)
-        loss_func = _multi_loss(self.description, loss_func, loss_weights)
+        self.class_weights = _class_weights(dls, self.description, class_weights, loss_func)
+        loss_func = _multi_loss(self.description, loss_func, loss_weights, self.class_weights)
         super().__init__(dls, model, loss_func=loss_func, metrics=metrics, **kwargs)
         self.remove_cb(CastToTensor)
 
@@ -141,16 +175,17 @@ class MultiLearner(Learner):
     @property
     def metrics(self): return self._metrics
     @metrics.setter
-    def metrics(self, v): self._metrics = L(_learner_metrics(v, self.description, isinstance(self.loss_func, MultiLoss)))
+    def metrics(self, v): self._metrics = L(_learner_metrics(v, self.description, isinstance(self.loss_func, MultiLoss), self.class_weights))
 
-# %% ../nbs/30_learner.ipynb #05533534
-def _learner_metrics(metrics, desc, losses):
+# %% ../nbs/30_learner.ipynb #bcfe626f
+def _learner_metrics(metrics, desc, losses, class_weights=None):
     "One column each: the outputs' losses, then their metrics, numbers in the user's units"
     units = {n: p.to_units for n,p in desc.outputs.items() if p.kind=='number'}
-    return output_metrics(metrics, {n: p.kind for n,p in desc.outputs.items()}, prep=units, named=desc.named, losses=losses)
+    return output_metrics(metrics, {n: p.kind for n,p in desc.outputs.items()}, prep=units, named=desc.named, losses=losses, class_weights=class_weights)
 
-def _multi_loss(desc, loss_func, weights):
+def _multi_loss(desc, loss_func, weights, class_weights):
     if weights and not desc.named: raise ValueError('`loss_weights` is for several outputs by name; these data have one without a name.')
+    if class_weights: loss_func = {**(loss_func or {}), **{n: default_loss('category', weight=w) for n,w in class_weights.items()}}
     if loss_func is None or isinstance(loss_func, dict): return MultiLoss(output_losses(desc.outputs, loss_func), weights=weights, named=desc.named)
     if weights: raise ValueError('Give the weights to your own loss, or pass `loss_func` as a dict by output.')
     return loss_func
@@ -402,7 +437,7 @@ def multi_dls(dls):
     if all(isinstance(dl, MultiDL) for dl in dls.loaders): return dls
     return type(dls)(*[dl if isinstance(dl, MultiDL) else dl.new(cls=MultiDL) for dl in dls.loaders], path=dls.path, device=dls.device)
 
-# %% ../nbs/30_learner.ipynb #8db55c27
+# %% ../nbs/30_learner.ipynb #79a0abd9
 def multi_learner(dls:DataLoaders, # From `MultiDataLoaders`, a `DataBlock` of this package's blocks, or one of fastai's own blocks
     arch=None, # For the picture: a torchvision constructor, a timm name, `simple_cnn`, a module or what builds one; a dict by input for others
     *,
@@ -415,6 +450,7 @@ def multi_learner(dls:DataLoaders, # From `MultiDataLoaders`, a `DataBlock` of t
     after:dict=None, # By output, whose outputs its head reads besides: a name or several
     loss_func=None, # By output, for those that shall not have the default loss; or one loss for all
     loss_weights:dict=None, # How much each output's loss counts, 1 where not given
+    class_weights:dict=None, # By output of one class: 'balanced', or a weight by class, in loss and accuracy
     metrics=None, # By output; good defaults if `None`
     pretrained:bool=True, # Start from the weights that `arch` has, with their normalisation, and frozen as in `vision_learner`
     weights=None, # A file of `arch`'s weights, in place of the library's
@@ -431,7 +467,7 @@ def multi_learner(dls:DataLoaders, # From `MultiDataLoaders`, a `DataBlock` of t
     model = MultiModel(encoders, sizes, heads=heads, fusion=fusion, neck=neck, named=desc.named,
                        kinds={n: p.kind for n,p in desc.outputs.items()}, depth=depth, split=split, after=after)
     if normalize: _add_norm(dls, first(getattr(e, 'stats', None) for e in encoders.values() if getattr(e, 'stats', None)))
-    learn = MultiLearner(dls, model, loss_func=loss_func, loss_weights=loss_weights, metrics=metrics,
+    learn = MultiLearner(dls, model, loss_func=loss_func, loss_weights=loss_weights, class_weights=class_weights, metrics=metrics,
                          **{'splitter': split_params, **kwargs})
     if any(getattr(e, 'pretrained', False) for e in encoders.values()): learn.freeze()
     return learn

@@ -16,7 +16,7 @@ from collections.abc import Hashable
 from .core import *
 from .losses import *
 
-# %% ../nbs/21_metrics.ipynb #77b0a1b4
+# %% ../nbs/21_metrics.ipynb #b687fc1e
 class RowMetric:
     "A metric that is `finish` of the mean, over the labelled rows, of `stats`"
     def __init__(self, stats, # Function of predictions and targets that returns `bs` or `bs,k` values; what it returns for rows without label does not matter
@@ -26,11 +26,13 @@ class RowMetric:
         store_attr('stats,finish,higher_is_better')
         self.__name__ = name or stats.__name__.strip('_')
 
-    def sums(self, pred, targ):
-        "Sum of the statistics over labelled rows, and their number"
+    def sums(self, pred, targ, w=None):
+        "Sum of the statistics over labelled rows, and their number, each row counted `w` times"
         if pred.shape!=targ.shape and pred.numel()==targ.numel(): pred = pred.reshape(targ.shape)
         here,v = present(targ),self.stats(pred, targ)
-        return torch.where(here if v.ndim==1 else here[:,None], v, 0.).sum(0), here.sum()
+        v = torch.where(here if v.ndim==1 else here[:,None], v, 0.)
+        if w is None: return v.sum(0), here.sum()
+        return (v*(w if v.ndim==1 else w[:,None])).sum(0), (here*w).sum()
 
     def __call__(self, pred, targ):
         s,n = self.sums(pred, targ)
@@ -71,13 +73,13 @@ _twins = {accuracy: RowMetric(_class_right, name='accuracy'), error_rate: RowMet
 f1_multi = RowMetric(_tag_counts, _f1, 'f1')
 mask_accuracy = RowMetric(_pixels_right, name='accuracy')
 
-# %% ../nbs/21_metrics.ipynb #cea1335d
+# %% ../nbs/21_metrics.ipynb #9a20aa0c
 class _Rows:
     "Sums of a `RowMetric`, on the device"
     def __init__(self, m): self.m,self.name = m,m.__name__
     def reset(self): self.s,self.n = 0.,0
-    def add(self, p, t, learn):
-        s,n = self.m.sums(p, t)
+    def add(self, p, t, learn, w=None):
+        s,n = self.m.sums(p, t, w)
         self.s,self.n = self.s+s,self.n+n
     def value(self): return math.nan if isinstance(self.n, int) else self.m.finish(self.s/self.n)
 
@@ -160,15 +162,16 @@ def metric_direction(m): # A metric, or its name (not the column's)
     if up is None: up = not _smaller & set((m if isinstance(m, str) else m.name if isinstance(m, Metric) else _func_name(m)).lower().split('_'))
     return 'max' if up else 'min'
 
-# %% ../nbs/21_metrics.ipynb #455c788d
+# %% ../nbs/21_metrics.ipynb #83b147bb
 class OutputMetric(Metric):
     "A metric of any make on one named output"
     def __init__(self, output:str, # The output's name
                  metric, # A function `(pred, targ)`, a fastai `Metric`, a `RowMetric` or a torchmetrics metric
                  name:str=None, # The column's name
                  prep=None, # Applied to predictions and to targets, such as from standardised values to the user's units
-                 pos:int=0): # The output's position, for predictions and targets that have no names
-        store_attr('output,metric,prep,pos')
+                 pos:int=0, # The output's position, for predictions and targets that have no names
+                 class_weights:Tensor=None): # How much an item counts by its true class, for an output of one class
+        store_attr('output,metric,prep,pos,class_weights')
         self.use = _adapt(metric)
         self._name = name or column_name(output, self.use.name)
         self.direction = metric_direction(self.use.m)
@@ -187,11 +190,19 @@ class OutputMetric(Metric):
             if num_distrib()>1: p,t = learn.to_detach(p),learn.to_detach(t)
             if p.dtype in (torch.float16, torch.bfloat16): p = p.float()
             if self.prep is not None: p,t = self.prep(p),self.prep(t)
-            try: self.use.add(p, t, learn)
+            w = self._weights(item_weights(learn.yb), t)
+            try: self.use.add(p, t, learn) if w is None else self.use.add(p, t, learn, w)
             except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as e:
                 if isinstance(e, torch.OutOfMemoryError): raise
                 raise type(e)(f'The metric {self.use.name!r} of output {self.output!r} failed on predictions {list(p.shape)} ({p.dtype}) and targets '
                               f'{list(t.shape)} ({t.dtype}): {e}') from e
+    def _weights(self, w, t):
+        "How much each row counts: its own weight times that of its class; `None` where all count alike"
+        if not isinstance(self.use, _Rows): return
+        if w is not None and num_distrib()>1: w = maybe_gather(w)
+        if self.class_weights is None: return w
+        cw = self.class_weights.to(t.device)[t.clamp(min=0)]
+        return cw if w is None else w*cw
     @property
     def value(self): return self.use.value()
     def __repr__(self): return f'OutputMetric({self.name!r})'
@@ -259,12 +270,13 @@ def _expand(ms):
     ms = [ms] if isinstance(ms, str) or not is_listy(ms) else ms
     return [o for m in ms for o in (list(m.values()) if _is_collection(m) else [m])]
 
-# %% ../nbs/21_metrics.ipynb #ceb1ef10
+# %% ../nbs/21_metrics.ipynb #5d42e157
 def output_metrics(metrics, # A dict by output of metrics or lists of them; `None` for the usual ones
                    kinds:dict, # Each output's kind
                    prep:dict=None, # For some outputs what is applied to predictions and targets first, such as a return to the user's units
                    named:bool=True, # Outputs have names; `False` for one plain target, whose metrics have fastai's own names
-                   losses:bool=True # Begin with a column for each output's loss
+                   losses:bool=True, # Begin with a column for each output's loss
+                   class_weights:dict=None # For some outputs how much an item counts by its true class
                   ) -> list:
     "The metrics of a learner of several outputs, one column each"
     if metrics is None: metrics = {n: default_metrics(k) for n,k in kinds.items()}
@@ -276,16 +288,16 @@ def output_metrics(metrics, # A dict by output of metrics or lists of them; `Non
     used = set()
     for pos,(n,kind) in enumerate(kinds.items()):
         ms = metrics.get(n, [])
-        for m in _expand(default_metrics(kind) if ms is None else ms): res.append(_one_metric(n, m, pos, (prep or {}).get(n), named, used))
+        for m in _expand(default_metrics(kind) if ms is None else ms): res.append(_one_metric(n, m, pos, (prep or {}).get(n), named, used, (class_weights or {}).get(n)))
     return _unique(res)
 
-# %% ../nbs/21_metrics.ipynb #43bc46b2
-def _one_metric(n, m, pos, prep, named, used):
+# %% ../nbs/21_metrics.ipynb #2f0b6c73
+def _one_metric(n, m, pos, prep, named, used, cw=None):
     if isinstance(m, (OutputMetric,OutputLoss,ValueMetric)): return m
     if isinstance(m, Metric) or _is_torchmetric(m):      # one object holds one state: another output gets its own
         if id(m) in used: m = deepcopy(m)
         used.add(id(m))
-    try: res = OutputMetric(n, m, prep=prep, pos=pos)
+    try: res = OutputMetric(n, m, prep=prep, pos=pos, class_weights=cw)
     except TypeError as e: raise TypeError(f'In the metrics of output {n!r}: {e}') from e
     if not named: res.name = res.use.name
     return res

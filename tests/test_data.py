@@ -370,6 +370,8 @@ def test_show_results_marks_right_and_wrong(table):
     (dict(text='captoin'), "Did you mean 'caption'?"),
     (dict(columns=dict(knd='kind')), "Unknown output in `columns` 'knd'. Did you mean 'kind'?"),
     (dict(columns=dict(kind='kin')), "`columns['kind']` names the column 'kin'"),
+    (dict(outputs=dict(kinds=CategoryBlock)), "Output 'kinds' is no column of the table. Did you mean 'kind'?"),
+    (dict(outputs=dict(where=BBoxBlock)), "If it stands in another one, or in several, say so: columns={'where': …}."),
     (dict(outputs=None), '`outputs` is missing'),
     (dict(outputs=CategoryBlock), 'one block without a name needs its column'),
     (dict(outputs=dict(kind=3)), "The block of output 'kind' is 3"),

@@ -290,3 +290,28 @@ def test_no_head_for_masks_and_many_boxes(shapes):
                        splitter=RandomSplitter(0.2, seed=0), item_tfms=Resize(64))
     dls = dblock.dataloaders(pd.read_csv(shapes/'items.csv'), bs=8, num_workers=0)
     with pytest.raises(ValueError, match="There is no head of our own for output 'boxes'.*heads="): learner(dls)
+
+@pytest.mark.parametrize('mix', [None, MixUp])
+def test_items_and_classes_that_count_more(shapes, mix, tmp_path):
+    "Weights of items go through training, mixing, export and a test set without them; a weight of 0 leaves an item out"
+    df = pd.read_csv(shapes/'items.csv')
+    df['w'] = np.where(df.index%2, 0., 1.)
+    df.loc[0,'w'] = np.nan                                  # counts once
+    kw = dict(image='file', outputs=dict(kind=CategoryBlock, area=RegressionBlock), valid_col='valid', bs=16, item_tfms=Resize(32), num_workers=0)
+    df['valid'] = df.index%5==4
+    weighed = MultiDataLoaders.from_df(df, shapes, weight='w', **kw)
+    half = MultiDataLoaders.from_df(df[(df.index%2==0)], shapes, **{**kw, 'outputs': dict(kind=CategoryBlock(vocab=list(weighed.train.parts[1][1]['kind'].vocab)), area=RegressionBlock)})
+    learn = multi_learner(weighed, partial(simple_cnn, width=4), class_weights=dict(kind='balanced'), cbs=mix, path=tmp_path)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    if mix: return
+    plain = MultiLearner(half, learn.model)
+    with learn.no_bar(), plain.no_bar():
+        w = MultiLearner(weighed, learn.model).evaluate()['kind_loss'],plain.evaluate()['kind_loss']
+    assert w[0]==pytest.approx(w[1], abs=1e-4)
+    learn.export('w.pkl')
+    again = load_learner(tmp_path/'w.pkl')
+    with again.no_bar():
+        dl = again.dls.test_dl(df[['file']])
+        assert again.get_preds(dl=dl)[0].keys()==('kind','area')
+        assert again.predict(df.iloc[0])[0].keys()==('kind','area')
+    with pytest.raises(KeyError, match="`weight` names the column 'ww'"): MultiDataLoaders.from_df(df, shapes, weight='ww', **kw)

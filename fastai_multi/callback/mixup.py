@@ -57,7 +57,7 @@ class MultiMix(MixHandler):
         super().after_train()
         self.stack_y = False
 
-# %% ../../nbs/24_callback.mixup.ipynb #ec4c3de7
+# %% ../../nbs/24_callback.mixup.ipynb #a2a7e334
 def _rebuild(x, parts):
     "Nested tuples like `x`, with the leaves `parts` (an iterator)"
     return type(x)([_rebuild(o, parts) for o in x]) if isinstance(x, (tuple,list)) else next(parts)
@@ -85,7 +85,8 @@ def _mix_y(self:MultiMix, shuffle, lam):
     y = self.yb[0] if len(self.yb)==1 and isinstance(self.yb[0], (Named,Tensor)) else Outputs.of(*lf.names)(flat(self.yb))
     for n,t in zip(lf.names, flat(y)):
         if t.ndim>2: raise ValueError(f'{self.what} cannot blend output {n!r}, whose targets have the shape {list(t.shape)}: what lies between two of them is no target.')
-    self.learn.yb = (mix_targets(y, y.map(lambda t: t[shuffle]) if isinstance(y, Named) else y[shuffle], lam),)
+    other,w = y.map(lambda t: t[shuffle]) if isinstance(y, Named) else y[shuffle],item_weights(y)
+    self.learn.yb = (mix_targets(y, other if w is None else weigh_items(other, w[shuffle]), lam),)
 
 @patch
 def _mix_plain_y(self:MultiMix, shuffle, lam):

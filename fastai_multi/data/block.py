@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PartsBlock', 'PlainTextBlock', 'FeaturesBlock', 'MultiInputBlock', 'ImageTextBlock', 'MultiOutputBlock',
-           'OneOutputBlock', 'Description', 'describe']
+           'WeightBlock', 'OneOutputBlock', 'Description', 'describe']
 
 # %% ../../nbs/04_data.block.ipynb #359d9991
 from fastcore.all import *
@@ -91,6 +91,12 @@ class MultiOutputBlock(PartsBlock):
             raise ValueError('MultiOutputBlock needs at least one named block, as `MultiOutputBlock(kind=CategoryBlock, box=BBoxBlock)`.')
         super().__init__({n: part_of(n, b) for n,b in blocks.items()}, Outputs)
 
+# %% ../../nbs/04_data.block.ipynb #02fa3e14
+class WeightBlock(PartsBlock):
+    "How much each item counts: a number from 0 up, 1 where missing; goes into a `MultiOutputBlock`"
+    def __init__(self): super().__init__({'weight': self.make_part('weight', False)}, Outputs, bare=True)
+    def make_part(self, name, is_input): return WeightPart(name)
+
 # %% ../../nbs/04_data.block.ipynb #25dbe8c2
 class OneOutputBlock(PartsBlock):
     "Any one fastai target block, as a target without a name: with missing labels, standardised numbers, checks, as in `MultiOutputBlock`"
@@ -99,10 +105,10 @@ class OneOutputBlock(PartsBlock):
         p.name = p.kind
         super().__init__({p.name: p}, Outputs, bare=True)
 
-# %% ../../nbs/04_data.block.ipynb #df6c42b1
+# %% ../../nbs/04_data.block.ipynb #b28cb061
 class Description:
-    "What loaders hold: `inputs` and `outputs`, each a dict of `Part` by name; `named` is False for one plain target"
-    def __init__(self, inputs, outputs, named): store_attr()
+    "What loaders hold: `inputs` and `outputs`, each a dict of `Part` by name; `named` is False for one plain target; `weight` names how much items count"
+    def __init__(self, inputs, outputs, named, weight=None): store_attr()
     def __repr__(self):
         def rows(d): return '\n'.join(f'  {n}: {p.kind}' + (f', {p.c}' if p.c is not None else '') for n,p in d.items())
         return f'Inputs\n{rows(self.inputs)}\nOutputs' + ('' if self.named else ' (one plain target)') + f'\n{rows(self.outputs)}'
@@ -116,4 +122,6 @@ def describe(dls) -> Description: # `DataLoaders`, or one loader
     n = dl.dataset.n_inp
     inputs,outputs = (merge(*[p for _,p in o]) for o in (parts[:n], parts[n:]))
     named = len(outputs)>1 or any(t is not None and not t.bare for t,_ in parts[n:])
-    return Description(inputs, outputs, named)
+    weights = [n for n,p in outputs.items() if p.kind=='weight']
+    if len(weights)>1 or len(weights)==len(outputs): raise ValueError(f'One output at most says how much items count, beside at least one target; here the outputs are {list(outputs)}, and of weights {weights}.')
+    return Description(inputs, {n: p for n,p in outputs.items() if n not in weights}, named, first(weights))

@@ -932,7 +932,7 @@ def show_batch(self:MultiDL,
     if len(b)<=self.n_inp: y_parts = {}
     show_panels(items, x_parts, y_parts, ctxs=ctxs, nrows=nrows, ncols=ncols, figsize=figsize, **kwargs)
 
-# %% ../../nbs/03_data.load.ipynb #ca3bd684
+# %% ../../nbs/03_data.load.ipynb #a57c6195
 @patch
 def show_results(self:MultiDL,
     b,               # A batch, with or without targets
@@ -948,11 +948,13 @@ def show_results(self:MultiDL,
     "Show what was predicted beside what is true: right and wrong by colour and by mark, boxes of both"
     if self.parts is None: return super(MultiDL, self).show_results(b, out, max_n, ctxs, show, **kwargs)
     n,x_parts,y_parts = self.n_inp,*self._named_parts()
-    outs,it = flat(tuple(out)) if isinstance(out, (tuple,list)) else [out],None
+    y_parts = {k: p for k,p in y_parts.items() if p.kind!='weight'}      # nobody predicts how much an item counts
+    outs = flat(tuple(out)) if isinstance(out, (tuple,list)) else [out]
     if len(outs)!=len(y_parts):
         raise ValueError(f'`out` holds {len(outs)} predictions, and there are {len(y_parts)} outputs: {list(y_parts)}.')
     it = iter(outs)
-    ys = tuple(next(it) if t is None or t.bare else t.cls([next(it) for _ in d]) for t,d in self.all_parts[n:])
+    def take(p): return outs[0].new_full((len(outs[0]),1), math.nan, dtype=torch.float) if p.kind=='weight' else next(it)
+    ys = tuple(take(first(d.values())) if t is None or t.bare else t.cls([take(p) for p in d.values()]) for t,d in self.all_parts[n:])
     its = self._by_name(self._decode_batch(self._decode_as(tuple(b)), max_n))
     preds = [o[1] for o in self._by_name(self._decode_batch(self._decode_as((*b[:n], *ys)), max_n))]
     if not show: return its,preds

@@ -77,7 +77,7 @@ class InputReader(Transform):
         for n in self.names: check_columns(df, getattr(self, n), n)
         return {n: [getattr(self, f'_{n}')(*vs) for vs in zip(*[df[c].tolist() for c in _cols(getattr(self, n))])] for n in self.names}
 
-# %% ../../nbs/05_data.loaders.ipynb #b09a7dda
+# %% ../../nbs/05_data.loaders.ipynb #2ea117b2
 class OutputReader(Transform):
     "Read the targets of a row: a dict by output, or the one target when there is no name"
     def __init__(self,
@@ -111,8 +111,12 @@ class OutputReader(Transform):
 
     def columns(self, df) -> dict: # A list of values for each output, by name
         "What reading every row of `df` would give, read by column"
-        for n,c in self.cols.items(): check_columns(df, c, 'columns' if self.bare else f'columns[{n!r}]')
+        for n,c in self.cols.items(): self._check(df, n, c)
         return {n: self._column(n, [df[o].tolist() for o in _cols(c)]) for n,c in self.cols.items()}
+    def _check(self, df, n, c):
+        if not self.bare and c==n and n not in df.columns:
+            raise UnknownName(f'Output {n!r} is no column of the table{did_you_mean(n, _table_cols(df))} If it stands in another one, or in several, say so: columns={{{n!r}: …}}.')
+        check_columns(df, c, 'columns' if self.bare else f'columns[{n!r}]')
     def _column(self, n, cols):
         if len(cols)>1: return [list(vs) for vs in zip(*cols)]
         return [self._value(n, (v,)) for v in cols[0]] if any(isinstance(v, str) for v in cols[0]) else cols[0]
@@ -146,7 +150,7 @@ def _names(df, c):
     if isinstance(c, (list,tuple,L)): return [_names(df, o) for o in c]
     return df.columns[c] if isinstance(c, int) and c not in df.columns and -len(df.columns)<=c<len(df.columns) else c
 
-# %% ../../nbs/05_data.loaders.ipynb #559ef66e
+# %% ../../nbs/05_data.loaders.ipynb #6e285405
 def _input_block(image, text, features, img_cls, text_block):
     "The block for those inputs that have a column"
     blocks = {}
@@ -157,8 +161,11 @@ def _input_block(image, text, features, img_cls, text_block):
     parts = {n: part_of(n, b, True) for n,b in blocks.items()}
     return PartsBlock(parts, Inputs, bare=len(parts)==1)
 
-def _output_block(outputs, columns, label_delim):
-    "The block and the reader for `outputs`"
+def _output_block(outputs, columns, label_delim, weight=None):
+    "The block and the reader for `outputs`, with the column `weight` of how much items count"
+    if weight is not None:
+        if not isinstance(outputs, dict): raise ValueError(f'`weight` goes with outputs by name: outputs=dict(…); `outputs` is {outputs!r}.')
+        outputs,columns = {**outputs, 'item_weight': WeightBlock},{**(columns or {}), 'item_weight': weight}
     if outputs is None:
         raise ValueError('`outputs` is missing: a dict of blocks, as `dict(kind=CategoryBlock)`, or a block with its column in `columns`.')
     if isinstance(outputs, dict):
@@ -172,7 +179,7 @@ def _output_block(outputs, columns, label_delim):
         raise ValueError(f'`columns` is {columns!r}; one block without a name needs its column, or list of columns.')
     return outputs if isinstance(outputs, PartsBlock) else OneOutputBlock(outputs),OutputReader(columns, label_delim=label_delim)
 
-# %% ../../nbs/05_data.loaders.ipynb #c547d8f5
+# %% ../../nbs/05_data.loaders.ipynb #350304c6
 class MultiDataLoaders(DataLoaders):
     "`DataLoaders` for several inputs and outputs, with factory methods in the manner of `ImageDataLoaders`"
     @classmethod
@@ -193,6 +200,7 @@ class MultiDataLoaders(DataLoaders):
         outputs=None,       # Blocks by output, as `dict(kind=CategoryBlock, box=BBoxBlock)`, or one block
         columns=None,       # Columns by output where they are not named like it; with one block its column
         label_delim=None,   # Between the tags in a cell, as '|'
+        weight=None,        # Column of how much an item counts in losses and metrics; a missing one is 1
         folder=None,        # Folder of the pictures within `path`
         suff='',            # Suffix of the pictures' names where the table leaves it out
         valid_pct=0.2,      # Share of the items for validation
@@ -206,8 +214,9 @@ class MultiDataLoaders(DataLoaders):
     ):
         "Create from a table"
         if not isinstance(df, pd.DataFrame): raise TypeError(f'`df` is a {type(df).__name__}; it takes a pandas DataFrame.')
-        image,text,features,columns,valid_col = (_names(df, o) for o in (image, text, features, columns, valid_col))
-        y_block,get_y = _output_block(outputs, columns, label_delim)
+        image,text,features,columns,valid_col,weight = (_names(df, o) for o in (image, text, features, columns, valid_col, weight))
+        if weight is not None: check_columns(df, weight, 'weight')
+        y_block,get_y = _output_block(outputs, columns, label_delim, weight)
         pref = Path(path) if folder is None else Path(path)/folder
         x_block = _input_block(image, text, features, img_cls, text_block)
         get_x,get_y.pref = InputReader(image, text, features, pref=pref, suff=suff),{n: pref for n,

@@ -341,7 +341,7 @@ def _out_size(p, o, kind, name):
     if isinstance(o, nn.Module) or kind=='mask': raise ValueError(f"`after`: head {name!r} cannot come after {p!r}, {'a mask' if kind=='mask' else 'whose size is not known: its head is a module'}.")
     return o
 
-# %% ../../nbs/12_models.split.ipynb #3da3f2e7
+# %% ../../nbs/12_models.split.ipynb #058c67af
 @patch
 def read(self:MultiModel, *xb):
     "By output, by input: `Levels` of a picture, features of anything else"
@@ -361,9 +361,12 @@ def _see(self:MultiModel, ins):
     return {n: seen[v] for n,v in self.view_of.items()}
 
 @patch
-def forward(self:MultiModel, *xb):
-    ins,ys = self.read(*xb),{}
-    fs = self._see(ins)
+def forward(self:MultiModel, *xb): return self.answer(self.read(*xb))
+
+@patch
+def answer(self:MultiModel, ins):
+    "The predictions from what `read` gave"
+    fs,ys = self._see(ins),{}
     for n in self.order: ys[n] = self._say(n, fs[n], ins[n], ys)
     return self._cls([ys[n] for n in self.heads]) if self.named else ys[self.order[0]]
 
