@@ -81,7 +81,7 @@ def _cosines_at(learn, b, name):
         live = learn.loss_func.live
         return [cosines(task_gradients(live, [s])).nan_to_num() for s in deepest.states]
 
-# %% ../nbs/35_depth.ipynb #94408ca6
+# %% ../nbs/35_depth.ipynb #816e0a9b
 class DepthResults:
     "What `depth_finder` found: `runs`, `table`, `agreement`, `plot()`, `suggest()`"
     def __init__(self, runs, outputs, stages, agreement): store_attr()
@@ -95,6 +95,7 @@ class DepthResults:
     def column(self, output, by='loss'):
         "The column of `output` for `by`: 'loss', or part of a metric's name"
         name = f'{output}_{by}' if output else f'valid_{by}'
+        if len(self.outputs)==1 and name not in self.runs and by in self.runs: name = by      # the metrics of one plain target bear no name
         return check_in(name, self.runs, 'column of the table')
 
     def suggest(self,
@@ -115,7 +116,7 @@ def _shallowest(depths, vals, tol, up):
     ok = vals>=best-abs(best)*tol if up else vals<=best+abs(best)*tol
     return int(depths[ok].min())
 
-# %% ../nbs/35_depth.ipynb #08fbcde0
+# %% ../nbs/35_depth.ipynb #490091a3
 _marks = 'os^Dv*'
 @patch
 def plot(self:DepthResults,
@@ -126,29 +127,36 @@ def plot(self:DepthResults,
     outs = self.outputs if len(self.outputs)>1 else ['' if by=='loss' else self.outputs[0]]
     fig,axs = plt.subplots(1, len(outs)+1, figsize=figsize or (2.9*(len(outs)+1), 2.5), layout='constrained')
     for ax,n in zip(axs, outs):
-        self._lines(ax, self.column(n, by))
+        self.draw(ax, self.column(n, by))
         ax.set(title=n or self.outputs[0], xlabel='depth', ylabel=by)
-    self._lines(axs[-1], 'ms')
+    self.draw(axs[-1], 'ms')
     axs[-1].set(title='price', xlabel='depth', ylabel='ms a step', ylim=(0,None))
     if self.runs.split.nunique(dropna=False)>1: axs[0].legend(fontsize=7)
     return axs
 
 @patch
-def _lines(self:DepthResults, ax, col):
+def draw(self:DepthResults,
+    ax, # Axes to draw on
+    col:str # A column of `runs`, such as 'ms'
+   ):
+    "One column by depth: mean and range over seeds, a line for each split"
     for (s,rows),mark,color in zip(self.runs.groupby('split', sort=False, dropna=False), _marks, ('#0072B2','#E69F00','#009E73','#CC79A7','#56B4E9','#D55E00')):
         g = rows.groupby('depth')[col]
         m = g.mean()
         ax.errorbar(m.index, m, yerr=[m-g.min(), g.max()-m], marker=mark, ms=5, capsize=3, color=color, label='all shared' if s is None or s!=s else f'split={int(s)}')
     ax.set_xticks(sorted(self.runs.depth.unique())); ax.grid(alpha=0.3)
 
-# %% ../nbs/35_depth.ipynb #bd2e4be2
+# %% ../nbs/35_depth.ipynb #3f7c0789
 def _candidates(enc, depths, splits):
     depths = [enc.check_depth(d) for d in (depths or range(1, enc.depth+1))]
     splits = [None if s is None else enc.check_depth(s, 'split', 0) for s in splits]
-    return [(d,s) for s in splits for d in depths if s is None or s<d]
+    res = [(d,s) for s in splits for d in depths if s is None or s<d]
+    if not res: raise ValueError(f'No candidate is left: a split is tried with the depths that go beyond it, and there are `depths`={depths}, `splits`={splits}.')
+    return res
 
 def _backbone(dls, arch, depths, kwargs):
     "The encoder of the picture as deep as any candidate"
+    if not len(dls.train): raise ValueError(f'The training loader has {len(dls.train_ds)} items and gives no batch of {dls.train.bs}: choose a smaller `bs`.')
     deep = multi_learner(dls, arch, **{**kwargs, 'depth': max(depths) if depths else None})
     taps = first(e for e in deep.model.encoders.values() if isinstance(e, Taps))
     if taps is None: raise ValueError(f'`depth_finder` tries the stages of a picture\'s encoder, and these data have no picture: the inputs are {list(deep.input_parts)}.')
@@ -156,7 +164,7 @@ def _backbone(dls, arch, depths, kwargs):
     enc.stats = taps.stats
     return enc
 
-# %% ../nbs/35_depth.ipynb #05b316f3
+# %% ../nbs/35_depth.ipynb #0799277f
 def depth_finder(dls:DataLoaders, # The data
     arch, # The backbone, as for `multi_learner`
     depths:list=None, # Depths to try; all if `None`
@@ -170,6 +178,7 @@ def depth_finder(dls:DataLoaders, # The data
     **kwargs # For `multi_learner`
    ) -> DepthResults:
     "Train a learner for each depth and split for a bounded time; what each costs, and what each output gains"
+    if not len(seeds): raise ValueError('`seeds` is empty: give one for each training of a candidate, such as [0, 1, 2].')
     rows,agree = [],None
     for seed in seeds:
         with _as_found(dls, seed): enc = _backbone(dls, arch, depths, kwargs)

@@ -98,27 +98,52 @@ def flat_key(k):
     "A name in timm's network, or in the chain made of it, without its containers"
     return re.sub(r'^(body_stages_\d+_|body_vit_|body_net_|model_)|^', '', re.sub(r'^body_stages_(\d+)_(?=norm1|attn|norm2|mlp|ls)', r'blocks_\1_', k.replace('.','_')))
 
-@pytest.mark.parametrize('name,levels', dict(resnet18=[4,8,16,32], mobilenetv3_small_050=[4,8,16,32], efficientnet_b0=[2,4,8,16,32], convnext_atto=[4,8,16,32],
-    vit_tiny_patch16_224=[16]*12, swin_tiny_patch4_window7_224=[4,8,16,32], densenet121=[4,8,16,32], regnety_002=[4,8,16,32]).items())
-def test_every_depth_of_a_timm_model(name, levels):
-    timm = pytest.importorskip('timm', reason="timm is the extra [timm]")
-    px = 224 if name[:3] in ('vit','swi') else 64
-    x = torch.randn(1,3,px,px)
-    for d in sorted({1, 2, len(levels)}):
-        torch.manual_seed(0); enc = image_encoder('timm/'+name, depth=d).eval()
-        assert enc.strides==levels[:d] and len(enc.channels)==d
+timm_levels = dict(resnet18=[4,8,16,32], mobilenetv3_small_050=[4,8,16,32], efficientnet_b0=[2,4,8,16,32], convnext_atto=[4,8,16,32], vit_tiny_patch16_224=[16]*12,
+    swin_tiny_patch4_window7_224=[4,8,16,32], densenet121=[4,8,16,32], regnety_002=[4,8,16,32], hrnet_w18_small=[4,8,16,32], pvt_v2_b0=[4,8,16,32],
+    edgenext_xx_small=[4,8,16,32], mobilevit_xxs=[2,4,8,16,32], mobilenetv4_conv_small=[4,8,16,32], ese_vovnet19b_dw=[4,8,16,32])
+
+def timm_whole(name):
+    "timm's own feature network of all its levels; a vision transformer may see pictures of other sizes, as ours does"
+    import timm
+    kw = dict(features_only=True, **dict(dynamic_img_size=True) if name[:3]=='vit' else {})
+    with torch.device('meta'): n = len(timm.create_model(name, **kw).feature_info.info)
+    torch.manual_seed(0)
+    return timm.create_model(name, out_indices=tuple(range(n)), **kw).eval()
+
+@pytest.mark.parametrize('name', timm_levels)
+def test_every_depth_of_a_timm_model(name):
+    pytest.importorskip('timm', reason="timm is the extra [timm]")
+    levels,px,n = timm_levels[name],224 if name[:4]=='swin' else 64,None
+    whole,x = timm_whole(name),torch.randn(1,3,px,px)
+    with torch.no_grad(): own = whole(x)[-len(levels):]
+    if name[:4]=='swin': own = [o.permute(0,3,1,2) for o in own]
+    theirs = {flat_key(k): v for k,v in whole.state_dict().items()}
+    for d in range(len(levels), 0, -1):
+        enc = image_encoder('timm/'+name, depth=d).eval()
+        assert enc.strides==levels[:d] and len(enc.channels)==d==len(enc.stages)
+        sd = {flat_key(k): k for k in enc.state_dict()}
+        assert set(sd) <= set(theirs)                                  # timm's own modules under timm's own names
+        enc.load_state_dict({k: theirs[f] for f,k in sd.items()})
         maps = enc.maps(x)
         assert [m.shape[1] for m in maps]==enc.channels and [px//m.shape[2] for m in maps]==enc.strides
+        for m,o in zip(maps, own): torch.testing.assert_close(m.detach(), o, atol=1e-5, rtol=1e-5)
+        if n is not None: assert sum(p.numel() for p in enc.parameters()) < n  # each depth less is a stage less
+        n = sum(p.numel() for p in enc.parameters())
         maps[-1].sum().backward()
-        assert all(p.grad is not None for p in enc.parameters())
+        used = all(p.grad is not None for p in enc.parameters())
+        assert used or 'hrnet' in name                                 # whose branches run beside each other: all are needed for any of its levels, not all of each
         early,late = enc.param_groups()
         assert late and (len(early)>0)==(d>1) and len(early)+len(late)==len(list(enc.parameters()))
-        sd = {flat_key(k): v for k,v in enc.state_dict().items()}
-        whole = timm.create_model(name, features_only=True, out_indices=tuple(range(len(timm.create_model(name, features_only=True).feature_info.info)))).eval()
-        assert set(sd) <= set(map(flat_key, whole.state_dict()))         # timm's own modules under timm's own names
-        whole.load_state_dict({k: sd[flat_key(k)] for k in whole.state_dict() if flat_key(k) in sd}, strict=False)
-        with torch.no_grad(): torch.testing.assert_close(whole(x)[-len(levels):][d-1] if 'swin' not in name else whole(x)[d-1].permute(0,3,1,2), maps[-1].detach(), atol=1e-5, rtol=1e-5)
     with pytest.raises(ValueError, match=f'has {len(levels)} stages'): image_encoder('timm/'+name, depth=99)
+
+def test_a_network_of_one_pass_is_shared_or_apart_and_never_split():
+    pytest.importorskip('timm', reason="timm is the extra [timm]")
+    enc,x = image_encoder('timm/hrnet_w18_small', depth=2),torch.randn(2,3,64,64)
+    for split in (None, 0):
+        model = MultiModel(dict(image=enc), dict(a=2, b=3), split=split).eval()
+        assert [o.shape for o in model(x)]==[(2,2),(2,3)]
+    with pytest.raises(ValueError, match='none of them can be copied alone. `split` can be None .all shared. or 0'): MultiModel(dict(image=enc), dict(a=2, b=3), split=1)
+    with pytest.raises(ValueError, match='choose its depth when it is made'): enc.cut(1)
 
 # weights
 

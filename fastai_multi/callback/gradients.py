@@ -116,13 +116,13 @@ def _factor(agg, n):
             if s>1e-6: return n/s
     return 1.
 
-# %% ../../nbs/23_callback.gradients.ipynb #3815eae0
+# %% ../../nbs/23_callback.gradients.ipynb #dd33bf12
 class _Weigher:
     "An aggregator as a function from Gramians to weights"
     def __init__(self, spec, n, kwargs):
         A = _torchjd()
         self.n,self.agg,self.name = n,_aggregator(spec, n, kwargs),spec if isinstance(spec, str) else type(spec).__name__
-        self.f,self.factors = _from_gramian(self.agg),{}
+        self.f,self.factors = _from_gramian(self.agg),{n: _factor(self.agg, n)}       # now, while a memory is empty
         prefs = getattr(self.agg, 'pref_vector', None) is not None
         self.keep_n = prefs or isinstance(self.agg, (A.Constant, import_module('torchjd').Stateful))
         self.on_device = isinstance(self.agg, (A.Sum, A.Mean)) or not prefs and getattr(self.agg, 'projector', None) is dual_cone
@@ -144,8 +144,15 @@ class _Weigher:
         if ok.sum()>1 and g.isfinite().all():
             g = g/g.diagonal()[ok].mean()
             if self.keep_n: w = torch.where(ok, self.f(g + torch.diag((~ok).double()))*self.factor(len(g)), w)
-            else: w[ok] = self.f(g[ok][:,ok])*self.factor(int(ok.sum()))
+            else: w[ok] = self.some(lambda n: self.f(g[ok][:,ok])*self.factor(n), int(ok.sum()), w[ok])
         return w.to(g0)
+
+    def some(self, f, n, default):
+        "`f(n)` for `n` of the rows, or `default` where these are too few for the aggregator"
+        try: return f(n)
+        except ValueError:
+            if n==self.n: raise
+            return default
 
 # %% ../../nbs/23_callback.gradients.ipynb #bbda4377
 def _starts(v, preds, scale=None):
@@ -297,7 +304,7 @@ def after_backward(self:GradientBalance):
         raise CancelBatchException()
     if parts is not None and zero.grad is not None: self._walk_all(parts, zero.grad)
 
-# %% ../../nbs/23_callback.gradients.ipynb #40452e07
+# %% ../../nbs/23_callback.gradients.ipynb #b451ff97
 @patch
 def _walk_all(self:GradientBalance, v, scale):
     "Walk the model back once for each output, and write the gradients"
@@ -315,7 +322,7 @@ def _walk_all(self:GradientBalance, v, scale):
 def _from_matrix(self:GradientBalance, rows, scale):
     J = torch.stack([_row([torch.zeros_like(p) if g is None else g for p,g in zip(self.shared, gs)]) for gs in rows])
     if not self.weigher.keep_n: J = J[(J!=0).any(1)]
-    g = self.weigher.agg(J/scale)*scale*self.weigher.factor(len(J)) if len(J)>1 else J.sum(0)
+    g = self.weigher.some(lambda n: self.weigher.agg(J/scale)*scale*self.weigher.factor(n), len(J), J.sum(0)) if len(J)>1 else J.sum(0)
     for p,o in zip(self.shared, g.split([p.numel() for p in self.shared])): _add_grad(p, [o.view_as(p).to(p.dtype)])
 
 @patch
@@ -368,7 +375,7 @@ class TaskMonitor(Callback):
     def __getstate__(self): return {k: v for k,v in self.__dict__.items() if k not in ('feats','now')}
     def __setstate__(self, d): self.__dict__.update(d, feats=SharedFeatures())
 
-# %% ../../nbs/23_callback.gradients.ipynb #d9607072
+# %% ../../nbs/23_callback.gradients.ipynb #37a75c48
 TaskMonitor.now,TaskMonitor.trained,TaskMonitor.epoch_rows = None,False,None
 
 @patch
@@ -376,7 +383,7 @@ def _look(self:TaskMonitor, lf, feats):
     ok,g = lf.last_n>0,None
     if feats:
         g,scale = _feature_gramian(self.learn, lf.last, feats)
-        g = torch.where(ok & ok[:,None], g/scale/scale, math.nan)
+        g = torch.where(ok & ok[:,None] & g.isfinite(), g/scale/scale, math.nan)
     v = torch.where(ok, lf.last.detach(), math.nan)
     self.now = (v, v.new_full((len(v)**2,), math.nan) if g is None else g.flatten())
 

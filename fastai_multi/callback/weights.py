@@ -103,14 +103,19 @@ def shared_points(model:nn.Module) -> list: # Modules
     raise TypeError(f'{type(model).__name__} does not say what its outputs share. Give it a method `shared_points()` that returns a list of modules: '
                     'those whose outputs are the last that all outputs read (an empty list if nothing is shared).')
 
-# %% ../../nbs/22_callback.weights.ipynb #fffc31c8
+# %% ../../nbs/22_callback.weights.ipynb #8386b33b
 class SharedFeatures:
     "Catches what the `shared_points` of a model give in one forward pass"
-    def __init__(self): self.hooks,self.feats = {},[]
+    def __init__(self): self.hooks,self.feats,self.end = {},[],None
     def start(self, model):
         "Catch in the next forward pass"
         self.stop()
         self.hooks = {m: m.register_forward_hook(self) for m in shared_points(model)}
+        self.end = model.register_forward_hook(self._ended, always_call=True)
+    def _ended(self, m, inp, out):
+        self.end.remove()
+        for h in self.hooks.values(): h.remove()
+        self.hooks = {}
     def __call__(self, m, inp, out):
         h = self.hooks.pop(m, None)
         if h is None: return
@@ -118,8 +123,8 @@ class SharedFeatures:
         self.feats += [o for o in flat(out) if isinstance(o, Tensor)]     # themselves: `as_subclass` would make a branch that no loss comes from
     def stop(self) -> list: # Tensors, those through which a gradient flows
         "What was caught"
-        for h in self.hooks.values(): h.remove()
-        feats,self.hooks,self.feats = self.feats,{},[]
+        for h in (*self.hooks.values(), *([self.end] if self.end else [])): h.remove()
+        feats,self.hooks,self.feats,self.end = self.feats,{},[],None
         return [f for f in feats if f.requires_grad]
     def __reduce__(self): return (type(self), ())
 

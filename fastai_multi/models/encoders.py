@@ -426,7 +426,7 @@ def _is_vit(net):
     from timm.models.vision_transformer import VisionTransformer
     return type(getattr(net, 'model', None)) is VisionTransformer
 
-# %% ../../nbs/10_models.encoders.ipynb #e24a112d
+# %% ../../nbs/10_models.encoders.ipynb #c6dc1338
 class _OnePass(nn.Module):
     "A timm feature network whose levels come together"
     def __init__(self, net):
@@ -441,9 +441,10 @@ class _OnePass(nn.Module):
     def _early(self, n):
         if not n: return []
         plain = lambda s: s.replace('.','_').removeprefix('model_')+'_'
-        end,named = plain(self.mods[n-1]),list(self.net.named_parameters())
-        last = max((i for i,(k,_) in enumerate(named) if plain(k).startswith(end)), default=-1)
-        return [p for _,p in named[:last+1]]
+        named = list(self.net.named_parameters())
+        at = lambda i: [j for j,(k,_) in enumerate(named) if plain(k).startswith(plain(self.mods[i]))]
+        stop = at(n-1)[-1]+1 if at(n-1) else first(at(n) if n<len(self.mods) else [])       # the first stage of an HRNet has its parameters elsewhere
+        return [p for _,p in named[:stop or 0]]
     def stage_params(self, i):
         before = {id(p) for p in self._early(i)}
         return [p for p in (self._early(i+1) if i+1<len(self.mods) else self.net.parameters()) if id(p) not in before]
@@ -451,14 +452,17 @@ class _OnePass(nn.Module):
 def _prune(net, last):
     "Drop the blocks behind module `last` that some of timm's feature networks keep and never run"
     up,_,i = last.rpartition('.')
+    if getattr(net, 'incre_modules', None) is not None: net.incre_modules = net.incre_modules[:max(net._out_idx)]     # HRNet's, one for each level
     if up and i.isdigit() and isinstance(getattr(net, up, None), nn.Sequential): setattr(net, up, getattr(net, up)[:int(i)+1])
 
-# %% ../../nbs/10_models.encoders.ipynb #4888869c
+# %% ../../nbs/10_models.encoders.ipynb #608ac954
+def _is_stem(module): return module.split('.')[0]=='stem' or bool(re.match('stem|conv|bn|act|norm', module.split('.')[-1]))
+
 def _timm_info(timm, what):
     "The levels of a timm model that are stages: their places, and modules, channels, strides; whether it is a vision transformer"
     with torch.device('meta'): net = timm.create_model(what, features_only=True)
     info = net.feature_info.info
-    keep = [i for i,o in enumerate(info) if i or not re.match('stem|conv|bn|act|norm', o['module'].split('.')[-1]) or len(info)==1]
+    keep = [i for i,o in enumerate(info) if i or not _is_stem(o['module']) or len(info)==1]
     return keep,[[info[i][k] for i in keep] for k in ('module','num_chs','reduction')],_is_vit(net)
 
 def _timm_net(timm, what, depth, n_in, pretrained, sd):

@@ -196,7 +196,7 @@ class Neck(nn.Sequential):
         apply_init(self)
         self.n_features = n_out
 
-# %% ../../nbs/12_models.split.ipynb #111ea156
+# %% ../../nbs/12_models.split.ipynb #3c8ef178
 class Taps(nn.Module):
     "A picture's encoder that each output reads at its own depth, and of which it owns the stages behind `split`"
     def __init__(self, enc:ImageEncoder, # Made by `image_encoder`
@@ -207,9 +207,9 @@ class Taps(nn.Module):
         self.depths = {n: enc.check_depth(d) for n,d in depths.items()}
         top = max(self.depths.values())
         self.split,self.joint = min(enc.check_depth(split, 'split', 0), top),nn.Identity()
-        self.trunk = enc.cut(self.split) if self.split else None
         own = {n: d for n,d in self.depths.items() if d>self.split}
-        self.own = ByName({n: enc.tail(self.split, d) if self.split else deepcopy(enc.cut(d)) for n,d in own.items()})
+        own = {n: enc.tail(self.split, d) if self.split else deepcopy(enc.cut(d)) for n,d in own.items()}    # what cannot be copied says so first
+        self.trunk,self.own = enc.cut(self.split) if self.split else None,ByName(own)
         self.what,self.stages,self.channels,self.strides = enc.what,enc.stages[:top],enc.channels[:top],enc.strides[:top]
         self.pretrained,self.stats = enc.pretrained,enc.stats
 
