@@ -2,7 +2,7 @@
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test setup clean
+.PHONY: demo test docs setup clean
 
 demo: setup
 	$(BIN)/python -m benchmarks.demo
@@ -11,8 +11,11 @@ test: setup
 	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2 --timing
 	$(BIN)/python -m pytest -q tests
 
+docs: setup
+	OMP_NUM_THREADS=1 $(BIN)/python docs/build.py
+
 setup:
 	@bash .ci/setup $(VENV)
 
 clean:
-	rm -rf $(VENV) .wheel-env build dist *.egg-info demo
+	rm -rf $(VENV) .wheel-env build dist *.egg-info demo _docs _proc

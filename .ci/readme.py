@@ -46,7 +46,7 @@ def readme(notebook):
     for c in json.loads(notebook.read_text(encoding='utf-8'))['cells']:
         directives,body = split_directives(text_of(c['source']))
         if 'hide' in directives or not body: continue
-        if c['cell_type'] == 'markdown': blocks.append(body)
+        if c['cell_type'] == 'markdown': blocks.append(re.sub(r'\]\((\d\d_[\w.]+\.ipynb)\)', r'](nbs/\1)', body))     # the README stands one folder higher
         elif c['cell_type'] == 'code':
             if 'echo: false' not in directives: blocks.append(f'```python\n{body}\n```')
             if 'output: false' not in directives: blocks += [b for o in c['outputs'] if (b := output_block(o, files))]

@@ -16,7 +16,7 @@ _public = """IGNORE Inputs Outputs absent is_missing
     ImageEncoder image_encoder simple_cnn text_encoder vector_encoder MultiModel model_tree plot_tree split_params
     BoxLoss MultiLoss default_loss OutputLoss OutputMetric RowMetric box_iou f1_multi mask_accuracy point_distance
     Balancer LossWeights FixedWeights ScheduledWeights RandomWeighting DynamicWeightAverage GeometricMean UncertaintyWeighting GradNorm FAMO ShowWeights
-    GradientBalance TaskMonitor TaskEarlyStopping task_gradients cosines TaskReport compare_single_task WeightBlock DepthResults
+    GradientBalance TaskMonitor TaskEarlyStopping task_gradients cosines compare_single_task WeightBlock
     MultiCutMix MultiMixUp MultiLearner multi_learner plot_model depth_finder stage_agreement""".split()
 
 # The modules are read when a public name is first asked for: `import fastai_multi.core` reads `core` alone,

@@ -43,11 +43,15 @@ def check_keys(d, options, what='output'):
 _tensor_like = frozenset('shape size dtype device layout data dim ndim numel grad grad_fn requires_grad is_cuda to cpu cuda numpy detach '
                          'clone item tolist img_size sz codes show decode'.split())
 
-# %% ../nbs/00_core.ipynb #e44f0278
+# %% ../nbs/00_core.ipynb #878b9014
 class Named(tuple):
     "A tuple whose members have names: `y['unit price']` always, `y.box` where the name clashes with nothing, `y[0]` by position"
     _names = ()
-    def __new__(cls, vals=(), /, *more, **kwargs):
+    def __new__(cls,
+        vals=(), # The members, in the order of the names (or each an argument of its own)
+        /, *more,
+        **kwargs # In their place, members by name, which make a class of these names
+    ):
         if kwargs: return cls.make(kwargs)
         vals = tuple(vals) if not more else (vals, *more)
         if len(vals) != len(cls._names):
@@ -103,7 +107,7 @@ def __getattr__(k):
     if names and base in ('Inputs','Outputs'): return globals()[base].of(*map(unquote, names.split(',')))
     raise AttributeError(f'module {__name__!r} has no attribute {k!r}')
 
-# %% ../nbs/00_core.ipynb #1fb4c3b6
+# %% ../nbs/00_core.ipynb #abad91fb
 class Absent:
     "The mark of a part that an item does not have; there is one, `absent`"
     size = shape = (1,1)    # fastai's random crops ask the first part of an item for its size
@@ -116,13 +120,14 @@ class Absent:
     def __repr__(self): return 'absent'
     def show(self, ctx=None, **kwargs): return ctx
 
-absent = Absent()
+absent = Absent()    # The mark of a part that an item does not have
 
 # %% ../nbs/00_core.ipynb #ca9c090e
 IGNORE = -100    # the integer target that means "no label", as in PyTorch's `cross_entropy`
 
-# %% ../nbs/00_core.ipynb #e9f8d6ab
-def is_missing(v):
+# %% ../nbs/00_core.ipynb #4ff4b2c5
+def is_missing(v # A raw value
+              ) -> bool:
     "Whether a raw value `v` means that there is none: `None`, `absent`, NaN, `pd.NA`, `NaT`, or an array of nothing but NaN"
     if v is None or v is absent: return True
     if isinstance(v, (str, bytes)): return False

@@ -16,13 +16,13 @@ from collections.abc import Hashable
 from .core import *
 from .losses import *
 
-# %% ../nbs/21_metrics.ipynb #b687fc1e
+# %% ../nbs/21_metrics.ipynb #ea8839f1
 class RowMetric:
     "A metric that is `finish` of the mean, over the labelled rows, of `stats`"
     def __init__(self, stats, # Function of predictions and targets that returns `bs` or `bs,k` values; what it returns for rows without label does not matter
                  finish=noop, # From the mean of the values to the metric
                  name:str=None, # Name in the table; by default that of `stats`
-                 higher_is_better:bool=True):
+                 higher_is_better:bool=True): # Which way is better
         store_attr('stats,finish,higher_is_better')
         self.__name__ = name or stats.__name__.strip('_')
 
@@ -44,9 +44,9 @@ def _row_mean(v): return v if v.ndim==1 else v.flatten(1).nanmean(1)
 def _box_iou(p, t): return ops.box_iou(order_corners(p.float()).clamp(-1,1)[:,None], t.float()[:,None])[:,0,0]
 def _point_distance(p, t): return _row_mean((p-t).norm(dim=-1)/2)
 
-# %% ../nbs/21_metrics.ipynb #10d3de53
-box_iou = RowMetric(_box_iou)
-point_distance = RowMetric(_point_distance, higher_is_better=False)
+# %% ../nbs/21_metrics.ipynb #5d17fe13
+box_iou = RowMetric(_box_iou)    # Intersection over union of one box, corners in [-1,1], clipped to the picture
+point_distance = RowMetric(_point_distance, higher_is_better=False)    # Mean distance of points, as a share of the picture's side
 
 # %% ../nbs/21_metrics.ipynb #5b786046
 def _class_right(p, t):
@@ -69,9 +69,9 @@ _twins = {accuracy: RowMetric(_class_right, name='accuracy'), error_rate: RowMet
           accuracy_multi: RowMetric(_tags_right, name='accuracy_multi'), mae: RowMetric(_abs_err, name='mae', higher_is_better=False),
           mse: RowMetric(_sq_err, name='mse', higher_is_better=False), rmse: RowMetric(_sq_err, torch.sqrt, 'rmse', False)}
 
-# %% ../nbs/21_metrics.ipynb #d8519552
-f1_multi = RowMetric(_tag_counts, _f1, 'f1')
-mask_accuracy = RowMetric(_pixels_right, name='accuracy')
+# %% ../nbs/21_metrics.ipynb #e5d14373
+f1_multi = RowMetric(_tag_counts, _f1, 'f1')    # F1 over all tags and items, at a threshold of 0.5
+mask_accuracy = RowMetric(_pixels_right, name='accuracy')    # Share of the labelled pixels whose class is right, mean over items
 
 # %% ../nbs/21_metrics.ipynb #9a20aa0c
 class _Rows:

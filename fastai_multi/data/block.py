@@ -75,11 +75,16 @@ class MultiInputBlock(PartsBlock):
             raise ValueError('MultiInputBlock needs at least one named block, as `MultiInputBlock(image=ImageBlock, text=PlainTextBlock)`.')
         super().__init__({n: part_of(n, b, True) for n,b in blocks.items()}, Inputs)
 
-# %% ../../nbs/04_data.block.ipynb #d7ea1479
+# %% ../../nbs/04_data.block.ipynb #577f27b1
 class ImageTextBlock(PartsBlock):
     "A `TransformBlock` for a picture and its text; its getter returns `(image source, text)`"
     @delegates(PlainTextBlock)
-    def __init__(self, tok=None, vocab=None, img_cls=PILImage, **kwargs):
+    def __init__(self,
+        tok=None,         # See `PlainTextBlock`
+        vocab=None,       # The vocabulary; default: the words of the training texts
+        img_cls=PILImage, # Class of the pictures
+        **kwargs
+    ):
         super().__init__(dict(image=part_of('image', ImageBlock(img_cls), True),
                               text=part_of('text', PlainTextBlock(tok, vocab, **kwargs), True)), Inputs)
 
@@ -105,7 +110,7 @@ class OneOutputBlock(PartsBlock):
         p.name = p.kind
         super().__init__({p.name: p}, Outputs, bare=True)
 
-# %% ../../nbs/04_data.block.ipynb #b28cb061
+# %% ../../nbs/04_data.block.ipynb #5a38a261
 class Description:
     "What loaders hold: `inputs` and `outputs`, each a dict of `Part` by name; `named` is False for one plain target; `weight` names how much items count"
     def __init__(self, inputs, outputs, named, weight=None): store_attr()
@@ -113,7 +118,8 @@ class Description:
         def rows(d): return '\n'.join(f'  {n}: {p.kind}' + (f', {p.c}' if p.c is not None else '') for n,p in d.items())
         return f'Inputs\n{rows(self.inputs)}\nOutputs' + ('' if self.named else ' (one plain target)') + f'\n{rows(self.outputs)}'
 
-def describe(dls) -> Description: # `DataLoaders`, or one loader
+def describe(dls # `DataLoaders`, or one loader
+            ) -> Description:
     "Which inputs and outputs `dls` hold"
     dl = dls.train if isinstance(dls, DataLoaders) else dls
     parts = getattr(dl, 'parts', None) or dataset_parts(dl.dataset, first(t.codes for t in dl.after_item.fs if isinstance(t, AddMaskCodes)))

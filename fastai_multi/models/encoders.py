@@ -175,10 +175,18 @@ class _Chain(_Tail):
     def tail(self, k, d): return _Tail(deepcopy(list(self.stages[k:d])))
     def stage_params(self, i): return list(self.stages[i].parameters())
 
-# %% ../../nbs/10_models.encoders.ipynb #255682e0
+# %% ../../nbs/10_models.encoders.ipynb #a7c72203
 class ImageEncoder(nn.Module):
     "A backbone's first stages: picture to map; a missing picture (NaN) gives a map of zeros. Made by `image_encoder`"
-    def __init__(self, body, stages, channels, strides, stats=None, pretrained=False, what='this encoder'):
+    def __init__(self,
+        body, # The stages, one after the other
+        stages:list, # Their names
+        channels:list, # Channels of each stage's map
+        strides:list, # Its stride, `None` where a stage gives a vector
+        stats=None, # Mean and standard deviation of pictures that the weights want
+        pretrained:bool=False, # Whether the weights are trained ones
+        what:str='this encoder' # Name of the backbone, for messages
+    ):
         super().__init__()
         store_attr('body,stages,channels,strides,stats,pretrained,what')
     @property

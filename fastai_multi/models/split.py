@@ -427,7 +427,8 @@ def named_groups(self:MultiModel) -> dict:
 @patch
 def param_groups(self:MultiModel) -> list: "`named_groups` without the names"; return list(self.named_groups().values())
 
-# %% ../../nbs/12_models.split.ipynb #0e24687e
-def split_params(m:nn.Module) -> list: # A `MultiModel`
+# %% ../../nbs/12_models.split.ipynb #3784330c
+def split_params(m:nn.Module # A `MultiModel`
+                ) -> list:
     "A splitter for `Learner`: early trunk, late trunk, branches, trained encoders of other inputs, everything new"
     return getattr(m, 'module', m).param_groups()

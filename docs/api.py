@@ -1,0 +1,193 @@
+"What a page says of a public name: its signature, its summary, its parameters as a table, where its source stands"
+import ast, importlib, inspect, io, re, tokenize
+from functools import lru_cache
+from pathlib import Path
+
+from fastcore.docments import docments
+
+root = Path(__file__).resolve().parent.parent
+lib = root/'fastai_multi'
+NONE = inspect.Parameter.empty
+DEFS = ast.FunctionDef,ast.AsyncFunctionDef,ast.ClassDef
+
+# The source
+
+def module_file(module):
+    "`fastai_multi.data.items` -> its file"
+    return (root/Path(*module.split('.'))).with_suffix('.py')
+
+@lru_cache
+def source(module): return module_file(module).read_text(encoding='utf-8')
+
+def _patched(o):
+    "Class of a function under `@patch`, which writes it as the type of its first argument"
+    is_patch = any(ast.unparse(d).startswith('patch') for d in o.decorator_list)
+    return ast.unparse(o.args.args[0].annotation) if is_patch and not isinstance(o, ast.ClassDef) else ''
+
+@lru_cache
+def nodes(module):
+    "Every class, function, method and patched method of a module by its dotted name"
+    found = {}
+    for o in ast.parse(source(module)).body:
+        if not isinstance(o, DEFS): continue
+        found['.'.join(filter(None, [_patched(o), o.name]))] = o
+        if isinstance(o, ast.ClassDef): found.update({f'{o.name}.{p.name}': p for p in o.body if isinstance(p, DEFS)})
+    return found
+
+@lru_cache
+def comments(module):
+    "Line -> comment"
+    toks = tokenize.generate_tokens(io.StringIO(source(module)).readline)
+    return {t.start[0]: t.string.lstrip('# ').strip() for t in toks if t.type==tokenize.COMMENT}
+
+def first_line(o): return min([o.lineno, *[d.lineno for d in o.decorator_list]])
+
+def constants(module):
+    "The names of a module's `__all__` that are neither class nor function: name -> its value and comment as they are written"
+    found,names = {},importlib.import_module(module).__all__
+    for o in ast.parse(source(module)).body:
+        if isinstance(o, ast.Assign) and len(o.targets)==1 and getattr(o.targets[0], 'id', '') in names:
+            found[o.targets[0].id] = ast.unparse(o.value),comments(module).get(o.end_lineno, '')
+    return found
+
+# Signatures
+
+def init_node(cls):
+    "Where the parameters of a class are written, if in this package"
+    for c in cls.__mro__:
+        if not c.__module__.startswith(lib.name): return
+        for n in ('__init__', '__new__'):
+            if n in c.__dict__: return nodes(c.__module__).get(f'{c.__name__}.{n}')
+
+def written(node):
+    "Parameter -> (annotation, default) as the source writes them"
+    if node is None: return {}
+    a,res = node.args,{}
+    pos = [*a.posonlyargs, *a.args]
+    defaults = [None]*(len(pos)-len(a.defaults))+a.defaults
+    for p,d in [*zip(pos, defaults), *zip(a.kwonlyargs, a.kw_defaults), (a.vararg,None), (a.kwarg,None)]:
+        if p: res[p.arg] = p.annotation and ast.unparse(p.annotation), d and ast.unparse(d)
+    return res
+
+def _type(t):
+    if isinstance(t, str): return t
+    if getattr(t, '__args__', None) or not hasattr(t, '__name__'): return re.sub(r'\b(\w+\.)+(?=\w)', '', str(t))
+    return t.__name__
+
+def _value(v):
+    "A default of a parameter that stands in no source of ours"
+    if hasattr(v, '__name__'): return v.__name__
+    return repr(v) if isinstance(v, (str,int,float,bool,type(None),tuple,list,dict)) else f'{type(v).__name__}()'
+
+def parameters(obj, node=None):
+    "A list of `(name, kind, annotation, default)`, without `self`"
+    try: sig = inspect.signature(obj)
+    except (ValueError,TypeError): return []
+    wrote,res = written(node),[]
+    events = getattr(obj, '_methods', ())   # what fastai's `funcs_kwargs` adds: a keyword for every method that may be replaced
+    for n,p in sig.parameters.items():
+        if n in events and n not in wrote: continue
+        anno,default = wrote.get(n, (p.annotation is not NONE and _type(p.annotation) or None, p.default is not NONE and _value(p.default) or None))
+        res.append((n, p.kind, anno, default))
+    own = [r for r in res if r[0] not in ('self','cls')] if res and res[0][0] in ('self','cls') else res
+    return own
+
+STARS = {inspect.Parameter.VAR_POSITIONAL: '*', inspect.Parameter.VAR_KEYWORD: '**'}
+
+def signature(obj, node=None):
+    "The signature in one line, as the source writes types and defaults"
+    parts,ps,last = [],parameters(obj, node),None
+    for n,kind,anno,default in ps:
+        if last==inspect.Parameter.POSITIONAL_ONLY and kind!=last: parts.append('/')
+        if kind==inspect.Parameter.KEYWORD_ONLY and last not in (kind, inspect.Parameter.VAR_POSITIONAL): parts.append('*')
+        parts.append(f'{STARS.get(kind, "")}{n}' + (f': {anno}' if anno else '') + ((f' = {default}' if anno else f'={default}') if default else ''))
+        last = kind
+    if last==inspect.Parameter.POSITIONAL_ONLY: parts.append('/')
+    returns = getattr(node, 'returns', None) if not inspect.isclass(obj) else None
+    return f'({", ".join(parts)})' + (f' -> {ast.unparse(returns)}' if returns else '')
+
+# Parameters
+
+def maker(obj):
+    "What says a class's parameters: itself, by its `__init__`, or its `__new__`"
+    if not inspect.isclass(obj): return obj
+    c = next((c for c in obj.__mro__ if {'__init__','__new__'} & c.__dict__.keys()), object)
+    return obj if '__init__' in c.__dict__ else c.__new__
+
+def explained(obj, node=None, module=None):
+    "Parameter -> its comment, `return` too"
+    obj = maker(obj)
+    try: d = {n: (v.get('docment') or '').replace('\n', ' ').strip() for n,v in docments(obj, full=True, returns=True).items()}
+    except Exception: d = {}
+    kw = node is not None and node.args.kwarg
+    if kw and module and (c := comments(module).get(kw.lineno)):
+        d[kw.arg] = c
+        if d.get('return')==c: d['return'] = ''     # docments takes the comment of the last line for the result's
+    return d
+
+def cell(s): return re.sub(r'(?<!\\)\|', r'\\|', s)
+
+def code(s): return f'``{cell(s)}``' if '`' in s else f'`{cell(s)}`' if s else ''
+
+def table(obj, node=None, module=None):
+    "The parameters' comments as a table, or nothing when there is not one"
+    d,rows,own = explained(obj, node, module),[],written(node)
+    for n,kind,anno,default in parameters(obj, node):
+        if (kind in STARS or n not in own) and not d.get(n): continue
+        rows.append([f'`{STARS.get(kind, "")}{n}`', code(anno or ''), code(default or ''), cell(d.get(n, ''))])
+    returns = getattr(node, 'returns', None) if not inspect.isclass(obj) else None
+    if d.get('return'): rows.append(['*returns*', code(ast.unparse(returns)) if returns else '', '', cell(d['return'])])
+    if not any(r[3] for r in rows): return ''
+    heads = ['parameter', 'type', 'default', 'what it is']
+    keep = [i for i in range(4) if any(r[i] for r in rows)]
+    line = lambda r: '| ' + ' | '.join(r[i] for i in keep) + ' |'
+    return '\n'.join([line(heads), line(['---']*4), *map(line, rows)])
+
+def summary(obj):
+    "First line of its own docstring"
+    if inspect.isclass(obj) and not obj.__dict__.get('__doc__'): return ''
+    return (inspect.getdoc(obj) or '').strip().split('\n')[0]
+
+# Pages
+
+def directive(kind, head, body, module, level):
+    fence = ':'*level
+    return f'{fence}{{py:{kind}}} {head}\n:module: {module}\n\n{body}\n{fence}'
+
+def locate(name, module):
+    "The object that `name` is in `module`, the module that defines it, and its node in the source"
+    obj = importlib.import_module(module)
+    for n in name.split('.'): obj = inspect.getattr_static(obj, n) if inspect.isclass(obj) else getattr(obj, n)
+    raw = obj
+    if isinstance(raw, (classmethod,staticmethod)): obj = raw.__func__
+    home = getattr(obj.fget if isinstance(obj, property) else obj, '__module__', module) or module
+    if not home.startswith(lib.name): home = module
+    return obj,raw,home,nodes(home).get(name)
+
+def methods(cls, module, apart=()):
+    "The documented public methods that a class defines itself, without those which have a place of their own"
+    for n,m in cls.__dict__.items():
+        f = m.__func__ if isinstance(m, (classmethod,staticmethod)) else m.fget if isinstance(m, property) else m
+        if n.startswith('_') or not inspect.isfunction(f) or f'{cls.__name__}.{n}' in apart: continue
+        node = nodes(module).get(f'{cls.__name__}.{n}')
+        if node and (f.__doc__ or any(v for v in explained(f, node, module).values())): yield n
+
+def markdown(name, module, apart=(), level=8):
+    "All that a page says of `name`, as MyST. `apart`: methods which are shown elsewhere"
+    obj,raw,home,node = locate(name, module)
+    body = [inspect.getdoc(obj) or ''] if not inspect.isclass(obj) or obj.__dict__.get('__doc__') else []
+    if inspect.isclass(obj):
+        init = init_node(obj)
+        body += [table(obj, init, home)] + [markdown(f'{name}.{n}', home, level=level-2) for n in methods(obj, home, apart)]
+        return directive('class', f'{name}{signature(obj, init)}', '\n\n'.join(filter(None, body)), module, level)
+    if isinstance(obj, property): return directive('property', name, body[0], module, level)
+    kind = 'function' if '.' not in name else 'method'
+    if isinstance(raw, (classmethod,staticmethod)): kind = type(raw).__name__
+    body.append(table(obj, node, home))
+    return directive(kind, f'{name}{signature(obj, node).replace("(self, ", "(")}', '\n\n'.join(filter(None, body)), module, level)
+
+def constant(name, module, level=8):
+    value,comment = constants(module)[name]
+    short = value if len(value)<80 else ''
+    head = directive('data', name, '', module, level).split('\n')
+    return '\n'.join([*head[:2], *([f':value: {short}'] if short else []), '', comment, head[-1]])

@@ -1,0 +1,44 @@
+"Every link of the built site: the page it names is there, and so is the anchor; every picture is there. `python docs/check_links.py [FOLDER]`"
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+class Page(HTMLParser):
+    "What a page links to, and what can be linked to in it"
+    def __init__(self, text):
+        super().__init__()
+        self.links,self.anchors,self.unlabelled,self.repeated = [],set(),[],[]
+        self.feed(text)
+    def handle_starttag(self, tag, attrs):
+        a = dict(attrs)
+        for k in ('id','name'):
+            if k=='id' and a.get(k) in self.anchors: self.repeated.append(a[k])
+            if a.get(k) and (k=='id' or tag=='a'): self.anchors.add(a[k])
+        for k in ('href','src'):
+            if k in a and tag!='base': self.links.append(a[k] or '')
+        if tag=='img' and 'alt' not in a: self.unlabelled.append(a.get('src', '')[:80])
+
+def check(site):
+    "-> pages, links checked, a line for each that is dead"
+    site = Path(site).resolve()
+    pages = {p: Page(p.read_text(encoding='utf-8')) for p in sorted(site.rglob('*.html')) if '_static' not in p.parts}
+    n,dead = 0,[]
+    for p,page in pages.items():
+        name = p.relative_to(site)
+        dead += [f'{name}: the picture {src} has no alternative text' for src in page.unlabelled]
+        dead += [f'{name}: the anchor {a!r} is there twice' for a in page.repeated]
+        for link in page.links:
+            u = urlsplit(link)
+            if u.scheme or u.netloc: continue    # elsewhere, or a picture within the page
+            n += 1
+            to = (p.parent/unquote(u.path)).resolve() if u.path else p
+            if to.is_dir(): to /= 'index.html'
+            if not to.is_relative_to(site) or not to.exists(): dead.append(f'{name}: {link!r} leads to no page')
+            elif u.fragment and to in pages and unquote(u.fragment) not in pages[to].anchors: dead.append(f'{name}: {link!r} leads to no anchor')
+    return len(pages),n,dead
+
+if __name__=='__main__':
+    n,checked,dead = check(sys.argv[1] if len(sys.argv)>1 else Path(__file__).resolve().parent.parent/'_docs')
+    print(*dead, f'{n} pages, {checked} links and pictures checked, {len(dead)} dead', sep='\n')
+    sys.exit(bool(dead))
