@@ -18,6 +18,14 @@ def real():
         except FileNotFoundError as e: pytest.skip(str(e))
     return _get
 
+@pytest.fixture
+def one_thread():
+    "Small pictures: more threads only wait for each other"
+    n = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n)
+
 def pytest_collection_modifyitems(items):
     "fastai's star import brings fastcore's `test_eq` and its like along, which are no tests of ours"
     items[:] = [i for i in items if getattr(i, 'function', None) is None or i.function.__module__.startswith(('tests','test_'))]

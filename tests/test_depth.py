@@ -13,13 +13,11 @@ from fastai_multi.depth import DepthResults
 OUTPUTS = dict(kind=CategoryBlock, tags=MultiCategoryBlock, box=BBoxBlock, area=RegressionBlock)
 BOX = ['x1','y1','x2','y2']
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 @pytest.fixture(autouse=True)
-def one_thread():
-    "Small pictures: more threads only wait for each other"
-    n = torch.get_num_threads()
-    torch.set_num_threads(1)
+def no_figures_left():
     yield
-    torch.set_num_threads(n)
     plt.close('all')
 
 def loaders(path, outputs=OUTPUTS, columns={}, **kwargs):

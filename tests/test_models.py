@@ -24,13 +24,7 @@ def last_node(stage, model):
     inner = f"{a.rpartition('.')[0]}.{b}"
     return a if not b else inner if inner in dict(model.named_modules()) else b
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    "Small pictures: more threads only wait for each other"
-    n = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.mark.parametrize('name', families)
 def test_every_depth_of_a_torchvision_model(name):
