@@ -6,6 +6,8 @@ import base64, json, re, sys
 from pathlib import Path
 
 root = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(root/'docs'))
+from outputs import as_on_screen, text_of
 pictures = Path('README_files')
 
 def split_directives(source):
@@ -14,24 +16,13 @@ def split_directives(source):
     n = next((i for i,l in enumerate(lines) if l.strip() and not l.startswith('#|')), len(lines))
     return [l[2:].strip() for l in lines[:n]], '\n'.join(lines[n:]).strip()
 
-def text_of(x): return x if isinstance(x, str) else ''.join(x)
-
-def as_on_screen(text):
-    "What a terminal shows of `text` in the end: a progress bar that was written over is gone"
-    lines = []
-    for line in text.split('\n'):
-        screen = ''
-        for part in line.split('\r'): screen = part + screen[len(part):]
-        lines.append(screen.rstrip())
-    return '\n'.join(lines)
-
-def output_block(o, files):
-    "One output of a cell as markdown; a picture goes into `files` and is linked"
+def output_block(o, files, alt):
+    "One output of a cell as markdown; a picture goes into `files` and is linked, with the words `alt` for who cannot see it"
     data = o.get('data', {})
     if 'image/png' in data:
         path = (pictures/f'figure-{len(files)+1}.png').as_posix()
         files[path] = base64.b64decode(text_of(data['image/png']))
-        return f'![]({path})'
+        return f'![{alt}]({path})'
     if 'text/markdown' in data: return text_of(data['text/markdown']).strip()
     if 'text/html' in data:
         table = re.search(r'<table.*</table>', text_of(data['text/html']), re.S)
@@ -49,7 +40,8 @@ def readme(notebook):
         if c['cell_type'] == 'markdown': blocks.append(re.sub(r'\]\((\d\d_[\w.]+\.ipynb)\)', r'](nbs/\1)', body))     # the README stands one folder higher
         elif c['cell_type'] == 'code':
             if 'echo: false' not in directives: blocks.append(f'```python\n{body}\n```')
-            if 'output: false' not in directives: blocks += [b for o in c['outputs'] if (b := output_block(o, files))]
+            alt = next((d.removeprefix('fig-alt: ') for d in directives if d.startswith('fig-alt: ')), '')
+            if 'output: false' not in directives: blocks += [b for o in c['outputs'] if (b := output_block(o, files, alt))]
     blocks.append('<!-- Made from nbs/index.ipynb by `python .ci/readme.py`: edit the notebook -->')
     return {'README.md': ('\n\n'.join(blocks) + '\n').encode(), **files}
 

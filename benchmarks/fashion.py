@@ -35,9 +35,9 @@ def picture_features(df, path, weights, size, bs):
     with torch.no_grad(): return torch.cat([pool(enc(b[0].as_subclass(Tensor))) for b in learn.dls.test_dl(df)]).numpy()
 
 def from_photos(df, path, text, args):
-    "A learner that reads the photos themselves, its pretrained trunk frozen as `multi_learner` leaves it"
+    "A learner that reads the photos themselves, its pretrained trunk frozen with the statistics of its batch norms, which fastai would train on"
     return multi_learner(loaders(df, path, True, text, args.size, args.bs), models.mobilenet_v2, weights=args.weights, text='bag', neck=args.neck,
-                         heads={o: dict(p=args.p) for o in OUTPUTS})
+                         heads={o: dict(p=args.p) for o in OUTPUTS}, train_bn=False, cbs=BnFreeze)
 
 def from_features(df, path, image, text, args):
     "A learner that reads the pictures' features in their place"

@@ -13,6 +13,7 @@ from nbdev.processors import (FilterDefaults, FrontmatterProc, add_fold, add_lin
                               _default_exp, _show_docs)
 
 import api, measured
+from outputs import as_on_screen, text_of
 
 root = Path(__file__).resolve().parent.parent
 nbs = root/'nbs'
@@ -52,15 +53,6 @@ class own_show_docs(Processor):
         obj = getattr(importlib.import_module(self.module), name.split('.')[0], None)
         return obj is not None and type(obj).__name__!='Function'   # fastai's dispatched ones, as `show_batch`, are registered and not exported
 
-def as_on_screen(text):
-    "What a terminal shows of `text` in the end: a progress bar that was written over is gone"
-    lines = []
-    for line in text.split('\n'):
-        screen = ''
-        for part in line.split('\r'): screen = part + screen[len(part):]
-        lines.append(screen.rstrip())
-    return '\n'.join(lines)
-
 def clean_html(h):
     "A table without the style sheet that pandas and fastai send with each"
     h = re.sub(r'<(style|script)\b.*?</\1>', '', h, flags=re.S)
@@ -75,10 +67,10 @@ class tidy_outputs(Processor):
             data = o.get('data', {})
             if o.get('name')=='stderr': continue
             if o['output_type']=='stream':
-                o['text'] = as_on_screen(''.join(o['text']))
+                o['text'] = as_on_screen(text_of(o['text']))
                 if not o['text'].strip(): continue
             if 'text/html' in data:
-                data['text/html'] = clean_html(''.join(data['text/html']))
+                data['text/html'] = clean_html(text_of(data['text/html']))
                 if not re.sub(r'<[^>]*>|\s', '', data['text/html']) and 'image' not in ' '.join(data): continue
             outs.append(o)
         cell.outputs = [] if d.get('output')=='false' else outs

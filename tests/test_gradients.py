@@ -71,6 +71,22 @@ def multi(data, outputs=OUTPUTS, cbs=None, **kwargs):
     dls.train.rng.seed(0)
     return learn
 
+@pytest.mark.parametrize('level', LEVELS)
+def test_an_output_that_stops_early_leaves_the_balance(level):
+    "After `b` has stopped its head stands still, and the trunk goes on as for the two that are left"
+    class Heads(Callback):
+        order = 60
+        def before_fit(self): self.at = []
+        def after_epoch(self): self.at.append([h.weight.detach().clone() for h in self.model.heads])
+    stop,heads,keep = TaskEarlyStopping(patience=1, min_delta=0.),Heads(),Keep()
+    stop._value = lambda n: 1. if n=='b' else -float(stop.epoch)             # `b` gets no better
+    learn = fit(toy([GradientBalance('upgrad', level), stop], opt_func=partial(OptimWrapper, opt=partial(torch.optim.AdamW, weight_decay=.1))), 4, cbs=[heads, keep])
+    assert stop.stopped==dict(b=1) and learn.gradient_balance.last_weights[1]==0 and (learn.gradient_balance.last_weights[[0,2]]>0).all()
+    a,b,c = zip(*heads.at)
+    assert torch.equal(b[1], b[3]) and not torch.equal(a[1], a[3]) and not torch.equal(c[1], c[3])
+    step,J,w = flat_grads(keep.steps[-1][:2]),keep.rows[-1],learn.gradient_balance.last_weights
+    torch.testing.assert_close(step, J[[0,2]].T@w[[0,2]], atol=1e-4, rtol=1e-3)      # of a's and c's gradients alone
+
 # Laws
 
 class Double(Callback):
@@ -104,12 +120,12 @@ def test_one_output_is_plain_training_bitwise(level, shapes):
     a,b = (fit(multi(shapes, dict(kind=CategoryBlock), cbs)) for cbs in (GradientBalance(level=level), None))
     assert torch.equal(params(a), params(b))
 
-METHODS = ('upgrad','mgda','pcgrad','gradvac','alignedmtl','imtlg','dualproj','sum','mean')
+METHODS = ('upgrad','mgda','pcgrad','gradvac','alignedmtl','imtlg','dualproj','sum','mean','cagrad','nashmtl')     # the last two by a solver: torchjd[full]
 
 @pytest.mark.parametrize('name', METHODS)
 def test_equal_tasks_get_equal_weights_and_order_does_not_matter(name):
     w = _Weigher(name, 3, {})(torch.ones(3,3)*7)
-    torch.testing.assert_close(w, torch.ones(3), atol=1e-3, rtol=0)
+    torch.testing.assert_close(w, torch.full((3,), 3**-.5 if name=='nashmtl' else 1.), atol=1e-3, rtol=0)      # Nash-MTL: w*(G@w)=1, so three that agree share one step of length sqrt(3)
     torch.manual_seed(0)
     J = torch.randn(4, 50) + torch.tensor([1.,-1.,.5,.2])[:,None]*torch.randn(50)
     order = [2,0,3,1]
@@ -130,6 +146,13 @@ def test_scale_of_all_losses_changes_no_weight(name):
         torch.manual_seed(1)
         ws.append(_fresh(name, 3)((k*J)@(k*J).T))
     for w in ws[1:]: torch.testing.assert_close(w, ws[0], atol=1e-4, rtol=1e-4)
+
+@pytest.mark.parametrize('name', ['cagrad','nashmtl'])
+@pytest.mark.parametrize('level', LEVELS)
+def test_methods_with_a_solver_train(name, level):
+    keep = Keep()
+    learn = fit(toy(GradientBalance(name, level), holes=[(0, range(8))]), 2, cbs=keep)
+    assert params(learn).isfinite().all() and learn.gradient_balance.skipped==0 and len(keep.steps)==8
 
 def test_a_factor_on_one_loss():
     J = torch.eye(3, 6)
@@ -174,13 +197,6 @@ def test_exact_solver_beside_torchjds():
 def test_every_other_aggregator_trains(name, kw):
     learn = fit(toy(GradientBalance(name, 'parameters', **kw), holes=[(0, range(8))]), 2)
     assert params(learn).isfinite().all()
-
-@pytest.mark.parametrize('name,dep', [('cagrad','clarabel'),('nashmtl','ecos')])
-def test_aggregators_with_solvers(name, dep):
-    import importlib.util
-    if importlib.util.find_spec(dep) is None:
-        with pytest.raises(ImportError, match='torchjd'): fit(toy(GradientBalance(name)))
-    else: assert params(fit(toy(GradientBalance(name)))).isfinite().all()
 
 # Around it
 
@@ -429,6 +445,27 @@ def test_monitor_in_tables_and_loggers(shapes, tmp_path):
     assert df.kind_grad[1]==pytest.approx(t.kind_grad[n:].mean(), rel=1e-3)
     learn.plot_tasks(); learn.plot_tasks(cosines=True)
     assert len(learn.evaluate()) == 1+len(learn.metrics)
+
+def test_predictions_fetched_in_the_middle_of_a_fit(shapes):
+    "As W&B's callback fetches them after each validation: of other items, with no recorder"
+    values = []
+    for more in ([], [1]):
+        learn = multi(shapes, heads={n: dict(p=0.) for n in OUTPUTS},      # no dropout, whose draws would differ
+            cbs=[TaskMonitor(1, show=True), ShowWeights(), UncertaintyWeighting(), TaskEarlyStopping(patience=1, min_delta=100.)])
+        cbs = [FetchPredsCallback(dl=learn.dls.test_dl(learn.dls.valid_ds.items[:3], with_labels=True), with_input=True) for _ in more]
+        torch.manual_seed(2)
+        with learn.no_bar(): learn.fit(3, cbs=cbs)
+        values.append((learn.recorder.values, learn.task_early_stopping.best['kind'].best, learn.task_early_stopping.stopped))
+    torch.testing.assert_close(torch.tensor(values[0][0]), torch.tensor(values[1][0]))
+    assert values[0][1]==pytest.approx(values[1][1]) and values[0][2]==values[1][2] and len(values[0][2])==3
+
+def test_monitor_in_tensorboard(shapes, tmp_path):
+    from fastai.callback.tensorboard import TensorBoardCallback
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    learn = multi(shapes, cbs=[TaskMonitor(1, show=True), ShowWeights(), UncertaintyWeighting()], path=tmp_path)
+    with learn.no_bar(): learn.fit(1, cbs=TensorBoardCallback(log_dir=tmp_path/'tb', log_preds=False))
+    scalars = EventAccumulator(str(tmp_path/'tb')).Reload().Tags()['scalars']
+    assert {'kind_loss','kind_grad','kind_colour_cos','kind_weight'} <= set(scalars)
 
 def test_monitor_changes_nothing(shapes):
     assert torch.equal(params(fit(multi(shapes, cbs=TaskMonitor(1)))), params(fit(multi(shapes))))

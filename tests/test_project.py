@@ -107,6 +107,18 @@ def test_no_cell_is_kept_from_running(m):
     flags = [l for s in cells(modules[m], 'code') for l in s.splitlines() if re.match(r'#\|\s*(eval:\s*false|notest|slow|cuda)', l)]
     assert not flags and 'skip_exec' not in ''.join(cells(modules[m], 'raw'))
 
+@pytest.mark.parametrize('nb', notebooks, ids=lambda nb: nb.stem)
+def test_stored_outputs_are_for_a_reader(nb):
+    "What `.ci/execute.py` leaves: no progress bars, style sheets, paths of a machine or rows of numbers without names; each picture told in words"
+    assert nb.stat().st_size < 300*1024
+    for c in json.loads(nb.read_text(encoding='utf-8'))['cells']:
+        if c['cell_type']!='code': continue
+        source,out = ''.join(c['source']),json.dumps([o for o in c['outputs']])
+        assert 'image/png' not in out or '#| fig-alt: ' in source, source
+        texts = re.sub(r'"image/png": (\[[^]]*\]|"[^"]*")', '', out)
+        for bad in ('<progress', 'progress-bar', 'progress::', '"stderr"', '/home/', '/root/', '/tmp/', '/Users/'): assert bad not in texts, (bad, source)
+        assert not re.search(r'"\[\d+, [\d.]+, ', texts), source
+
 def imported(m):
     "Modules of this package that the module `m` imports"
     found = set()

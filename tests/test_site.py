@@ -8,7 +8,7 @@ import pytest, yaml
 
 root = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(root/'docs'))
-import api, check_links, links, measured, names, stage
+import api, check_links, links, measured, names, outputs, stage
 
 # Public names
 
@@ -63,7 +63,7 @@ def test_pages_have_no_directives_and_no_exported_code(pages):
         assert 'nbdev_export()' not in t or n=='contributing', n
 
 def test_outputs_are_tidied():
-    assert stage.as_on_screen('10%\r100%\nx') == '100%\nx'
+    assert outputs.as_on_screen('10%\r100%\nx') == '100%\nx'
     assert stage.clean_html('<style>a{}</style><table border="1" class="dataframe"><tr></tr></table>') == '<table><tr></tr></table>'
 
 def test_links_between_notebooks_are_links_between_pages(monkeypatch):

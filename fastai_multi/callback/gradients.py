@@ -343,7 +343,7 @@ def _cosines_of(g):
 # %% ../../nbs/23_callback.gradients.ipynb #5c333ac4
 class TaskMonitor(Callback):
     "Records each output's loss, weight and length of gradient, and the cosines of their gradients where they meet"
-    order,run_valid = 55,False                       # after `Recorder` (50), before what prints its row (60)
+    order,run_valid,remove_on_fetch = 55,False,True  # after `Recorder` (50), before what prints its row (60)
     def __init__(self, every:int=10, # Look at one step of so many
                  show:bool=False): # Columns in the epoch table: `a_grad`, `a_b_cos`
         if not every>=1: raise ValueError(f'`every` is {every}; it must be 1 or more.')

@@ -37,7 +37,7 @@ class BestSoFar:
 # %% ../../nbs/25_callback.stopping.ipynb #138b91e0
 class TaskEarlyStopping(Callback):
     "Takes each output out of training when it no longer improves, and ends the fit when all are out"
-    order = LossWeights.order+1
+    order,remove_on_fetch = LossWeights.order+1,True                 # predictions fetched in the middle of a fit are no validation
     def __init__(self, patience:int=3, # Epochs without improvement
                  min_delta:float=0., # Less than this is no improvement
                  monitor:dict=None, # By output, the metric to follow in the place of its loss in validation

@@ -1,0 +1,58 @@
+"""Executes notebooks in a kernel of their own, as Jupyter does, and keeps what a reader wants to see: no progress bar, no style sheet, no warning of other libraries, pictures in 256 colours. Then cleans them.
+
+Usage: python .ci/execute.py nbs/60_tutorial.depth.ipynb ...
+"""
+import base64, io, subprocess, sys, time
+from pathlib import Path
+import nbformat
+from nbclient import NotebookClient
+from PIL import Image
+
+root = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(root/'docs'))
+from outputs import text_of
+
+def smaller(png):
+    "The picture in 256 colours, if that halves it: drawn scenes are noisy, and PNG keeps noise as it is"
+    res = io.BytesIO()
+    Image.open(io.BytesIO(base64.b64decode(png))).convert('RGB').quantize(256, dither=Image.Dither.NONE).save(res, 'png', optimize=True)
+    few = base64.b64encode(res.getvalue()).decode()
+    return few if 2*len(few)<len(png) else png
+
+def for_the_reader(output):
+    "`output` without what only moves while the cell runs, or None where nothing is left"
+    if output.output_type=='stream': return None if output.name=='stderr' else output
+    data = output.get('data', {})
+    if 'image/png' in data: data['image/png'] = smaller(text_of(data['image/png']))
+    if 'text/html' not in data: return output
+    html = text_of(data['text/html'])
+    if '<progress' in html or '<style>\n    progress' in html: return None
+    if 'fastprogress' in html:
+        if '<table' not in html: return None
+        table = html[html.index('<table'):html.index('</table>')+len('</table>')]
+        output['data'] = nbformat.from_dict({'text/html': table.replace(' class="fastprogress"', ''), 'text/plain': 'The table of epochs'})
+    return None if html.strip() in ('', '<div></div>') else output
+
+def joined(outputs):
+    "`outputs` with what was printed line by line in one piece"
+    res = []
+    for o in outputs:
+        if res and o.output_type=='stream'==res[-1].output_type: res[-1].text = text_of(res[-1].text)+text_of(o.text)
+        else: res.append(o)
+    return res
+
+def execute(path):
+    "Run `path` from its folder and write its outputs; an error in a cell stops it, and what ran until then is written too"
+    nb,start = nbformat.read(path, 4),time.perf_counter()
+    client = NotebookClient(nb, timeout=900, kernel_name='python3', resources=dict(metadata=dict(path=str(path.parent))))
+    try: client.execute()
+    finally:
+        for c in nb.cells:
+            if c.cell_type=='code': c.outputs = joined([o for o in map(for_the_reader, c.outputs) if o is not None])
+        nbformat.write(nb, path)
+        subprocess.run([Path(sys.executable).with_name('nbdev-clean'), '--fname', path], cwd=root, check=True)
+    print(f'{path.name}: {time.perf_counter()-start:.0f} s')
+
+if __name__ == '__main__':
+    if not sys.argv[1:]: sys.exit(__doc__)
+    for name in sys.argv[1:]: execute(Path(name).resolve())
