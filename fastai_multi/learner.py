@@ -10,6 +10,7 @@ from fastai.basics import *
 import mimetypes
 from functools import lru_cache
 from PIL import Image
+from fastai.losses import BaseLoss
 from fastai.torch_core import TensorImage
 from fastai.vision.augment import Normalize
 from fastai.callback.mixup import MixHandler
@@ -115,6 +116,7 @@ def raw_item(item, parts):
     names = list(parts)
     if isinstance(item, dict): return tuple(check_keys(item, names, 'input').get(n) for n in names)
     if len(names)==1: return (item,)
+    if item is None: raise ValueError(f'`item` is None: give at least one of the inputs {names}.')
     if isinstance(item, (tuple,list)):
         if len(item)!=len(names): raise ValueError(f'`item` holds {len(item)} parts where the inputs are {names}; an absent part is None.')
         return tuple(item)
@@ -134,6 +136,7 @@ def _raw_dl(dls, item, parts):
     "A loader of the one raw `item`, entered after the getters"
     ds = dls.valid.dataset
     vals = raw_item(item, parts)
+    if all(v is None for v in vals): raise ValueError(f'There is nothing to predict from: give at least one of the inputs {list(parts)}.')
     if len(ds.tls[:ds.n_inp])==1: vals = [vals if len(vals)>1 else vals[0]]
     tls = [tl._new([v], split_idx=1) for tl,v in zip(ds.tls, vals)]
     for tl,v in zip(tls, vals): tl.tfms = Pipeline(list(tl.tfms.fs[_after_getter(tl, v):]), split_idx=1)
@@ -163,6 +166,12 @@ class MultiLearner(Learner):
         super().__init__(dls, model, loss_func=loss_func, metrics=metrics, **kwargs)
         self.remove_cb(CastToTensor)
 
+    @delegates(Learner.fit)
+    def fit(self, n_epoch, *args, **kwargs):
+        dl = self.dls.train
+        if not len(dl): raise ValueError(f'The training loader has no batch: `bs` is {dl.bs}, and there are {dl.n} items, of which it leaves out what fills no batch. Give bs={dl.n} or less.')
+        super().fit(n_epoch, *args, **kwargs)
+
     def _split(self, b):
         super()._split(b)
         self.xb,self.yb = name_batch(self.xb, self.yb, self.description)
@@ -186,7 +195,10 @@ def _learner_metrics(metrics, desc, losses, class_weights=None):
 def _multi_loss(desc, loss_func, weights, class_weights):
     if weights and not desc.named: raise ValueError('`loss_weights` is for several outputs by name; these data have one without a name.')
     if class_weights: loss_func = {**(loss_func or {}), **{n: default_loss('category', weight=w) for n,w in class_weights.items()}}
-    if loss_func is None or isinstance(loss_func, dict): return MultiLoss(output_losses(desc.outputs, loss_func), weights=weights, named=desc.named)
+    if loss_func is None or isinstance(loss_func, dict):
+        return MultiLoss(output_losses(desc.outputs, loss_func), weights=check_keys(dict(weights or {}), desc.outputs, 'output in `loss_weights`'), named=desc.named)
+    if desc.named and isinstance(loss_func, (BaseLoss, nn.modules.loss._Loss)):
+        raise ValueError(f'`loss_func` is {type(loss_func).__name__}, a loss of one output, and these data have {list(desc.outputs)}: pass a dict by output, dict({first(desc.outputs)}={type(loss_func).__name__}()).')
     if weights: raise ValueError('Give the weights to your own loss, or pass `loss_func` as a dict by output.')
     return loss_func
 
@@ -274,24 +286,30 @@ def _act(self:MultiLearner, act, preds):
 @patch
 def predict(self:MultiLearner,
     item, # A path, PIL image, array or tensor; a text; `(image, text)`; a dict by input; or an item of the source, such as a row
-    rm_type_tfms=None, # Here for fastai's signature; the place to enter the pipeline is found from `item`
+    rm_type_tfms=None, # Here for fastai's signature, and of no use: the place to enter the pipeline is found from `item`
     with_input:bool=False # Return the decoded input too
 ) -> tuple: # What a user reads, tensors, probabilities or values: each by output (for one plain target as fastai)
     "Predict one item"
+    if rm_type_tfms is not None: raise TypeError(f'`predict` takes one item, and got {rm_type_tfms!r} beside it: put the inputs together, predict((image, text)).')
     dl = item_dl(self.dls, item, self.input_parts)
     inp,preds,_,dec = self.get_preds(dl=dl, with_input=True, with_decoded=True)
-    m = self._frame(dl)
-    first_row = lambda x: x.map(itemgetter(0)) if isinstance(x, Named) else x[0]
-    preds,dec = first_row(preds),first_row(dec)
-    if self.description.named: res = Outputs.make({n: self._decode(n, dec[n], m) for n in dec.keys()})
-    else: res = self._decode(first(self.output_parts), dec, m)
-    return ((self._decode_input(dl, inp),) if with_input else ()) + (res, dec, preds)
+    preds,dec = _row(preds, 0),_row(dec, 0)
+    return ((self._decode_input(dl, inp),) if with_input else ()) + (self._answer(dl, dec, 0), dec, preds)
+
+def _row(x, i): return x.map(itemgetter(i)) if isinstance(x, Named) else x[i]
 
 @patch
-def _frame(self:MultiLearner, dl):
-    "The map to the pixels of the only picture of `dl`, if an output lives in the picture"
+def _answer(self:MultiLearner, dl, dec, i):
+    "The decoded predictions `dec` of item `i` of `dl`, as a user reads them"
+    m = self._frame(dl, i)
+    if self.description.named: return Outputs.make({n: self._decode(n, dec[n], m) for n in dec.keys()})
+    return self._decode(first(self.output_parts), dec, m)
+
+@patch
+def _frame(self:MultiLearner, dl, i):
+    "The map to the pixels of the picture of item `i` of `dl`, if an output lives in the picture"
     if not any(p.kind in ('box','boxes','points') for p in self.output_parts.values()): return
-    pic = picture(dl.dataset[0])
+    pic = picture(dl.dataset[i])
     return None if pic is None else frame(pic, dl.after_item, dl.after_batch)
 
 @patch
@@ -310,6 +328,25 @@ def _decode_input(self:MultiLearner, dl, x):
     x1, = dl.after_batch.decode((type(x)(typed) if isinstance(x, Named) else typed[0],))
     return type(x)([p.decode(o[0]) for p,o in zip(parts, x1)]) if isinstance(x, Named) else parts[0].decode(x1[0])
 
+# %% ../nbs/30_learner.ipynb #pdf10000
+@patch
+def predict_df(self:MultiLearner,
+    items, # A table like the one the loaders were made from, targets not needed, or a list of items of their source
+    **kwargs # Passed to `dls.test_dl`, as `bs` and `num_workers`
+) -> pd.DataFrame: # A row for each item, a column for each output
+    "What the first value of `predict` says, for many items: classes, lists of tags, numbers, lists of corners; `None` where nothing can be said"
+    dl = self.dls.test_dl(items, **kwargs)
+    dec = self.get_preds(dl=dl, with_decoded=True)[2]
+    rows = [self._answer(dl, _row(dec, i), i) for i in range(len(dl.dataset))]
+    names = dec.keys() if self.description.named else [first(self.output_parts)]
+    res = [[_cell(o) for o in (r if self.description.named else [r])] for r in rows]
+    return pd.DataFrame(res, columns=list(names), index=getattr(items, 'index', None) if isinstance(items, pd.DataFrame) else None)
+
+def _cell(o):
+    "A decoded value as a cell of a table holds it"
+    if o is absent: return None
+    return o.tolist() if isinstance(o, Tensor) else list(o) if isinstance(o, L) else o
+
 # %% ../nbs/30_learner.ipynb #1d3cdbf6
 @patch
 def evaluate(self:MultiLearner,
@@ -318,6 +355,8 @@ def evaluate(self:MultiLearner,
     cbs=None # Callbacks for this run only
 ) -> dict: # `valid_loss`, then each output's loss and metrics, under the names of the epoch table
     "What `validate` gives, by name"
+    if dl is not None and isinstance(getattr(dl, 'dataset', None), Datasets) and len(dl.dataset.tls)<=dl.n_inp:
+        raise ValueError('`dl` has no labels to compare with: make it by dls.test_dl(items, with_labels=True).')
     vals = self.validate(ds_idx, dl, cbs)
     return dict(zip(['valid_loss', *self.metrics.attrgot('name')], vals))
 

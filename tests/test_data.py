@@ -380,6 +380,13 @@ def test_show_results_marks_right_and_wrong(table):
     (dict(outputs=dict(tags=MultiCategoryBlock)), "Output 'tags' is '|', where a list was expected. Split it first, or give `label_delim=`"),
     (dict(outputs=dict(box=BBoxBlock), columns=dict(box=['x1','y1','x2','y2']), image=None),
      "Output 'box' lives in a picture, and there is no picture among the inputs: ['text']"),
+    (dict(outputs=[CategoryBlock]), 'it takes a dict of blocks by output'),
+    (dict(outputs='kind'), "`outputs` is 'kind'; it takes a dict"),
+    (dict(image=['file','file']), 'MultiInputBlock(front=ImageBlock'),
+    (dict(itemtfms=Resize(32)), "Unknown argument 'itemtfms'. Did you mean 'item_tfms'?"),
+    (dict(folder='pics'), "There is no folder"),
+    (dict(suff='.jpg'), "nor any other of the table. Files are looked for in `path`"),
+    (dict(valid_pct=0), 'both need some'),
 ])
 def test_mistakes_in_a_call(table, change, words):
     folder,df = table
@@ -395,9 +402,11 @@ def mistake(table, words, outputs=dict(kind=CategoryBlock), df=None, **kw):
 
 def test_mistakes_in_the_data(table):
     df = table[1]
-    mistake(table, ["the picture", 'nowhere.png', 'cannot be opened', 'row 5 of the table'],
-            df=df.assign(file=[f if i!=5 else 'nowhere.png' for i,f in enumerate(df.file)]), drop_last=False)
-    mistake(table, ["Output 'box': the box [4, 5, 400, 23] lies outside its picture, which is 60 wide and 40 high", 'row 0 of the table'],
+    mistake(table, ["`image`: 1 of 24 files is not there", "nowhere.png' (row 5)"], df=df.assign(file=[f if i!=5 else 'nowhere.png' for i,f in enumerate(df.file)]))
+    (table[0]/'broken.png').write_bytes(b'no picture')
+    mistake(table, ["the picture", 'broken.png', 'cannot be opened', 'row 5 of the table'],
+            df=df.assign(file=[f if i!=5 else 'broken.png' for i,f in enumerate(df.file)]), drop_last=False)
+    mistake(table, ["Output 'box': the box [4, 5, 400, 23] reaches beyond its picture, which is 60 wide and 40 high", 'row 0 of the table'],
             dict(box=BBoxBlock), df=df.assign(x2=[400 if i==0 else v for i,v in enumerate(df.x2)]), drop_last=False)
     mistake(table, ["Output 'box': the box", 'has no area'], dict(box=BBoxBlock), df=df.assign(x2=df.x1))
     mistake(table, ["Input 'image' differs in size within a batch", 'item_tfms=Resize(size)'], item_tfms=None)
@@ -405,9 +414,24 @@ def test_mistakes_in_the_data(table):
             df=df.assign(boxes=[[[1,1,9,9]]]*24, labels=[['a','b']]*24))
     mistake(table, ["Output 'kind' has no label in the training split"], df=df.assign(kind=None))
     mistake(table, ["Output 'price' is 'dear', where a number was expected"], dict(price=RegressionBlock), df=df.assign(price=['dear']*24))
-    mistake(table, ["Input 'text' is 3, a int, where a text was expected"], df=df.assign(caption=3))
+    mistake(table, ["Input 'text' is 3, of type int, where a text was expected"], df=df.assign(caption=3))
+    mistake(table, ["x2 = x+width", 'row 5 of the table'], dict(box=BBoxBlock), df=df.assign(x2=[v if i!=5 else 1 for i,v in enumerate(df.x2)]))
+    mistake(table, ["all boxes of the training split lie between 0 and 1", 'multiply them by its width'], dict(box=BBoxBlock), df=df.assign(**df[['x1','y1','x2','y2']]/1000))
+    mistake(table, ["is a text: give one column for each number"], dict(box=BBoxBlock), df=df.assign(box='[1, 2, 3, 4]'), columns=None)
+    mistake(table, ["pd.to_numeric(column, errors='coerce')"], dict(price=RegressionBlock), df=df.assign(price='1,99'))
+    mistake(table, ["`valid_col`='v' holds texts, such as 'False'"], df=df.assign(v='False'), valid_col='v')
+    mistake(table, ["without rows"], df=df[:0])
+    mistake(table, ["`columns['kind']` names the column 'kind', which the table has 2 times"], df=pd.concat([df, df[['kind']]], axis=1))
+    mistake(table, ["has the class 0.5", 'use RegressionBlock'], df=df.assign(kind=[.1 if i<20 else .5 for i in range(24)], v=df.index>=20), valid_col='v')
     v = df.assign(v=df.index>=20, kind=[k if i<20 else 'boat' for i,k in enumerate(df.kind)])
     mistake(table, ["Output 'kind' has the class 'boat', which the training split never had", 'vocab=', 'item 20'], df=v, valid_col='v')
+
+def test_an_attribute_error_of_a_getter_is_told_as_it_is(table):
+    folder,df = table
+    files = [folder/f for f in df.file]
+    dblock = DataBlock((ImageTextBlock, CategoryBlock), get_x=lambda f: (f, f'a {f.name if f in files[:20] else f.nmae}'), get_y=lambda f: 'a' if f in files[::2] else 'b', splitter=RandomSplitter(seed=1), item_tfms=Resize(32))
+    dls = dblock.dataloaders(files[:20], bs=4, num_workers=0)
+    with pytest.raises(AttributeError, match="has no attribute 'nmae'"): list(dls.test_dl(files[20:], num_workers=0))
 
 def test_mistakes_reach_the_user_from_workers(table):
     df = table[1]

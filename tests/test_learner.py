@@ -130,6 +130,26 @@ def test_predictions_agree(trained, shapes, tmp_path):
     assert r.returncode==0, r.stderr[-3000:]
     assert float(r.stdout.split('WORST')[1]) < 1e-4
 
+def test_a_table_is_predicted_as_its_rows_are(trained, shapes):
+    df = pd.read_csv(shapes/'items.csv').iloc[3:9]
+    got = trained.predict_df(df.drop(columns=['kind','area']), bs=4, num_workers=0)
+    assert [*got.columns]==[*trained.output_parts] and got.index.equals(df.index)
+    for i,r in df.iterrows():
+        want = trained.predict(r)[0]
+        assert got.kind[i]==want.kind and got.tags[i]==list(want.tags)
+        np.testing.assert_allclose(got.box[i], want.box, atol=1e-2); np.testing.assert_allclose(got.area[i], want.area, rtol=1e-3)
+    assert trained.predict_df(df.assign(file=None), num_workers=0).box.isna().all()
+
+def test_mistakes_in_predicting(trained, shapes):
+    df = pd.read_csv(shapes/'items.csv')
+    with pytest.raises(TypeError, match=r'predict\(\(image, text\)\)'): trained.predict(shapes/df.file[0], df.caption[0])
+    with pytest.raises(ValueError, match='nothing to predict from'): trained.predict((None, None))
+    with pytest.raises(ValueError, match='`item` is None'): trained.predict(None)
+    with pytest.raises(ValueError, match='with_labels=True'): trained.evaluate(dl=trained.dls.test_dl(df))
+    with pytest.raises(ValueError, match='`bs` is 64, and there are 8 items'): learner(MultiDataLoaders.from_df(df[:10], shapes, image='file', outputs=dict(area=RegressionBlock), bs=64, item_tfms=Resize(64)), text=None).fit(1)
+    with pytest.raises(ValueError, match='a loss of one output'): learner(trained.dls, loss_func=CrossEntropyLossFlat())
+    with pytest.raises(KeyError, match="output in `loss_weights` 'knd'. Did you mean 'kind'"): learner(trained.dls, loss_weights=dict(knd=2.))
+
 def test_get_preds_with_everything(trained):
     n = len(trained.dls.valid_ds)
     x,preds,targs,dec,losses = trained.get_preds(with_input=True, with_decoded=True, with_loss=True)

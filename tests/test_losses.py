@@ -8,7 +8,7 @@ from fastcore.all import L
 from fastai.data.all import DataLoader, DataLoaders
 from fastai.learner import Learner, CastToTensor
 from fastai.callback.all import Callback, MixUp, ProgressCallback, TrackerCallback, SaveModelCallback, EarlyStoppingCallback, ReduceLROnPlateau
-from fastai.losses import CrossEntropyLossFlat
+from fastai.losses import CrossEntropyLossFlat, MSELossFlat
 from fastai.metrics import accuracy, F1Score
 from fastai.optimizer import SGD
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -216,3 +216,12 @@ def test_export_keeps_losses_and_metrics(tmp_path):
     items,model = Items(),Model()
     assert torch.allclose(lf(model(items.x), items.y), MultiLoss(losses(), weights=dict(box=2.))(model(items.x), items.y))
     assert [m.name for m in ms] == [m.name for m in output_metrics(None, KINDS)]
+
+def test_typed_predictions_and_targets():
+    "As a batch taken by hand has them: `x,y = dls.one_batch(); learn.loss_func(learn.model(x), y)`"
+    from fastai.torch_core import TensorCategory, TensorImage
+    from fastai.vision.core import TensorBBox
+    lf = MultiLoss(dict(a=CrossEntropyLossFlat(), b=MSELossFlat()))
+    p,t = (torch.randn(4,3),torch.randn(4,1,4)),(torch.tensor([0,1,2,0]),torch.randn(4,1,4))
+    typed = lf(Outputs(a=TensorImage(p[0]), b=TensorImage(p[1])), Outputs(a=TensorCategory(t[0]), b=TensorBBox(t[1])))
+    assert type(typed) is torch.Tensor and torch.equal(typed, lf(Outputs(a=p[0], b=p[1]), Outputs(a=t[0], b=t[1])))

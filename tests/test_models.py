@@ -234,3 +234,7 @@ def test_on_cuda_without_a_wait():
         with torch.autocast('cuda', torch.bfloat16): sum(o.float().sum() for o in model(*x)).backward()
     finally: torch.cuda.set_sync_debug_mode('default')
     assert all(p.grad.isfinite().all() for p in model.parameters())
+
+def test_features_that_depend_on_the_size_of_the_picture():
+    with pytest.raises(ValueError, match='put an nn.AdaptiveAvgPool2d before'): image_encoder(nn.Sequential(simple_cnn(widths=[8]), nn.Flatten()))
+    assert image_encoder(nn.Sequential(simple_cnn(widths=[8]), nn.AdaptiveAvgPool2d(4), nn.Flatten())).n_features==128

@@ -66,6 +66,24 @@ def test_outputs_are_tidied():
     assert outputs.as_on_screen('10%\r100%\nx') == '100%\nx'
     assert stage.clean_html('<style>a{}</style><table border="1" class="dataframe"><tr></tr></table>') == '<table><tr></tr></table>'
 
+def test_outputs_are_stored_for_a_reader():
+    from importlib.util import module_from_spec, spec_from_file_location
+    from nbformat.v4 import new_output
+    spec = spec_from_file_location('execute', root/'.ci/execute.py')
+    ex = module_from_spec(spec); spec.loader.exec_module(ex)
+    html = lambda h: new_output('display_data', {'text/html': h, 'text/plain': 'x'})
+    gone = [new_output('stream', name='stderr', text='a warning'), html('<div><progress value="1"></progress></div>'), html('\n<style>\n    progress { border: none }</style>'), html('<div></div>')]
+    assert [ex.for_the_reader(o) for o in gone] == [None]*4
+    kept = ex.for_the_reader(html('<div><div></div><table class="fastprogress"><tr><td>1</td></tr></table></div>'))
+    assert kept.data['text/html']=='<table><tr><td>1</td></tr></table>'
+    a,b = (new_output('stream', name='stdout', text=t) for t in 'ab')
+    assert [o.text for o in ex.joined([a, b])]==['ab'] and len(ex.joined([a, html('<p>'), b]))==3
+    import base64, io, numpy as np
+    from PIL import Image
+    def png(a): f = io.BytesIO(); Image.fromarray(a).save(f, 'png'); return base64.b64encode(f.getvalue()).decode()
+    noise = np.random.default_rng(0).integers(0, 255, (64,64,3), dtype=np.uint8)
+    assert len(ex.smaller(png(noise)))<len(png(noise))/2 and ex.smaller(png(noise*0))==png(noise*0)
+
 def test_links_between_notebooks_are_links_between_pages(monkeypatch):
     nb = next(stage.nbs.glob('12_*.ipynb'))
     for url in (nb.name, f'nbs/{nb.name}', f'../nbs/{nb.name}', 'models.split.html'): assert stage.links(f'[a]({url}#b)') == '[a](models.split.ipynb#b)', url
@@ -122,3 +140,7 @@ def test_quartos_files_are_what_nbdev_makes_and_take_in_every_notebook():
     contents = yaml.safe_load((root/'nbs/sidebar.yml').read_text())['website']['sidebar']['contents']
     patterns = [c if isinstance(c, str) else c['contents'] for c in contents]
     for nb in stage.nbs.glob('*.ipynb'): assert sum(fnmatch(nb.name, p) for p in patterns)==1, nb.name
+
+def test_every_tutorial_stands_on_the_front_page():
+    front = (root/'README.md').read_text(encoding='utf-8')
+    assert not [nb.name for nb in (root/'nbs').glob('60_tutorial.*.ipynb') if f'(nbs/{nb.name})' not in front]

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BadItem', 'ImageText', 'TextEncoder', 'Part', 'ImagePart', 'TextPart', 'NumericPart', 'VectorPart', 'WeightPart',
-           'CategoryPart', 'TagsPart', 'NumberPart', 'BoxPart', 'LabelsPart', 'PointsPart', 'MaskPart', 'part_of',
-           'PartsTfm']
+           'CategoryPart', 'TagsPart', 'NumberPart', 'no_area', 'BoxPart', 'LabelsPart', 'PointsPart', 'MaskPart',
+           'part_of', 'PartsTfm']
 
 # %% ../../nbs/01_data.items.ipynb #b1625f98
 from fastcore.all import *
@@ -316,7 +316,7 @@ class TextPart(Part):
         self.c = len(self.encoder.vocab)
     def _str(self, v):
         if isinstance(v, str): return v
-        raise BadItem(f'{self.what} is {_example(v)}, a {type(v).__name__}, where a text was expected.')
+        raise BadItem(f'{self.what} is {_example(v)}, of type {type(v).__name__}, where a text was expected.')
     def encode(self, v):
         if self.is_missing(v): return absent
         if isinstance(v, TensorText): return v
@@ -398,6 +398,7 @@ class WeightPart(VectorPart):
 
 # %% ../../nbs/01_data.items.ipynb #133a621f
 def _unknown(part, found, vocab):
+    if isinstance(found, float): return BadItem(f'{part.what} has the class {found!r}, which the training split never had. If these numbers are to be predicted as numbers, use RegressionBlock.')
     return BadItem(f'{part.what} has the class {found!r}, which the training split never had{did_you_mean(found, vocab)} '
                    'Put an item of that class into the training split (a stratified or fixed split), give the block `vocab=` with every class, '
                    'or leave its items out.')
@@ -413,7 +414,7 @@ class CategoryPart(Part):
         if self.is_missing(v): return absent
         try: return self.pipe(v)
         except KeyError as e: raise _unknown(self, v, self.vocab) from e
-        except TypeError as e: raise BadItem(f'{self.what} is {_example(v)}, a {type(v).__name__}, where one class was expected.') from e
+        except TypeError as e: raise BadItem(f'{self.what} is {_example(v)}, of type {type(v).__name__}, where one class was expected.') from e
     def known(self): return self._types()==[Categorize]
     def _column(self, values):
         o2i = self.vocab.o2i
@@ -470,7 +471,8 @@ class NumberPart(NumericPart):
             try: return np.asarray(v, dtype=np.float64)
             except (TypeError, ValueError): pass
         n = f'{self.c} numbers were' if self.c and self.c>1 else 'a number was'
-        raise BadItem(f'{self.what} is {_example(v)}, where {n} expected.')
+        hint = " Of a column with texts among its numbers, `pd.to_numeric(column, errors='coerce')` makes numbers and gaps." if isinstance(v, str) else ''
+        raise BadItem(f'{self.what} is {_example(v)}, where {n} expected.{hint}')
     def _raw(self, v): return self.pipe(self._nums(v)).as_subclass(Tensor)
     def setup(self, values):
         if not len(values): raise ValueError(f'{self.what} has no value in the training split.')
@@ -516,10 +518,19 @@ class NumberPart(NumericPart):
 def _numbers(part, v, k):
     try: t = torch.as_tensor(np.asarray(v, dtype=np.float32)) if not isinstance(v, Tensor) else v.detach().as_subclass(Tensor).float()
     except (TypeError, ValueError) as e:
-        raise BadItem(f'{part.what} is {_example(v)}, which is not a list of {"boxes" if k==4 else "points"}.') from e
+        hint = ' It is a text: give one column for each number, or turn the texts into lists first, with `column.map(ast.literal_eval)`.' if isinstance(v, str) else ''
+        raise BadItem(f'{part.what} is {_example(v)}, which is not a list of {"boxes" if k==4 else "points"}.{hint}') from e
     if t.numel()%k or t.numel() and t.shape[-1]%k: raise BadItem(f'{part.what} is {_example(v)}: {t.numel()} numbers, where each takes {k}'
                                            f' ({"x1, y1, x2, y2" if k==4 else "x, y"}).')
     return t.reshape(-1,k)
+
+def no_area(t):
+    "Of the boxes `t` (`n,4`) the first whose corners are not in order, in words; `None` if there is none"
+    bad = (t[:,0]>=t[:,2]) | (t[:,1]>=t[:,3])
+    if not bad.any(): return
+    a,b,c,d = t[bad][0].tolist()
+    return (f'the box [{a:g}, {b:g}, {c:g}, {d:g}] has no area: boxes are x1, y1, x2, y2, with x1 < x2 and y1 < y2. '
+            'If yours are x, y, width, height: x2 = x+width, y2 = y+height.')
 
 class BoxPart(NumericPart):
     "One box for each item, or any number of boxes"
@@ -528,12 +539,16 @@ class BoxPart(NumericPart):
     c    = property(lambda self: 4, lambda self,v: None)
     def setup(self, values):
         self.pipe = Pipeline([])
-        self.many = self.many or any(len(_numbers(self, v, 4))!=1 for v in values)
+        ts = [_numbers(self, v, 4) for v in values]
+        self.many = self.many or any(len(t)!=1 for t in ts)
+        if sum(map(len, ts)) and torch.cat(ts).nan_to_num(0.).abs().max()<=1:
+            raise ValueError(f'{self.what}: all boxes of the training split lie between 0 and 1, {_example(first(values))} for one. Boxes are in pixels of the picture: multiply them by its width and height.')
     def encode(self, v):
         if self.is_missing(v): return absent
         t = _numbers(self, v, 4)
         if t.isnan().any():
             raise BadItem(f'{self.what} is {_example(v)}: some of its corners are missing. Give all four, or none for no label.')
+        if (why:=no_area(t)) is not None: raise BadItem(f'{self.what}: {why}')
         if not self.many and len(t)!=1:
             if not len(t): return absent
             raise BadItem(f'{self.what} has {len(t)} boxes, and one in every item of the training split.')
@@ -541,7 +556,8 @@ class BoxPart(NumericPart):
     def known(self): return not self.many
     def _column(self, values):
         res = torch.from_numpy(np.asarray(values, dtype=np.float32))
-        return res.reshape(-1,1,4).as_subclass(TensorBBox) if res.shape[1:] in ((4,),(1,4)) and not res.isnan().any() else None
+        if res.shape[1:] not in ((4,),(1,4)) or res.isnan().any() or no_area(res.reshape(-1,4)) is not None: return None
+        return res.reshape(-1,1,4).as_subclass(TensorBBox)
     def reuse(self, t): return t if t is absent else t.as_subclass(Tensor).clone().as_subclass(TensorBBox)
     def collate(self, values): # bs,n,4; the loader takes n away from a single box after the batch transforms
         n = max([len(v) for v in values if v is not absent]+[1])

@@ -260,13 +260,11 @@ class PictureScaler(PointScaler):
 
     def _check(self, t, sz, name):
         (w,h),scale = sz,self.do_scale
-        for x1,y1,x2,y2 in t.tolist():
-            why = None
-            if x1>=x2 or y1>=y2: why = 'has no area'
-            elif scale and (min(x1,y1) < -max(2, .02*max(w,h)) or x2>w+max(2, .02*w) or y2>h+max(2, .02*h)):
-                why = 'lies outside its picture'
-            if why: raise BadItem(f'Output {name!r}: the box [{x1:g}, {y1:g}, {x2:g}, {y2:g}] {why}, which is {w} wide and {h} high. '
-                                  'Boxes are x1, y1, x2, y2 in the pixels of the picture given.')
+        if (why:=no_area(t.reshape(-1,4))) is not None: raise BadItem(f'Output {name!r}: {why}')
+        for x1,y1,x2,y2 in t.tolist() if scale else ():
+            if min(x1,y1) < -max(2, .02*max(w,h)) or x2>w+max(2, .02*w) or y2>h+max(2, .02*h):
+                raise BadItem(f'Output {name!r}: the box [{x1:g}, {y1:g}, {x2:g}, {y2:g}] reaches beyond its picture, which is {w} wide and {h} high. '
+                              'Boxes are x1, y1, x2, y2 in the pixels of the file as it is stored: a rotation in its EXIF data is not applied.')
 
 # %% ../../nbs/03_data.load.ipynb #57ab67a6
 class OnPart(Transform):
@@ -428,17 +426,20 @@ class MultiDL(TfmdDL):
         if self.parts is None: return super()._one_pass()
         self._n_inp,self._types = self.n_inp,_batch_types(self.parts)
 
-    @property
-    def pieces(self):
-        "For each list of transforms, its items: encoded once where possible"
+    def _read(self):
+        "Read what can be read once; a method, since an AttributeError of the user's getter would be lost in a property of a class with `__getattr__`"
         if self._pieces is None:
             self._pieces = [_pieces(tl, first(d.values())) for tl,
                             (_,d) in zip(self.dataset.tls, self.parts)] if self.parts is not None else ()
         return self._pieces
+    @property
+    def pieces(self):
+        "For each list of transforms, its items: encoded once where possible"
+        return self._read()
 
     def before_iter(self):
         super().before_iter()
-        if self.parts is not None: self.pieces    # here, in the main process: workers share it
+        self._read()    # here, in the main process: workers share it
 
     def do_item(self, s):
         "One item, read and through the item transforms: all that is done for an item"
@@ -737,7 +738,7 @@ def says(v) -> str: # A decoded value
     if v is absent or v is None: return '–'
     if isinstance(v, Tensor): v = v.tolist() if v.ndim<2 else f"{' x '.join(map(str, v.shape))} values"
     if isinstance(v, str): return v
-    if isinstance(v, float): return f'{v:.4g}'
+    if isinstance(v, float): return f'{v:,.0f}' if 1e4<=abs(v)<1e9 else f'{v:.4g}'
     if isinstance(v, (list, tuple, L)):
         vs = [says(o) for o in v]
         return ', '.join(vs if len(vs)<=6 else [*vs[:5], f'… {len(vs)} in all']) if vs else '(none)'
@@ -758,7 +759,7 @@ def verdict(part, pred, true, sz=None): # Decoded values; `sz`: the picture's
     elif k=='tags':   ok = set(pred)==set(true)
     elif k=='number':
         a,b = (torch.as_tensor(list(L(o))) for o in (pred,true))
-        ok = bool((((a-b).abs()/part.std.reshape(-1))<=.5)[~b.isnan()].all())
+        return bool((((a-b).abs()/part.std.reshape(-1))<=.5)[~b.isnan()].all()), f'{says(pred)}  (true: {says(true)})'
     elif k=='box':
         iou = float(_iou(pred.reshape(-1,4)[0], true.reshape(-1,4)[0]))
         return iou>=.5, f'overlap {iou:.0%}'
@@ -840,7 +841,7 @@ class Panel:
         sz = None if self.pic is None else (self.pic.shape[1], self.pic.shape[0])
         if p.kind!='boxes' or q is absent: ok,text = verdict(p, q, v, sz)
         else: ok,text = None,f'{len(q)} predicted' + ('' if v is absent else f', {len(v)} true')
-        return (f'{n}: {text}',c) if ok is None else (f"{'✓' if ok else '✗'} {n}: {text}",colours['right' if ok else 'wrong'])
+        return (f'{n}: {text}',colours['plain'] if v is absent else c) if ok is None else (f"{'✓' if ok else '✗'} {n}: {text}",colours['right' if ok else 'wrong'])
 
     def _line(self, text, c, width):
         self.lines += [(t,c) for t in wrapped(text, width, 3).split('\n')]
@@ -876,7 +877,9 @@ def show_panels(items, x_parts, y_parts, preds=None, ctxs=None, nrows=None, ncol
         if nrows is None: nrows = math.ceil(n/ncols)
         if preds is not None and title is None:
             if double: title = 'left: true     right: predicted'
-            elif any(p.kind in _drawn for p in y_parts.values()): title = 'solid, ●: true     dashed, ×: predicted'
+            elif drawn := {p.kind for p in y_parts.values()} & {'box','boxes','points'}:
+                line,dot = bool(drawn-{'points'}),'points' in drawn
+                title = f"{'solid'*line}{', '*(line and dot)}{'●'*dot}: true     {'dashed'*line}{', '*(line and dot)}{'×'*dot}: predicted"
         high = 2.4*max([.6, *[p.pic.shape[0]/p.pic.shape[1] for p in panels if p.pic is not None]])
         above = .07 + .155*max(p.title.count('\n')+1 if p.title else 0 for p in panels)     # inches
         below = .09 + 10.5/72*max(len(p.lines) for p in panels)

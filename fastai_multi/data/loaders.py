@@ -7,7 +7,8 @@ __all__ = ['InputReader', 'OutputReader', 'MultiDataLoaders']
 
 # %% ../../nbs/05_data.loaders.ipynb #7b24b181
 from fastcore.all import *
-from fastai.data.core import DataLoaders
+from fastai.data.core import DataLoaders, TfmdDL
+from fastai.data.load import DataLoader
 from fastai.data.block import TransformBlock, DataBlock
 from fastai.vision.core import PILImage
 from fastai.vision.data import ImageBlock
@@ -17,7 +18,8 @@ from .items import *
 from .items import Delimited
 from .load import *
 from .block import *
-import csv, os, numpy as np, pandas as pd, torch
+from functools import lru_cache
+import csv, inspect, os, numpy as np, pandas as pd, torch
 
 # %% ../../nbs/05_data.loaders.ipynb #1532b1c1
 def _cols(o): return list(o) if isinstance(o, (list,tuple,L,pd.Index)) else [o]
@@ -36,6 +38,7 @@ def check_columns(df, cols, arg):
     for c in _cols(cols):
         if c not in df.columns:
             raise UnknownName(f'`{arg}` names the column {c!r}, which the table does not have{did_you_mean(c, _table_cols(df))}')
+        if (n:=_table_cols(df).count(c))>1: raise ValueError(f'`{arg}` names the column {c!r}, which the table has {n} times: rename all but one.')
 
 # %% ../../nbs/05_data.loaders.ipynb #c6f43162
 class InputReader(Transform):
@@ -50,6 +53,7 @@ class InputReader(Transform):
         super().__init__()
         if image is None and text is None and features is None:
             raise ValueError('InputReader reads nothing: give it a column for `image`, `text` or `features`.')
+        if is_listy(image): raise TypeError(f'`image` is {image!r}; it takes one column. For several pictures an item, build a DataBlock with MultiInputBlock(front=ImageBlock, back=ImageBlock).')
         self.image,self.text,self.features,self.suff = image,text,features,suff
         self.pref = pref
     @property
@@ -130,7 +134,7 @@ class RandomSplit:
         idx = torch.randperm(len(items), generator=g).tolist()
         n = int(self.valid_pct*len(items))
         if n==0 or n==len(items):
-            raise ValueError(f'`valid_pct`={self.valid_pct} of {len(items)} items leaves {n} for validation, {len(items)-n} for training.')
+            raise ValueError(f'`valid_pct`={self.valid_pct} of {len(items)} items leaves {n} for validation, {len(items)-n} for training; both need some.')
         return L(idx[n:]),L(idx[:n])
 
 class ColumnSplit:
@@ -138,6 +142,8 @@ class ColumnSplit:
     def __init__(self, col): store_attr()
     def __call__(self, df):
         check_columns(df, self.col, 'valid_col')
+        text = first(v for v in df[self.col] if isinstance(v, str))
+        if text is not None: raise ValueError(f'`valid_col`={self.col!r} holds texts, such as {text!r}, and every text counts as true: make it booleans, df[{self.col!r}]=={text!r}.')
         mask = df[self.col].astype(bool).values
         if mask.all() or not mask.any():
             raise ValueError(f'`valid_col`={self.col!r} puts {int(mask.sum())} of {len(mask)} rows into validation; both splits need some.')
@@ -175,11 +181,40 @@ def _output_block(outputs, columns, label_delim, weight=None):
         return MultiOutputBlock(**outputs),OutputReader({n: columns.get(n, n) for n in outputs}, label_delim=label_delim)
     if isinstance(outputs, PartsBlock) and not first(outputs.type_tfms.tfms).bare:
         return outputs,OutputReader({n: (columns or {}).get(n, n) for n in outputs.parts}, label_delim=label_delim)
+    if isinstance(outputs, str) or is_listy(outputs):
+        raise TypeError(f'`outputs` is {outputs!r}; it takes a dict of blocks by output, as `dict(kind=CategoryBlock, price=RegressionBlock)`, or one block.')
     if columns is None or isinstance(columns, dict):
         raise ValueError(f'`columns` is {columns!r}; one block without a name needs its column, or list of columns.')
     return outputs if isinstance(outputs, PartsBlock) else OneOutputBlock(outputs),OutputReader(columns, label_delim=label_delim)
 
 # %% ../../nbs/05_data.loaders.ipynb #350304c6
+@lru_cache
+def _loader_args():
+    "What `from_df` and what makes its loaders can be told"
+    fs = MultiDataLoaders.from_df.__func__,DataLoaders.from_dblock.__func__,DataBlock.dataloaders,MultiDL.__init__,TfmdDL.__init__,DataLoader.__init__
+    return sorted({n for f in fs for n,p in inspect.signature(inspect.unwrap(f)).parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)} - {'self','cls'})
+
+def _not_there(files):
+    "Which of `files` do not exist; each folder is listed once, which is quick also where asking for a file is not"
+    there = {}
+    for f in files:
+        d,n = os.path.split(f)
+        if d not in there: there[d] = set(os.listdir(d or '.')) if os.path.isdir(d or '.') else set()
+        if n not in there[d] and not os.path.exists(f): yield f
+
+def _check_files(get_x, df, path, folder):
+    "Raise if pictures are not where they were said to be"
+    files = InputReader(get_x.image, pref=get_x.pref, suff=get_x.suff).columns(df)['image']
+    rows = {str(f): i for i,f in zip(df.index[::-1], files[::-1]) if isinstance(f, (str,Path)) and str(f).strip()}
+    gone = list(_not_there(rows))
+    if not gone: return
+    if len(gone)<len(rows):
+        raise ValueError(f"`image`: {len(gone)} of {len(rows)} files {'is' if len(gone)==1 else 'are'} not there: "
+                         + ', '.join(f'{f!r} (row {rows[f]!r})' for f in gone[-3:]) + '. Leave out these rows, or empty the cell: that is an item without a picture.')
+    why = '' if Path(get_x.pref).exists() else f' There is no folder {str(get_x.pref)!r}.'
+    raise ValueError(f"`image`: there is no file {gone[-1]!r}, nor any other of the table.{why} Files are looked for in `path`, {str(path)!r}, "
+                     + ('or in `folder` within it' if folder is None else f'and there in `folder`, {str(folder)!r}') + '; `suff` is put after their names.')
+
 class MultiDataLoaders(DataLoaders):
     "`DataLoaders` for several inputs and outputs, with factory methods in the manner of `ImageDataLoaders`"
     @classmethod
@@ -214,6 +249,8 @@ class MultiDataLoaders(DataLoaders):
     ):
         "Create from a table"
         if not isinstance(df, pd.DataFrame): raise TypeError(f'`df` is a {type(df).__name__}; it takes a pandas DataFrame.')
+        if not len(df): raise ValueError('`df` is a table without rows.')
+        check_keys(kwargs, _loader_args(), 'argument')
         image,text,features,columns,valid_col,weight = (_names(df, o) for o in (image, text, features, columns, valid_col, weight))
         if weight is not None: check_columns(df, weight, 'weight')
         y_block,get_y = _output_block(outputs, columns, label_delim, weight)
@@ -222,6 +259,7 @@ class MultiDataLoaders(DataLoaders):
         get_x,get_y.pref = InputReader(image, text, features, pref=pref, suff=suff),{n: pref for n,
             p in y_block.parts.items() if p.kind in ('mask','image')}
         get_x.columns(df.iloc[:1]); get_y.columns(df.iloc[:1])    # a column that is not there is an error of this call
+        if image is not None: _check_files(get_x, df, path, folder)
         dblock = DataBlock((x_block, y_block), get_x=get_x, get_y=get_y,
                            splitter=RandomSplit(valid_pct, seed) if valid_col is None else ColumnSplit(valid_col), item_tfms=item_tfms,
                            batch_tfms=batch_tfms)

@@ -500,6 +500,14 @@ def _timm_encoder(name, depth, n_in, pretrained, weights):
     return enc
 
 # %% ../../nbs/10_models.encoders.ipynb #91b9f9be
+def _check_flat(m, n_in, n, what):
+    "Raise if the number of features `n` of the vector that `m` ends in depends on the size of the picture"
+    for hw in ((64,64), (96,96), (160,160)):
+        try:
+            with _dry(m): k = m(_pic(m, n_in, hw)).shape[1]
+        except RuntimeError: continue           # too small a picture for it
+        if k!=n: raise ValueError(f'{what} gives {k} features for a picture of {hw[0]} x {hw[1]}, and {n} for a larger one: put an nn.AdaptiveAvgPool2d before what flattens the map, or leave both out, for the heads pool.')
+
 def _module_encoder(m, depth, n_in, what=None):
     "An encoder from any module"
     what,stages = what or type(m).__name__,dict(m.named_children()) if type(m).forward is nn.Sequential.forward else {type(m).__name__: m}
@@ -511,6 +519,7 @@ def _module_encoder(m, depth, n_in, what=None):
             res.append((o.shape[1], 2**round(math.log2(x.shape[2]/o.shape[2])) if o.ndim==4 else None))
         return res
     with _dry(m): info = _first_run(m, n_in, _run, what)
+    if info[-1][1] is None and type(m).forward is nn.Sequential.forward: _check_flat(m, n_in, info[-1][0], what)
     mods = [nn.Sequential(OrderedDict({n:s})) if len(stages)>1 else s for n,s in stages.items()]
     return ImageEncoder(_Chain(mods, [False]*len(mods)), list(stages), [c for c,_ in info], [s for _,s in info],
                         stats=getattr(m, 'stats', None), pretrained=getattr(m, 'pretrained', False), what=what).cut(depth)
