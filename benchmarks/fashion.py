@@ -67,7 +67,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__)
     for n,v in dict(epochs=12, size=112, bs=64, neck=64, image_neck=256, limit=0).items(): p.add_argument(f'--{n}', type=int, default=v)
     for n,v in dict(lr=1e-2, p=0.5).items(): p.add_argument(f'--{n}', type=float, default=v)
-    p.add_argument('--seeds', type=int, nargs='+', default=[0,1,2])
+    p.add_argument('--seeds', type=int, nargs='+', default=range(10))
     p.add_argument('--photos', action='store_true', help="read the photos in every epoch, as a user's first notebook would; about four minutes for each row and seed")
     args = p.parse_args()
     torch.set_num_threads(2)
