@@ -96,7 +96,7 @@ def measure(args, n):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__)
-    for n,v in dict(size=64, bs=16, rounds=15, threads=1).items(): p.add_argument(f'--{n}', type=int, default=v)
+    for n,v in dict(size=128, bs=32, rounds=7, threads=1).items(): p.add_argument(f'--{n}', type=int, default=v)
     p.add_argument('--only', default='', help='a regular expression for the names of the methods'); p.add_argument('--arch', default='resnet18'); p.add_argument('--outputs', type=int, nargs='+', default=[2,3,5])
     args = p.parse_args()
     torch.set_num_threads(args.threads)
