@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['absent', 'IGNORE', 'did_you_mean', 'UnknownName', 'check_in', 'check_keys', 'Named', 'Inputs', 'Outputs', 'Absent',
-           'is_missing', 'present', 'flat']
+           'is_missing', 'present', 'flat', 'untyped']
 
 # %% ../nbs/00_core.ipynb #a9a38b7b
 from fastcore.all import *
@@ -148,3 +148,9 @@ def present(t:Tensor): # A batch of targets (or of inputs), its first dimension 
 def flat(x):
     "The leaves of nested tuples and lists, in order"
     return [o for p in x for o in flat(p)] if isinstance(x, (tuple,list)) else [x]
+
+# %% ../nbs/00_core.ipynb #plain100
+def untyped(t # A tensor, or anything else, which is left alone
+           ):
+    "`t` without fastai's type"
+    return t.as_subclass(Tensor) if isinstance(t, Tensor) and type(t) is not Tensor else t

@@ -29,11 +29,9 @@ from .metrics import *
 from .callback.mixup import *
 
 # %% ../nbs/30_learner.ipynb #88343c3e
-def _plain(t): return t.as_subclass(Tensor) if isinstance(t, Tensor) else t
-
 def _gather(parts, cls, names, bare):
     "`parts` of a batch as one tuple of `cls` with `names`, or as the one tensor there is when `bare`"
-    leaves,names = [_plain(o) for o in flat(tuple(parts))],tuple(names)
+    leaves,names = [untyped(o) for o in flat(tuple(parts))],tuple(names)
     if len(leaves) != len(names):
         raise ValueError(f'The batch holds {len(leaves)} tensors where {len(names)} were expected: {list(names)}. A block of your own must give one tensor for each name.')
     if bare: return leaves[0]
@@ -168,6 +166,7 @@ class MultiLearner(Learner):
 
     @delegates(Learner.fit)
     def fit(self, n_epoch, *args, **kwargs):
+        "As `Learner.fit`, which would go through epochs without a batch and say nothing"
         dl = self.dls.train
         if not len(dl): raise ValueError(f'The training loader has no batch: `bs` is {dl.bs}, and there are {dl.n} items, of which it leaves out what fills no batch. Give bs={dl.n} or less.')
         super().fit(n_epoch, *args, **kwargs)

@@ -304,8 +304,6 @@ class MultiLoss:
         return 'MultiLoss(' + ', '.join(f'{n}: {f}' + ('' if isinstance(w, float) and w==1. else f' × {w}') for (n,f),w in zip(self.funcs.items(), self.weights.values())) + ')'
 
 # %% ../nbs/20_losses.ipynb #7b5a59d7
-def _bare(o): return o.as_subclass(Tensor) if isinstance(o, Tensor) and type(o) is not Tensor else o
-
 @patch
 def _by_output(self:MultiLoss, x, what):
     "The parts of `x` in the order of the losses"
@@ -313,10 +311,10 @@ def _by_output(self:MultiLoss, x, what):
     if isinstance(x, tuple) and len(x)==1 and not isinstance(x, Named) and isinstance(x[0], (tuple,list,dict)): x = x[0]
     if hasattr(x, 'keys'):
         if set(x.keys())!=set(names): raise ValueError(f'The {what} are named {list(x.keys())} and the losses {list(names)}; every output needs one of each.')
-        return [_bare(x[n]) for n in names]
+        return [untyped(x[n]) for n in names]
     if isinstance(x, Tensor): x = (x,)
     if len(x)!=len(names): raise ValueError(f'There are {len(x)} {what} for the {len(names)} losses {list(names)}.')
-    return [_bare(o) for o in x]
+    return [untyped(o) for o in x]
 
 @patch
 def _map(self:MultiLoss, pred, attr):

@@ -394,6 +394,13 @@ def test_mistakes_in_a_call(table, change, words):
     with pytest.raises((KeyError,ValueError,TypeError)) as e: MultiDataLoaders.from_df(df[::3], folder, **{**right, **change})
     assert words in str(e.value), str(e.value)
 
+def test_every_argument_of_fastais_loaders_is_taken(table):
+    class Own(MultiDL):
+        def __init__(self, *args, mine=None, **kwargs): super().__init__(*args, **kwargs)
+    kw = dict(image='file', outputs=dict(kind=CategoryBlock), item_tfms=Resize(32), bs=4)
+    d = MultiDataLoaders.from_df(table[1], table[0], **kw, val_shuffle=True, val_num_workers=0, num_workers=0, dl_kwargs=[{}, dict(bs=2)], drop_last=False, after_iter=None, dl_type=Own, mine=1)
+    assert d.valid.bs==2 and d.valid.shuffle and type(d.train) is Own
+
 def mistake(table, words, outputs=dict(kind=CategoryBlock), df=None, **kw):
     with pytest.raises(ValueError) as e:
         for dl in loaders(table, outputs, df=df, **kw).loaders:
@@ -402,7 +409,7 @@ def mistake(table, words, outputs=dict(kind=CategoryBlock), df=None, **kw):
 
 def test_mistakes_in_the_data(table):
     df = table[1]
-    mistake(table, ["`image`: 1 of 24 files is not there", "nowhere.png' (row 5)"], df=df.assign(file=[f if i!=5 else 'nowhere.png' for i,f in enumerate(df.file)]))
+    mistake(table, ["`image`: 1 of 24 files is not there", "nowhere.png' (row 5)", 'empty the cell'], df=df.assign(file=[f if i!=5 else 'nowhere.png' for i,f in enumerate(df.file)]))
     (table[0]/'broken.png').write_bytes(b'no picture')
     mistake(table, ["the picture", 'broken.png', 'cannot be opened', 'row 5 of the table'],
             df=df.assign(file=[f if i!=5 else 'broken.png' for i,f in enumerate(df.file)]), drop_last=False)

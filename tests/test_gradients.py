@@ -87,6 +87,21 @@ def test_an_output_that_stops_early_leaves_the_balance(level):
     step,J,w = flat_grads(keep.steps[-1][:2]),keep.rows[-1],learn.gradient_balance.last_weights
     torch.testing.assert_close(step, J[[0,2]].T@w[[0,2]], atol=1e-4, rtol=1e-3)      # of a's and c's gradients alone
 
+def test_rows_are_kept_from_one_step_to_the_next_and_no_longer():
+    class Look(Callback):
+        order = 60
+        def before_fit(self): self.before,self.after = [],[]
+        def before_batch(self): self.before.append(self.learn.gradient_balance.kept is not None)
+        def before_backward(self): self.after.append(self.learn.gradient_balance.kept is not None)
+        def after_batch(self):
+            if self.training: assert all(g is None or g is not p.grad for gs in self.learn.gradient_balance.kept for g,p in zip(gs, self.model.shared_parameters()))
+    look = Look()
+    learn = fit(toy(GradientBalance('upgrad', 'parameters')), cbs=look)
+    assert look.before==[False,True,True,True,False] and not any(look.after) and learn.gradient_balance.kept is None
+    class Crash(Callback):
+        def before_step(self): raise CancelFitException()
+    assert fit(toy(GradientBalance('upgrad', 'parameters')), cbs=Crash()).gradient_balance.kept is None
+
 # Laws
 
 class Double(Callback):

@@ -204,7 +204,7 @@ def _sent(flag):
 # %% ../../nbs/23_callback.gradients.ipynb #6597630e
 class GradientBalance(Balancer):
     "Combine the gradients of several losses by one of TorchJD's aggregators"
-    weigher,bad,zero,parts,shared,owned = None,None,None,None,(),()
+    weigher,bad,zero,parts,kept,shared,owned = None,None,None,None,None,(),()
     def __init__(self,
         aggregator='upgrad', # A name, or an aggregator or a weighting of TorchJD
         level:str='features', # 'features': weights from the gradients where the heads begin, cheap; 'parameters': exact
@@ -217,7 +217,7 @@ class GradientBalance(Balancer):
 
     def before_fit(self):
         super().before_fit()
-        self.skipped = 0
+        self.skipped,self.kept = 0,None
         if self.idle: return
         n = len(self.names)
         if self.weigher is None or self.weigher.n!=n: self.weigher = _Weigher(self.aggregator, n, self.kwargs)
@@ -258,7 +258,7 @@ def _split_params(model, names):
 # %% ../../nbs/23_callback.gradients.ipynb #46f5be96
 @patch
 def after_loss(self:GradientBalance):
-    lf,feats = self.learn.loss_func,self.feats.stop()
+    lf,feats,self.kept = self.learn.loss_func,self.feats.stop(),None
     if self.idle or lf.last is None: return
     if lf.reduction!='mean': raise ValueError(f"GradientBalance weighs the mean losses of a batch, and `loss_func.reduction` is {lf.reduction!r}; set it to 'mean' for training.")
     p = self.prior(lf.last)
@@ -313,6 +313,7 @@ def _walk_all(self:GradientBalance, v, scale):
         gs = _walk(*s, [*self.shared, *own], keep=i<len(starts)-1)
         rows.append(gs[:len(self.shared)])
         for p,g in zip(own, gs[len(self.shared):]): _add_grad(p, [g])
+    if v.device.type=='cpu': self.kept = rows
     if self.weigher.f is None: return self._from_matrix(rows, scale)
     w = self.weigher(_gramian(rows))
     self.last_weights = self.last_weights*w
@@ -330,7 +331,9 @@ def after_batch(self:GradientBalance):
     self.feats.stop()
     self.bad,self.parts,self.zero = None,None,None
 @patch
-def after_cancel_fit(self:GradientBalance): self.after_batch()
+def after_train(self:GradientBalance): self.kept = None
+@patch
+def after_cancel_fit(self:GradientBalance): self.after_batch(); self.kept = None
 
 # %% ../../nbs/23_callback.gradients.ipynb #d5eb8ff7
 def _pairs(names): return [(i,j) for i in range(len(names)) for j in range(i+1, len(names))]

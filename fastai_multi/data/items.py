@@ -398,8 +398,8 @@ class WeightPart(VectorPart):
 
 # %% ../../nbs/01_data.items.ipynb #133a621f
 def _unknown(part, found, vocab):
-    if isinstance(found, float): return BadItem(f'{part.what} has the class {found!r}, which the training split never had. If these numbers are to be predicted as numbers, use RegressionBlock.')
-    return BadItem(f'{part.what} has the class {found!r}, which the training split never had{did_you_mean(found, vocab)} '
+    hint = '. If these numbers are to be predicted as numbers, use RegressionBlock.' if isinstance(found, float) else did_you_mean(found, vocab)
+    return BadItem(f'{part.what} has the class {found!r}, which the training split never had{hint} '
                    'Put an item of that class into the training split (a stratified or fixed split), give the block `vocab=` with every class, '
                    'or leave its items out.')
 

@@ -260,9 +260,9 @@ class PictureScaler(PointScaler):
 
     def _check(self, t, sz, name):
         (w,h),scale = sz,self.do_scale
-        if (why:=no_area(t.reshape(-1,4))) is not None: raise BadItem(f'Output {name!r}: {why}')
-        for x1,y1,x2,y2 in t.tolist() if scale else ():
-            if min(x1,y1) < -max(2, .02*max(w,h)) or x2>w+max(2, .02*w) or y2>h+max(2, .02*h):
+        for x1,y1,x2,y2 in t.tolist():
+            if x1>=x2 or y1>=y2: raise BadItem(f'Output {name!r}: {no_area(t)}')
+            if scale and (min(x1,y1) < -max(2, .02*max(w,h)) or x2>w+max(2, .02*w) or y2>h+max(2, .02*h)):
                 raise BadItem(f'Output {name!r}: the box [{x1:g}, {y1:g}, {x2:g}, {y2:g}] reaches beyond its picture, which is {w} wide and {h} high. '
                               'Boxes are x1, y1, x2, y2 in the pixels of the file as it is stored: a rotation in its EXIF data is not applied.')
 

@@ -7,7 +7,7 @@ __all__ = ['InputReader', 'OutputReader', 'MultiDataLoaders']
 
 # %% ../../nbs/05_data.loaders.ipynb #7b24b181
 from fastcore.all import *
-from fastai.data.core import DataLoaders, TfmdDL
+from fastai.data.core import DataLoaders, Datasets, TfmdDL
 from fastai.data.load import DataLoader
 from fastai.data.block import TransformBlock, DataBlock
 from fastai.vision.core import PILImage
@@ -189,9 +189,10 @@ def _output_block(outputs, columns, label_delim, weight=None):
 
 # %% ../../nbs/05_data.loaders.ipynb #350304c6
 @lru_cache
-def _loader_args():
-    "What `from_df` and what makes its loaders can be told"
-    fs = MultiDataLoaders.from_df.__func__,DataLoaders.from_dblock.__func__,DataBlock.dataloaders,MultiDL.__init__,TfmdDL.__init__,DataLoader.__init__
+def _loader_args(dl_type):
+    "What `from_df` and what makes its loaders, of `dl_type`, can be told"
+    fs = (MultiDataLoaders.from_df.__func__, DataLoaders.from_dblock.__func__, DataBlock.dataloaders, Datasets.dataloaders, dl_type.__init__, MultiDL.__init__,
+          TfmdDL.__init__, DataLoader.__init__)
     return sorted({n for f in fs for n,p in inspect.signature(inspect.unwrap(f)).parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)} - {'self','cls'})
 
 def _not_there(files):
@@ -204,15 +205,16 @@ def _not_there(files):
 
 def _check_files(get_x, df, path, folder):
     "Raise if pictures are not where they were said to be"
-    files = InputReader(get_x.image, pref=get_x.pref, suff=get_x.suff).columns(df)['image']
-    rows = {str(f): i for i,f in zip(df.index[::-1], files[::-1]) if isinstance(f, (str,Path)) and str(f).strip()}
+    rows = {}
+    for i,f in zip(df.index, map(get_x._image, df[get_x.image])):
+        if isinstance(f, (str,Path)) and str(f).strip(): rows.setdefault(str(f), i)
     gone = list(_not_there(rows))
     if not gone: return
     if len(gone)<len(rows):
         raise ValueError(f"`image`: {len(gone)} of {len(rows)} files {'is' if len(gone)==1 else 'are'} not there: "
-                         + ', '.join(f'{f!r} (row {rows[f]!r})' for f in gone[-3:]) + '. Leave out these rows, or empty the cell: that is an item without a picture.')
+                         + ', '.join(f'{f!r} (row {rows[f]!r})' for f in gone[:3]) + '. Leave out these rows, or empty the cell: that is an item without a picture.')
     why = '' if Path(get_x.pref).exists() else f' There is no folder {str(get_x.pref)!r}.'
-    raise ValueError(f"`image`: there is no file {gone[-1]!r}, nor any other of the table.{why} Files are looked for in `path`, {str(path)!r}, "
+    raise ValueError(f"`image`: there is no file {gone[0]!r}, nor any other of the table.{why} Files are looked for in `path`, {str(path)!r}, "
                      + ('or in `folder` within it' if folder is None else f'and there in `folder`, {str(folder)!r}') + '; `suff` is put after their names.')
 
 class MultiDataLoaders(DataLoaders):
@@ -250,7 +252,7 @@ class MultiDataLoaders(DataLoaders):
         "Create from a table"
         if not isinstance(df, pd.DataFrame): raise TypeError(f'`df` is a {type(df).__name__}; it takes a pandas DataFrame.')
         if not len(df): raise ValueError('`df` is a table without rows.')
-        check_keys(kwargs, _loader_args(), 'argument')
+        check_keys([k.removeprefix('val_') for k in kwargs], _loader_args(kwargs.get('dl_type') or MultiDL), 'argument')    # `val_…`: fastai gives it to the validation loader
         image,text,features,columns,valid_col,weight = (_names(df, o) for o in (image, text, features, columns, valid_col, weight))
         if weight is not None: check_columns(df, weight, 'weight')
         y_block,get_y = _output_block(outputs, columns, label_delim, weight)

@@ -345,7 +345,7 @@ def _out_size(p, o, kind, name):
 @patch
 def read(self:MultiModel, *xb):
     "By output, by input: `Levels` of a picture, features of anything else"
-    xs = [x.as_subclass(Tensor) if isinstance(x, Tensor) else x for x in flat(xb)]
+    xs = [untyped(x) for x in flat(xb)]
     if len(xs)!=len(self.encoders): raise ValueError(f'The model has the inputs {[*self.encoders]} and was given {len(xs)} tensor{"s" if len(xs)!=1 else ""}.')
     fs = {n: e(x) for (n,e),x in zip(self.encoders.items(), xs)}
     return {o: {n: f[o] if isinstance(f, dict) else f for n,f in fs.items()} for o in self.heads}
