@@ -60,8 +60,8 @@ def short_repr(v, n:int=80) -> str: # At most so many characters
     return res if len(res)<n else f'{res[:n-3]}…'
 
 # %% ../nbs/00_core.ipynb #d36c268d
-_tensor_like = frozenset('''shape size dtype device layout data dim ndim numel grad grad_fn requires_grad is_cuda to cpu cuda
-    numpy detach clone item tolist img_size sz codes show decode'''.split())
+_tensor_like = frozenset('''shape size dtype device layout data dim ndim numel grad grad_fn requires_grad is_cuda
+    to cpu cuda numpy detach clone item tolist img_size sz codes show decode'''.split())
 
 # %% ../nbs/00_core.ipynb #878b9014
 class Named(tuple):
