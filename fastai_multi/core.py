@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['absent', 'IGNORE', 'palette', 'did_you_mean', 'UnknownName', 'check_in', 'check_keys', 'BadItem', 'short_repr',
-           'Named', 'Inputs', 'Outputs', 'Absent', 'is_missing', 'present', 'flat', 'untyped', 'eval_mode']
+           'Named', 'Inputs', 'Outputs', 'Absent', 'is_missing', 'present', 'format_value', 'flat', 'untyped',
+           'eval_mode']
 
 # %% ../nbs/00_core.ipynb #a9a38b7b
 from fastcore.all import *
@@ -204,6 +205,23 @@ def present(t:Tensor): # A batch of targets (or of inputs), its first dimension 
     t = t.detach()
     here = ~t.isnan() if t.is_floating_point() else t!=IGNORE
     return here.flatten(1).any(1) if here.ndim>1 else here
+
+# %% ../nbs/00_core.ipynb #f513b42e
+def format_value(v) -> str: # A decoded value, or `absent`
+    "A decoded value in a few characters"
+    if v is absent or v is None: return '–'
+    if isinstance(v, Tensor): v = _shape_text(v) if v.ndim>1 else v.tolist()
+    if isinstance(v, str): return v
+    if isinstance(v, float): return f'{v:,.0f}' if 1e4<=abs(v)<1e9 else f'{v:.4g}'
+    if isinstance(v, (list, tuple, L)): return _list_text([format_value(o) for o in v])
+    return str(v)
+
+def _shape_text(t): return f"{' x '.join(map(str, t.shape))} values"
+
+def _list_text(texts):
+    if not texts: return '(none)'
+    if len(texts)>6: texts = [*texts[:5], f'… {len(texts)} in all']
+    return ', '.join(texts)
 
 # %% ../nbs/00_core.ipynb #22ffc587
 def flat(x):

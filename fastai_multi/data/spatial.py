@@ -167,8 +167,8 @@ class BoxPart(CoordinatesPart):
         corners = ', '.join(f'{o:g}' for o in box)
         w,h = size
         raise BadItem(f'{self.what}: the box [{corners}] reaches beyond its picture, which is {w} wide and {h} high. '
-                      'Boxes are x1, y1, x2, y2 in the pixels of the file as it is stored: a rotation in its EXIF data is '
-                      'not applied.')
+                      'Boxes are x1, y1, x2, y2 in the pixels of the file as it is stored: a rotation in its EXIF data '
+                      'is not applied.')
     def refuse_fractions(self, v):
         raise ValueError(f'{self.what}: all boxes of the training split lie between 0 and 1, {short_repr(v)} for one. '
                          'Boxes are in pixels of the picture: multiply them by its width and height.')
