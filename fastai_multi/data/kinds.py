@@ -205,7 +205,8 @@ class ImagePart(Part):
     def size_message(self, i, expected, found):
         return f'{super().size_message(i, expected, found)} Make the pictures one size with `item_tfms=Resize(size)`.'
     def unopened(self, v, e):
-        what = str(v) if isinstance(v, (str, Path)) else type(v).__name__
+        what = type(v).__name__
+        if isinstance(v, (str, Path)): what = str(v)
         return f'{self.what}: the picture {what!r} cannot be opened ({type(e).__name__}: {e}).'
 
     @classmethod
@@ -214,8 +215,8 @@ class ImagePart(Part):
     @classmethod
     def from_flat(cls, name_of, tl, typ, is_input, codes=None):
         if not issubclass(typ, (PILBase, TensorImageBase)): return None
-        img_cls = typ if issubclass(typ, PILBase) else PILImage
-        return cls.of_list(name_of(cls.kind), tl, is_input, img_cls=img_cls)
+        if not issubclass(typ, PILBase): typ = PILImage
+        return cls.of_list(name_of(cls.kind), tl, is_input, img_cls=typ)
     def fit_flat(self, tl): pass
 
 def creates(tfm, cls):
@@ -327,8 +328,8 @@ class ClassesPart(Part):
             raise ValueError(f'{self.what} has no {what} in the training split: no class could be learned.')
     def unknown(self, found):
         "The error for a class that the training split does not have"
+        hint = did_you_mean(found, self.vocab)
         if isinstance(found, float): hint = '. If these numbers are to be predicted as numbers, use RegressionBlock.'
-        else: hint = did_you_mean(found, self.vocab)
         return BadItem(f'{self.what} has the class {found!r}, which the training split never had{hint} '
                        'Put an item of that class into the training split (a stratified or fixed split), give the '
                        'block `vocab=` with every class, or leave its items out.')
@@ -437,7 +438,8 @@ class NumberPart(NumericPart):
         try: return np.asarray(v, dtype=np.float64)
         except (TypeError, ValueError): raise self.no_numbers(v)
     def no_numbers(self, v):
-        wanted = f'{self.c} numbers were' if self.c and self.c>1 else 'a number was'
+        wanted = 'a number was'
+        if self.c and self.c>1: wanted = f'{self.c} numbers were'
         res = f'{self.what} is {short_repr(v)}, where {wanted} expected.'
         if isinstance(v, str):
             res += (" Of a column with texts among its numbers, `pd.to_numeric(column, errors='coerce')` makes numbers "
