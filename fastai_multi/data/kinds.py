@@ -303,7 +303,7 @@ def target_tfm(tfms):
 # %% ../../nbs/04_data.kinds.ipynb #452225fd
 class ClassesPart(Part):
     "Base class of parts whose values are classes of a vocabulary"
-    static,marks_missing = True,True
+    static,marks_missing,has_classes = True,True,True
     @property
     def class_map(self):
         o2i = getattr(self.vocab, 'o2i', None)
@@ -388,6 +388,8 @@ class Delimited(str):
 class TagsPart(ClassesPart):
     "Any number of classes, none included"
     kind,tensor_type = 'tags',TensorMultiCategory
+    @property
+    def one_hot(self): return isinstance(target_tfm(self.tfms), OneHotEncode)
     def is_missing(self, v): return v=='' if isinstance(v, str) else is_missing(v)
     def as_list(self, v):
         "The classes of one raw value"

@@ -77,6 +77,8 @@ class Part:
     is_picture = False      # Its files are opened as pictures
     spatial = False         # Its values move when the picture is cropped, flipped or rotated
     has_coordinates = False # Its values are pixels of the picture, and are scaled by the picture's size
+    has_classes = False     # Its raw values are names of classes: a CSV file's column of them is read as written
+    one_hot = False         # Several columns of 0 and 1 are its classes, named by the columns
     predicted = True        # A model predicts it
     weighs_items = False    # It says how much each item counts
     drawn = False           # `draw` draws it on the picture
@@ -496,8 +498,8 @@ def raw_values(fs,  # The getters before `tfm`
     cols = getter_columns(fs, items)
     if cols is not None: return tfm.split_columns(cols)
     getter = Pipeline(fs)
-    if hasattr(items, 'iloc'): items = (items.iloc[i] for i in range(len(items)))
-    values = [tfm.split(getter(o)) for o in items]
+    rows = (items.iloc[i] for i in range(len(items))) if hasattr(items, 'iloc') else items
+    values = [tfm.split(getter(o)) for o in rows]
     return {n: [v[n] for v in values] for n in tfm.parts}
 
 # %% ../../nbs/03_data.parts.ipynb #f8faced3
