@@ -11,11 +11,12 @@ from fastcore.all import *
 from fastai.data.core import TfmdLists
 from fastai.data.block import TransformBlock
 from fastai.data.transforms import ColReader, IntToFloatTensor, ToTensor
-from fastai.vision.core import AddMaskCodes, BBoxLabeler, Image, PointScaler
+from fastai.vision.core import AddMaskCodes, BBoxLabeler, Image, PointScaler, TensorPoint
 from fasttransform import Transform, Pipeline
 from copy import deepcopy
 from ..core import *
 from .text import *
+from .geometry import *
 from collections import namedtuple
 import math, numpy as np, torch
 from torch import Tensor
@@ -221,11 +222,17 @@ class Part:
 
     # The item's picture
     def place(self, value, size, scale=True, y_first=False):
-        "`value` in [-1,1] of a picture of width and height `size`; `size` is `None` if the item has no picture"
-        return value
+        "Coordinates in [-1,1] of a picture of `size`, width and height, or `None`; other values unchanged"
+        if not isinstance(value, TensorPoint): return value
+        if size is None: return absent
+        if y_first: value = untyped(value).reshape(-1,2).flip(1).reshape(value.shape).as_subclass(type(value))
+        self.check_placed(untyped(value), size, scale)
+        return to_unit(value, size) if scale else stamp(value, size)
+    def check_placed(self, t, size, in_pixels):
+        "Raise for coordinates that cannot be in a picture of `size`"
     def unplace(self, value, size):
-        "`value` in pixels of a picture of width and height `size`"
-        return value
+        "Coordinates in pixels of a picture of `size`; other values unchanged"
+        return from_unit(value, size) if isinstance(value, TensorPoint) else value
 
     # What a user sees
     def has_value(self, t):

@@ -61,15 +61,6 @@ class CoordinatesPart(NumericPart):
     static,spatial,has_coordinates,drawn = True,True,True,True
     sign = None    # before its name in the legend
     def reuse(self, t): return t if t is absent else untyped(t).clone().as_subclass(self.tensor_type)
-    def place(self, value, size, scale=True, y_first=False):
-        if not isinstance(value, TensorPoint): return value
-        if size is None: return absent
-        if y_first: value = untyped(value).reshape(-1,2).flip(1).reshape(value.shape).as_subclass(type(value))
-        self.check_placed(untyped(value), size, scale)
-        return to_unit(value, size) if scale else stamp(value, size)
-    def check_placed(self, t, size, in_pixels):
-        "Raise for coordinates that cannot be in a picture of `size`"
-    def unplace(self, value, size): return from_unit(value, size) if isinstance(value, TensorPoint) else value
     def legend(self, v): return sign_legend(self, v)
     def judge(self, pred, true, size=None):
         if pred is absent or true is absent: return Verdict(None, 'no label')
