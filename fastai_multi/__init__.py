@@ -11,7 +11,7 @@ except _NotInstalled: __version__ = '0+not.installed'
 
 # What a notebook needs under a short name; the rest of a module's `__all__` is one import away, as in `from fastai_multi.core import flat`.
 _public = """IGNORE Inputs Outputs absent is_missing
-    ImageText TextEncoder safe_tfms MultiDL FeaturesBlock ImageTextBlock MultiInputBlock MultiOutputBlock OneOutputBlock PlainTextBlock describe
+    ImageText Numericaliser safe_tfms MultiDL FeaturesBlock ImageTextBlock MultiInputBlock MultiOutputBlock OneOutputBlock PlainTextBlock describe
     InputReader OutputReader MultiDataLoaders multi_shapes
     ImageEncoder image_encoder simple_cnn text_encoder vector_encoder MultiModel model_tree plot_tree split_params
     BoxLoss MultiLoss default_loss OutputLoss OutputMetric RowMetric box_iou f1_multi mask_accuracy point_distance

@@ -16,8 +16,8 @@ from fastai.vision.augment import Normalize
 from fastai.callback.mixup import MixHandler
 from fastai.callback.tracker import TrackerCallback
 from .core import *
-from .data.items import *
-from .data.augment import *
+from .data.geometry import *
+from .data.parts import *
 from .data.load import *
 from .data.block import *
 from .models.encoders import *
@@ -78,10 +78,8 @@ def output_losses(parts:dict, # The outputs, as `describe(dls).outputs` gives th
 # %% ../nbs/30_learner.ipynb #0160fdd3
 def _class_counts(dl, name):
     "How often each class of output `name` is in the data of `dl`"
-    piece,part = first((p,d[name]) for p,(_,d) in zip(dl.pieces, dl.parts) if name in d)
-    col = getattr(piece, 'done', {}).get(name)
-    ys = col.data if col is not None else torch.stack([v for v in map(piece.__getitem__, range(len(piece))) if v is not absent])
-    return torch.bincount(ys.as_subclass(Tensor).long(), minlength=part.c)
+    part = first(e.parts[name] for e in dl.parts[::-1] if name in e.parts)
+    return torch.bincount(untyped(dl.values(name)).long(), minlength=part.c)
 
 def class_weight(spec, counts, vocab, name):
     "`spec`, 'balanced' or a weight by class, as a tensor in the order of `vocab`"
