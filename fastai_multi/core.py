@@ -13,6 +13,7 @@ from functools import lru_cache
 from urllib.parse import quote, unquote
 import math, numbers, torch
 from torch import Tensor
+from torch.utils._pytree import MappingKey, register_pytree_node
 
 # %% ../nbs/00_core.ipynb #d22d669c
 def did_you_mean(name, options):
@@ -43,10 +44,25 @@ def check_keys(d, options, what='output'):
 _tensor_like = frozenset('shape size dtype device layout data dim ndim numel grad grad_fn requires_grad is_cuda to cpu cuda numpy detach '
                          'clone item tolist img_size sz codes show decode'.split())
 
+# %% ../nbs/00_core.ipynb #tree1000
+def _members(o): return list(o), None
+
+def _members_with_keys(o): return [(MappingKey(k), v) for k,v in o.items()], None
+
+def _register(cls):
+    "Let PyTorch's trees (`torch.export`, `torch.compile`, `torch.func`) see the members of the tuple class `cls`"
+    def _rebuild(vals, context): return cls(vals)
+    name = f'{cls.__module__}.{cls.__qualname__}'
+    register_pytree_node(cls, _members, _rebuild, serialized_type_name=name, flatten_with_keys_fn=_members_with_keys)
+
 # %% ../nbs/00_core.ipynb #878b9014
 class Named(tuple):
     "A tuple whose members have names: `y['unit price']` always, `y.box` where the name clashes with nothing, `y[0]` by position"
     _names = ()
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if cls._names: _register(cls)
+
     def __new__(cls,
         vals=(), # The members, in the order of the names (or each an argument of its own)
         /, *more,
