@@ -86,7 +86,7 @@ def weights_from_file(weights):
     if file.suffix in _file_suffixes: raise FileNotFoundError(f'`weights`={str(weights)!r}: there is no such file.')
     return None
 
-# %% ../../nbs/19_models.weights.ipynb #b15a1f4e
+# %% ../../nbs/19_models.weights.ipynb #445dda18
 def tensor_names(m):
     "The name of each tensor of `m`, by the tensor's id"
     return {id(t): n for n,t in m.state_dict(keep_vars=True).items()}
@@ -99,7 +99,8 @@ def _few(names):
 
 def _check_fit(wanted, given, sd, what, source):
     "Refuse weights that lack a wanted tensor, or have it in another shape"
-    missing,wrong = [],[]
+    missing = []
+    wrong = []
     for name,t in wanted.items():
         if name not in given:
             if not name.endswith('num_batches_tracked'): missing.append(name)
