@@ -5,7 +5,7 @@ import torch
 from statistics import median
 from fastai.basics import *
 from fastai_multi.losses import *
-from fastai_multi.models.encoders import *
+from fastai_multi.models.image import *
 from fastai_multi.models.split import *
 from fastai_multi.callback.weights import *
 from fastai_multi.callback.gradients import *

@@ -6,7 +6,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from fastai.vision.all import *
 from fastai_multi import *
-from fastai_multi.models.encoders import image_encoder
+from fastai_multi.models.image import image_encoder
 from fastai_multi.models.split import Neck, Pool
 from benchmarks.data import data_path
 

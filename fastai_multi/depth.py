@@ -14,7 +14,7 @@ import time, matplotlib.pyplot as plt
 from .core import *
 from .data.block import *
 from .data.load import *
-from .models.encoders import *
+from .models.image import *
 from .models.split import *
 from .metrics import *
 from .callback.gradients import *

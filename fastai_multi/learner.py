@@ -20,7 +20,9 @@ from .data.geometry import *
 from .data.parts import *
 from .data.load import *
 from .data.block import *
-from .models.encoders import *
+from .models.image import *
+from .models.text import *
+from .models.tabular import *
 from .models.fusion import *
 from .models.split import *
 from .models.tree import *

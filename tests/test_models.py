@@ -4,7 +4,9 @@ import pytest, torch, torchvision
 from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 from fastai_multi.core import Inputs
-from fastai_multi.models.encoders import *
+from fastai_multi.models.image import *
+from fastai_multi.models.text import *
+from fastai_multi.models.tabular import *
 from fastai_multi.models.split import *
 
 # name: (stages, picture, whether strides are exact: networks without padding lose a few more pixels)
