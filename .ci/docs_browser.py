@@ -1,4 +1,5 @@
-"""Opens the built site in a real browser, Debian's Chromium, at desktop and phone width, light and dark: what it looks for is in `main`.
+"""Opens the built site in a real browser, Debian's Chromium, at desktop and phone width, light and dark: what it looks
+for is in `main`.
 
 Usage: python .ci/docs_browser.py [--site _docs] [--screenshots FOLDER]"""
 import argparse, functools, http.server, shutil, sys, tempfile, threading
@@ -6,15 +7,22 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync']
-DESKTOP,PHONE = dict(width=1280, height=900),dict(width=390, height=844)
+FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
+         '--disable-component-update', '--disable-sync']
+DESKTOP = dict(width=1280, height=900)
+PHONE = dict(width=390, height=844)
 
-# What is wider than the window: the page (not against `innerWidth`: a phone zooms out until all fits), or a part of it that is no box for code, a table, an output or a formula and so should not scroll by itself
+# What is wider than the window: the page (not against `innerWidth`: a phone zooms out until all fits), or a part of it
+# that is no box for code, a table, an output or a formula and so should not scroll by itself
 WIDE = '''inner => {
-  const found = [], page = document.documentElement.scrollWidth, own = 'pre, dt, .highlight, .cell_output, .cell_output *, .pst-scrollable-table-container, .formula, code, span, dialog, dialog *';
+  const found = [], page = document.documentElement.scrollWidth,
+        own = 'pre, dt, .highlight, .cell_output, .cell_output *, .pst-scrollable-table-container, .formula, code, ' +
+              'span, dialog, dialog *';
   if (page > inner) found.push(`${page} px wide in a window of ${inner}`);
   for (const e of document.querySelectorAll('body, body *'))
-    if (e.clientWidth && e.scrollWidth > e.clientWidth + 1 && !e.matches(own) && ['auto','scroll','hidden','clip'].includes(getComputedStyle(e).overflowX) && e.getBoundingClientRect().width > 5)
+    if (e.clientWidth && e.scrollWidth > e.clientWidth + 1 && !e.matches(own) &&
+        ['auto','scroll','hidden','clip'].includes(getComputedStyle(e).overflowX) &&
+        e.getBoundingClientRect().width > 5)
       found.push(`${e.tagName}.${e.className} of ${e.clientWidth} px holds ${e.scrollWidth} px`);
   return found.slice(0, 4);
 }'''
@@ -30,19 +38,31 @@ def served(site):
 
 class Visit:
     "Pages opened one after the other, and what was wrong with them"
-    def __init__(self, context, url): self.context,self.url,self.faults,self.opened = context,url,[],0
+    def __init__(self, context, url):
+        self.context = context
+        self.url = url
+        self.faults = []
+        self.opened = 0
     def open(self, name, look=None):
         page = self.context.new_page()
-        page.on('console', lambda m: self.faults.append(f'{name}: console says {m.text}') if m.type in ('error','warning') else None)
+        page.on('console',
+                lambda m: self.faults.append(f'{name}: console says {m.text}') if m.type in ('error','warning')
+                else None)
         page.on('pageerror', lambda e: self.faults.append(f'{name}: {e}'))
-        page.on('request', lambda r: None if r.url.startswith((self.url, 'data:', 'blob:')) else self.faults.append(f'{name}: asks for {r.url}'))
+        page.on('request',
+                lambda r: None if r.url.startswith((self.url, 'data:', 'blob:'))
+                else self.faults.append(f'{name}: asks for {r.url}'))
         page.on('response', lambda r: self.faults.append(f'{name}: {r.status} for {r.url}') if r.status>=400 else None)
         page.goto(self.url+name, wait_until='load')
         page.wait_for_timeout(100)     # what scripts have to say, they say now
         self.opened += 1
         self.faults += [f'{name}: {w}' for w in page.evaluate(WIDE, page.viewport_size['width'])]
-        self.faults += [f'{name}: no alternative text for {s}' for s in page.evaluate("[...document.images].filter(i => !i.alt && i.closest('main, article')).map(i => i.src.slice(0, 80))")]
-        self.faults += [f'{name}: a picture that does not load, {s}' for s in page.evaluate('[...document.images].filter(i => i.complete && !i.naturalWidth && i.offsetParent).map(i => i.src.slice(0, 80))')]
+        self.faults += [f'{name}: no alternative text for {s}'
+                        for s in page.evaluate("[...document.images].filter(i => !i.alt && i.closest('main, "
+                                               "article')).map(i => i.src.slice(0, 80))")]
+        self.faults += [f'{name}: a picture that does not load, {s}'
+                        for s in page.evaluate('[...document.images].filter(i => i.complete && !i.naturalWidth && '
+                                               'i.offsetParent).map(i => i.src.slice(0, 80))')]
         if look: look(page)
         page.close()
 
@@ -68,28 +88,38 @@ def main():
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument('--site', default=Path(__file__).resolve().parent.parent/'_docs', type=Path)
     p.add_argument('--screenshots', type=Path)
-    p.add_argument('--chromium', default=shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome'))
+    p.add_argument('--chromium',
+                   default=shutil.which('chromium') or shutil.which('chromium-browser')
+                   or shutil.which('google-chrome'))
     a = p.parse_args()
     if not a.chromium: sys.exit('There is no chromium here: apt-get install chromium')
-    names = sorted(f.name for f in a.site.glob('*.html')) + [f.relative_to(a.site).as_posix() for f in sorted(a.site.glob('_modules/*/learner.html'))]
-    shots = ['index.html', *[n for n in names if n.startswith('tutorial.')], 'tutorials.html', 'learner.html', 'api.html', 'measured.html']
+    names = sorted(f.name for f in a.site.glob('*.html')) + [f.relative_to(a.site).as_posix()
+                                                             for f in sorted(a.site.glob('_modules/*/learner.html'))]
+    shots = ['index.html', *[n for n in names if n.startswith('tutorial.')], 'tutorials.html', 'learner.html',
+             'api.html', 'measured.html']
     server,url = served(a.site)
-    faults,opened = [],0
+    faults = []
+    opened = 0
     with tempfile.TemporaryDirectory() as profiles, sync_playwright() as play:
         for kind,size in dict(desktop=DESKTOP, phone=PHONE).items():
             for scheme in ('light','dark'):
-                context = play.chromium.launch_persistent_context(f'{profiles}/{kind}-{scheme}', executable_path=a.chromium, headless=True, args=FLAGS, viewport=size, color_scheme=scheme,
-                                                                  device_scale_factor=1, is_mobile=kind=='phone', has_touch=kind=='phone')
+                context = play.chromium.launch_persistent_context(
+                    f'{profiles}/{kind}-{scheme}', executable_path=a.chromium, headless=True, args=FLAGS, viewport=size,
+                    color_scheme=scheme, device_scale_factor=1, is_mobile=kind=='phone', has_touch=kind=='phone'
+                )
                 visit = Visit(context, url)
                 for name in names if scheme=='light' else dict.fromkeys(shots):
                     def look(page):
                         if a.screenshots and name in shots:
                             a.screenshots.mkdir(parents=True, exist_ok=True)
                             page.screenshot(path=a.screenshots/f'{Path(name).stem}-{kind}-{scheme}.png')
-                            page.screenshot(path=a.screenshots/f'{Path(name).stem}-{kind}-{scheme}-full.png', full_page=True)
+                            page.screenshot(path=a.screenshots/f'{Path(name).stem}-{kind}-{scheme}-full.png',
+                                            full_page=True)
                     visit.open(name, look)
                 if scheme=='light':
-                    for check in (lambda: visit.open('search.html?q=multi_learner', finds('multi_learner', ['learner.html'])), lambda: visit.open('index.html', typed('multi_learner', 'learner.html'))):
+                    for check in (lambda: visit.open('search.html?q=multi_learner',
+                                                     finds('multi_learner', ['learner.html'])),
+                                  lambda: visit.open('index.html', typed('multi_learner', 'learner.html'))):
                         try: check()
                         except Exception as e: visit.faults.append(f'search at {size["width"]} px: {e}')
                 faults += [f'[{kind}, {scheme}] {f}' for f in visit.faults]

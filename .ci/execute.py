@@ -1,4 +1,5 @@
-"""Executes notebooks in a kernel of their own, as Jupyter does, and keeps what a reader wants to see: no progress bar, no style sheet, no warning of other libraries, pictures in 256 colours. Then cleans them.
+"""Executes notebooks in a kernel of their own, as Jupyter does, and keeps what a reader wants to see: no progress bar,
+no style sheet, no warning of other libraries, pictures in 256 colours. Then cleans them.
 
 Usage: python .ci/execute.py nbs/60_tutorial.depth.ipynb ...
 """
@@ -15,7 +16,8 @@ from outputs import text_of
 def smaller(png):
     "The picture in 256 colours, if that halves it: drawn scenes are noisy, and PNG keeps noise as it is"
     res = io.BytesIO()
-    Image.open(io.BytesIO(base64.b64decode(png))).convert('RGB').quantize(256, dither=Image.Dither.NONE).save(res, 'png', optimize=True)
+    image = Image.open(io.BytesIO(base64.b64decode(png))).convert('RGB')
+    image.quantize(256, dither=Image.Dither.NONE).save(res, 'png', optimize=True)
     few = base64.b64encode(res.getvalue()).decode()
     return few if 2*len(few)<len(png) else png
 
@@ -30,7 +32,8 @@ def for_the_reader(output):
     if 'fastprogress' in html:
         if '<table' not in html: return None
         table = html[html.index('<table'):html.index('</table>')+len('</table>')]
-        output['data'] = nbformat.from_dict({'text/html': table.replace(' class="fastprogress"', ''), 'text/plain': 'The table of epochs'})
+        output['data'] = nbformat.from_dict({'text/html': table.replace(' class="fastprogress"', ''),
+                                             'text/plain': 'The table of epochs'})
     return None if html.strip() in ('', '<div></div>') else output
 
 def joined(outputs):
@@ -42,9 +45,11 @@ def joined(outputs):
     return res
 
 def execute(path):
-    "Run `path` from its folder and write its outputs; an error in a cell stops it, and what ran until then is written too"
-    nb,start = nbformat.read(path, 4),time.perf_counter()
-    client = NotebookClient(nb, timeout=900, kernel_name='python3', resources=dict(metadata=dict(path=str(path.parent))))
+    "Run `path` from its folder and write its outputs; if a cell fails, what ran before it is written too"
+    nb = nbformat.read(path, 4)
+    start = time.perf_counter()
+    client = NotebookClient(nb, timeout=900, kernel_name='python3',
+                            resources=dict(metadata=dict(path=str(path.parent))))
     try: client.execute()
     finally:
         for c in nb.cells:

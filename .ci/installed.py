@@ -11,7 +11,10 @@ import fastai_multi
 before = set(globals())
 from fastai_multi import *
 names = set(globals()) - before
-if not Path(fastai_multi.__file__).is_relative_to(sys.prefix): sys.exit(f'{fastai_multi.__file__} is not the installed one')
-if fastai_multi.__version__ != sys.argv[1]: sys.exit(f'The wheel says version {fastai_multi.__version__}, settings.ini {sys.argv[1]}')
+if not Path(fastai_multi.__file__).is_relative_to(sys.prefix):
+    sys.exit(f'{fastai_multi.__file__} is not the installed one')
+if fastai_multi.__version__ != sys.argv[1]:
+    sys.exit(f'The wheel says version {fastai_multi.__version__}, settings.ini {sys.argv[1]}')
 if not names >= set(fastai_multi.__all__) - before: sys.exit('The star import leaves out names of `__all__`')
-print(f'fastai_multi {fastai_multi.__version__}: {len(fastai_multi.__all__)} public names, {len(list(distributions()))} distributions')
+print(f'fastai_multi {fastai_multi.__version__}: {len(fastai_multi.__all__)} public names, '
+      f'{len(list(distributions()))} distributions')

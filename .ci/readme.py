@@ -1,6 +1,7 @@
 """Writes README.md, and the pictures it shows, from nbs/index.ipynb as it stands, outputs included.
 
-Usage: python .ci/readme.py [--check]    with --check nothing is written, and the exit status tells whether README.md is stale
+Usage: python .ci/readme.py [--check]
+With --check nothing is written, and the exit status tells whether README.md is stale.
 """
 import base64, json, re, sys
 from pathlib import Path
@@ -17,7 +18,7 @@ def split_directives(source):
     return [l[2:].strip() for l in lines[:n]], '\n'.join(lines[n:]).strip()
 
 def output_block(o, files, alt):
-    "One output of a cell as markdown; a picture goes into `files` and is linked, with the words `alt` for who cannot see it"
+    "One output of a cell as markdown; a picture goes into `files` and is linked, with `alt` as its text"
     data = o.get('data', {})
     if 'image/png' in data:
         path = (pictures/f'figure-{len(files)+1}.png').as_posix()
@@ -33,20 +34,24 @@ def output_block(o, files, alt):
 
 def readme(notebook):
     "Path -> bytes of everything that `notebook` makes"
-    blocks,files = [],{}
+    blocks = []
+    files = {}
     for c in json.loads(notebook.read_text(encoding='utf-8'))['cells']:
         directives,body = split_directives(text_of(c['source']))
         if 'hide' in directives or not body: continue
-        if c['cell_type'] == 'markdown': blocks.append(re.sub(r'\]\((\d\d_[\w.]+\.ipynb)\)', r'](nbs/\1)', body))     # the README stands one folder higher
+        # the README stands one folder higher
+        if c['cell_type'] == 'markdown': blocks.append(re.sub(r'\]\((\d\d_[\w.]+\.ipynb)\)', r'](nbs/\1)', body))
         elif c['cell_type'] == 'code':
             if 'echo: false' not in directives: blocks.append(f'```python\n{body}\n```')
             alt = next((d.removeprefix('fig-alt: ') for d in directives if d.startswith('fig-alt: ')), '')
-            if 'output: false' not in directives: blocks += [b for o in c['outputs'] if (b := output_block(o, files, alt))]
+            if 'output: false' not in directives:
+                blocks += [b for o in c['outputs'] if (b := output_block(o, files, alt))]
     blocks.append('<!-- Made from nbs/index.ipynb by `python .ci/readme.py`: edit the notebook -->')
     return {'README.md': ('\n\n'.join(blocks) + '\n').encode(), **files}
 
 made = readme(root/'nbs/index.ipynb')
-there = {p.relative_to(root).as_posix(): p.read_bytes() for p in [root/'README.md', *(root/pictures).glob('*')] if p.exists()}
+there = {p.relative_to(root).as_posix(): p.read_bytes() for p in [root/'README.md', *(root/pictures).glob('*')]
+         if p.exists()}
 if '--check' in sys.argv:
     stale = sorted(n for n in {*made, *there} if made.get(n) != there.get(n))
     if stale: sys.exit(f'{", ".join(stale)}: not what nbs/index.ipynb makes. Run `python .ci/readme.py` and commit.')

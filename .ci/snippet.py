@@ -1,4 +1,5 @@
-"""Runs the Python of README.md in the folder this is called from, as someone would who pastes it. Usage: python .ci/snippet.py README.md"""
+"""Runs the Python of README.md in the folder this is called from, as someone would who pastes it.
+Usage: python .ci/snippet.py README.md"""
 import re, sys
 from pathlib import Path
 

@@ -2,8 +2,9 @@
 
 Usage: python .ci/wheel_env.py WHEEL FOLDER
 
-The requirements come from the environment this runs in, file by file as hard links (copies on another disk), so that nothing is downloaded
-a second time. Which of them is decided by the wheel's own metadata: a requirement that `settings.ini` forgets is not there.
+The requirements come from the environment this runs in, file by file as hard links (copies on another disk), so
+that nothing is downloaded a second time. Which of them is decided by the wheel's own metadata: a requirement that
+`settings.ini` forgets is not there.
 """
 import os, shutil, subprocess, sys, sysconfig, venv
 from importlib.metadata import PackageNotFoundError, distribution
@@ -16,7 +17,8 @@ from packaging.utils import canonicalize_name
 
 def closure(requirements):
     "Installed distributions that `requirements` need, directly or not, with the extras that each asks of the next"
-    found,todo = {},[(Requirement(str(r)), '') for r in requirements]
+    found = {}
+    todo = [(Requirement(str(r)), '') for r in requirements]
     seen = set()
     while todo:
         req,extra = todo.pop()
@@ -40,7 +42,8 @@ def link(dist, site, to):
         try: os.link(src, dst)
         except OSError: shutil.copy2(src, dst)
 
-wheel,env = Path(sys.argv[1]).resolve(),Path(sys.argv[2]).resolve()
+wheel = Path(sys.argv[1]).resolve()
+env = Path(sys.argv[2]).resolve()
 with ZipFile(wheel) as z: meta = z.read(next(n for n in z.namelist() if n.endswith('.dist-info/METADATA')))
 dists = closure(parse_email(meta)[0]['requires_dist'])
 

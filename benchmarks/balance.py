@@ -1,4 +1,5 @@
-"What balancing costs: a training step with each method, relative to the plain sum of losses: `python -m benchmarks.balance`"
+"""What balancing costs: a training step with each method, relative to the plain sum of losses:
+`python -m benchmarks.balance`"""
 import argparse, re, time, warnings
 import torch
 from statistics import median
@@ -9,14 +10,15 @@ from fastai_multi.models.split import *
 from fastai_multi.callback.weights import *
 from fastai_multi.callback.gradients import *
 
-WEIGHTING = dict(fixed=partial(FixedWeights, o0=2.), random=RandomWeighting, dwa=DynamicWeightAverage, geometric=GeometricMean, uncertainty=UncertaintyWeighting,
-                 famo=FAMO, gradnorm=GradNorm)
+WEIGHTING = dict(fixed=partial(FixedWeights, o0=2.), random=RandomWeighting, dwa=DynamicWeightAverage,
+                 geometric=GeometricMean, uncertainty=UncertaintyWeighting, famo=FAMO, gradnorm=GradNorm)
 FEATURES = ('sum','upgrad','mgda','pcgrad','gradvac','alignedmtl','imtlg','cagrad','nashmtl')
 PARAMETERS = ('sum','upgrad','mgda','pcgrad')
 
 class Backward(Callback):
     "How long the backward pass takes"
-    order,run_valid = 100,False
+    order = 100
+    run_valid = False
     def before_fit(self): self.times = []
     def before_backward(self): self.start = time.perf_counter()
     def after_backward(self): self.times.append(time.perf_counter()-self.start)
@@ -31,17 +33,23 @@ def started(model, b, n, cbs):
     dl = DataLoader(items, bs=len(items), num_workers=0)
     dls = DataLoaders(dl, dl)
     dls.n_inp = 1
-    learn = Learner(dls, model, MultiLoss({f'o{i}': CrossEntropyLossFlat() for i in range(n)}), opt_func=partial(SGD, mom=0.), lr=0., cbs=cbs)
+    learn = Learner(dls, model, MultiLoss({f'o{i}': CrossEntropyLossFlat() for i in range(n)}),
+                    opt_func=partial(SGD, mom=0.), lr=0., cbs=cbs)
     learn.create_opt()
-    learn.n_epoch,learn.epoch,learn.dl,learn.n_iter = 1,0,dls.train,10**6
+    learn.n_epoch = 1
+    learn.epoch = 0
+    learn.dl = dls.train
+    learn.n_iter = 10**6
     for e in ('before_fit','before_epoch','before_train'): learn(e)
     return learn
 
 def by_hand(model, b, agg):
     "TorchJD without fastai: `mtl_backward` one task at a time, then `jac_to_grad`"
     from torchjd.autojac import mtl_backward, jac_to_grad
-    opt,lf = torch.optim.SGD(model.parameters(), lr=0.),nn.CrossEntropyLoss()
-    shared,feats = model.shared_parameters(),SharedFeatures()
+    opt = torch.optim.SGD(model.parameters(), lr=0.)
+    lf = nn.CrossEntropyLoss()
+    shared = model.shared_parameters()
+    feats = SharedFeatures()
     def _step():
         feats.start(model)
         preds = model(b[0])
@@ -60,14 +68,16 @@ def torchjd_upgrad():
 
 def methods(model, b, n, args):
     "A function for each method that takes one step, and the callback that times the plain sum's backward pass"
-    res,back = {},Backward()
+    res = {}
+    back = Backward()
     def add(name, *cbs):
         if not re.search(args.only, name) and not name.startswith('plain'): return
         try: learn = started(model, b, n, list(cbs))
         except ImportError as e: return print(f'  {name}: {e}')
         i = iter(range(10**6))
         res[name] = lambda: learn.one_batch(next(i), b)
-    add('plain sum', back); add('plain sum again')
+    add('plain sum', back)
+    add('plain sum again')
     for k,c in WEIGHTING.items(): add(f'weighting: {k}', c())
     for l,names in (('features', FEATURES), ('parameters', PARAMETERS)):
         for a in names: add(f'{l}: {a}', GradientBalance(a, level=l))
@@ -89,19 +99,24 @@ def measure(args, n):
     t0 = median(times['plain sum'])
     f = 1 - median(back.times[1:])/t0
     floor = f + n*(1-f)
-    print(f'\n{n} outputs: plain sum {t0*1e3:.0f} ms a step, of which backward {1-f:.2f}; floor of exact methods {floor:.2f}; TorchJD with {how}')
+    print(f'\n{n} outputs: plain sum {t0*1e3:.0f} ms a step, of which backward {1-f:.2f}; floor of exact methods '
+          f'{floor:.2f}; TorchJD with {how}')
     for k,v in times.items():
         ratio = median(x/y for x,y in zip(v, times['plain sum']))
-        print(f'  {k:<26}{ratio:6.2f}' + (f'   {ratio/floor:.2f} of the floor' if k.startswith(('parameters','TorchJD')) else ''), flush=True)
+        exact = k.startswith(('parameters','TorchJD'))
+        print(f'  {k:<26}{ratio:6.2f}' + (f'   {ratio/floor:.2f} of the floor' if exact else ''), flush=True)
 
 def main():
     p = argparse.ArgumentParser(description=__doc__)
     for n,v in dict(size=128, bs=32, rounds=7, threads=1).items(): p.add_argument(f'--{n}', type=int, default=v)
-    p.add_argument('--only', default='', help='a regular expression for the names of the methods'); p.add_argument('--arch', default='resnet18'); p.add_argument('--outputs', type=int, nargs='+', default=[2,3,5])
+    p.add_argument('--only', default='', help='a regular expression for the names of the methods')
+    p.add_argument('--arch', default='resnet18')
+    p.add_argument('--outputs', type=int, nargs='+', default=[2,3,5])
     args = p.parse_args()
     torch.set_num_threads(args.threads)
     warnings.simplefilter('ignore')
-    print(f'torch {torch.__version__}, {args.threads} thread(s), {args.arch}, {args.bs} pictures of {args.size} px, {args.rounds} interleaved rounds, medians of ratios to the plain sum of the same round')
+    print(f'torch {torch.__version__}, {args.threads} thread(s), {args.arch}, {args.bs} pictures of {args.size} px, '
+          f'{args.rounds} interleaved rounds, medians of ratios to the plain sum of the same round')
     for n in args.outputs: measure(args, n)
 
 if __name__ == '__main__': main()

@@ -1,4 +1,5 @@
-"Ways to balance five outputs of very different difficulty, on product photos: `python -m benchmarks.balance_fashion` writes benchmarks/results/balance_fashion.csv"
+"""Ways to balance five outputs of very different difficulty, on product photos: `python -m benchmarks.balance_fashion`
+writes benchmarks/results/balance_fashion.csv"""
 import argparse, time
 import numpy as np, pandas as pd, torch
 from fastai.vision.all import *
@@ -10,8 +11,9 @@ from benchmarks.fashion import OUTPUTS, loaders, picture_features
 OUT = Path(__file__).parent/'results'/'balance_fashion.csv'
 
 # What each method is, as callbacks for a fit; fixed weights are tuned beside the learning rate
-METHODS = {'sum': [{}], 'fixed weights, tuned': [dict(weights='level'), dict(weights='hard'), dict(weights='easy')], 'uncertainty': [dict(cb=UncertaintyWeighting)],
-           'logs of losses': [dict(cb=GeometricMean)], 'GradNorm': [dict(cb=GradNorm)], 'UPGrad, features': [dict(cb=partial(GradientBalance, 'upgrad'))],
+METHODS = {'sum': [{}], 'fixed weights, tuned': [dict(weights='level'), dict(weights='hard'), dict(weights='easy')],
+           'uncertainty': [dict(cb=UncertaintyWeighting)], 'logs of losses': [dict(cb=GeometricMean)],
+           'GradNorm': [dict(cb=GradNorm)], 'UPGrad, features': [dict(cb=partial(GradientBalance, 'upgrad'))],
            'UPGrad, parameters': [dict(cb=partial(GradientBalance, 'upgrad', level='parameters'))]}
 LRS = [3e-3, 1e-2, 3e-2]
 HARD = ['baseColour', 'season']
@@ -33,7 +35,8 @@ def run(df, path, seed, lr, args, cb=None, weights=None):
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(args.epochs, lr, cbs=[cb()] if cb else None)
     secs = time.perf_counter()-t0
     with learn.no_bar(): res = learn.evaluate()
-    return {**{o: res[f'{o}_accuracy'] for o in OUTPUTS}, 'mean': np.mean([res[f'{o}_accuracy'] for o in OUTPUTS]), 'seconds': secs}
+    return {**{o: res[f'{o}_accuracy'] for o in OUTPUTS}, 'mean': np.mean([res[f'{o}_accuracy'] for o in OUTPUTS]),
+            'seconds': secs}
 
 def tuned(inner, path, options, args):
     "The learning rate, and the weights, with the best mean accuracy on a fifth of the training part"
@@ -42,7 +45,8 @@ def tuned(inner, path, options, args):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__)
-    for n,v in dict(epochs=10, size=112, bs=64, neck=64, threads=1, limit=0).items(): p.add_argument(f'--{n}', type=int, default=v)
+    for n,v in dict(epochs=10, size=112, bs=64, neck=64, threads=1, limit=0).items():
+        p.add_argument(f'--{n}', type=int, default=v)
     p.add_argument('--seeds', type=int, nargs='+', default=[0,1,2])
     args = p.parse_args()
     torch.set_num_threads(args.threads)
@@ -57,8 +61,11 @@ def main():
     rows = []
     for name,options in METHODS.items():
         lr,o = tuned(inner, path, options, args)
-        for seed in args.seeds: rows.append(dict(method=name, lr=lr, weights=o.get('weights',''), seed=seed, **run(df, path, seed, lr, args, **o)))
-        print(pd.DataFrame(rows[-len(args.seeds):]).drop(columns=['seconds']).to_string(header=len(rows)==len(args.seeds), index=False, float_format='%.4f'), flush=True)
+        for seed in args.seeds:
+            rows.append(dict(method=name, lr=lr, weights=o.get('weights',''), seed=seed,
+                             **run(df, path, seed, lr, args, **o)))
+        last = pd.DataFrame(rows[-len(args.seeds):]).drop(columns=['seconds'])
+        print(last.to_string(header=len(rows)==len(args.seeds), index=False, float_format='%.4f'), flush=True)
         OUT.parent.mkdir(exist_ok=True)
         pd.DataFrame(rows).to_csv(OUT, index=False, float_format='%.5g')
     print(summary(pd.DataFrame(rows)).to_string())

@@ -1,4 +1,5 @@
-"Photo and caption in, the largest object's category and box out: `python -m benchmarks.coco` (overfits 16 items, then trains on all)"
+"""Photo and caption in, the largest object's category and box out: `python -m benchmarks.coco` (overfits 16 items,
+then trains on all)"""
 import argparse, time
 import pandas as pd, torch
 from fastai.vision.all import *
@@ -7,14 +8,18 @@ from benchmarks.data import data_path
 
 def largest(path):
     "A row for each photo that has a caption and an object: its file, caption, and the largest object's label and box"
-    images,boxes = pd.read_csv(path/'images.csv'),pd.read_csv(path/'boxes.csv')
+    images = pd.read_csv(path/'images.csv')
+    boxes = pd.read_csv(path/'boxes.csv')
     boxes = boxes[boxes.iscrowd==0].assign(area=lambda b: (b.x2-b.x1)*(b.y2-b.y1))
     top = boxes.sort_values('area', ascending=False).drop_duplicates('file')
-    return images.merge(top[['file','label','x1','y1','x2','y2']], on='file').dropna(subset=['caption']).reset_index(drop=True)
+    res = images.merge(top[['file','label','x1','y1','x2','y2']], on='file')
+    return res.dropna(subset=['caption']).reset_index(drop=True)
 
 def loaders(df, path, valid_col=None, size=96, bs=16, **kwargs):
-    return MultiDataLoaders.from_df(df, path, image='file', text='caption', outputs=dict(label=CategoryBlock(vocab=sorted(df.label.unique())), box=BBoxBlock),
-        columns=dict(box=['x1','y1','x2','y2']), valid_col=valid_col, bs=bs, item_tfms=Resize(size, 'squish'), num_workers=0, **kwargs)
+    return MultiDataLoaders.from_df(df, path, image='file', text='caption',
+                                    outputs=dict(label=CategoryBlock(vocab=sorted(df.label.unique())), box=BBoxBlock),
+                                    columns=dict(box=['x1','y1','x2','y2']), valid_col=valid_col, bs=bs,
+                                    item_tfms=Resize(size, 'squish'), num_workers=0, **kwargs)
 
 def overfit(path, n=16, epochs=100, lr=3e-3, weights=None, seed=0):
     "A learner fitted to `n` items, on which it is also judged"
@@ -29,7 +34,8 @@ def overfit(path, n=16, epochs=100, lr=3e-3, weights=None, seed=0):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__)
-    p.add_argument('--epochs', type=int, default=10); p.add_argument('--pictures', type=Path, help='folder for the pictures of show_batch and show_results')
+    p.add_argument('--epochs', type=int, default=10)
+    p.add_argument('--pictures', type=Path, help='folder for the pictures of show_batch and show_results')
     args = p.parse_args()
     torch.set_num_threads(2)
     path = data_path('coco_mini')
@@ -38,11 +44,14 @@ def main():
     learn = overfit(path, weights=weights)
     print('16 items:', {k: round(float(v), 3) for k,v in learn.evaluate().items()}, f'{time.perf_counter()-t0:.0f} s')
     set_seed(0)
-    learn = multi_learner(loaders(largest(path), path, seed=0, batch_tfms=aug_transforms(max_warp=0.)), models.mobilenet_v2, weights=weights)
+    learn = multi_learner(loaders(largest(path), path, seed=0, batch_tfms=aug_transforms(max_warp=0.)),
+                          models.mobilenet_v2, weights=weights)
     with learn.no_bar(): learn.fine_tune(args.epochs, 3e-3, freeze_epochs=2)
     if args.pictures:
         args.pictures.mkdir(exist_ok=True, parents=True)
-        learn.dls.show_batch(max_n=9); plt.savefig(args.pictures/'coco_batch.png', bbox_inches='tight')
-        learn.show_results(max_n=9);   plt.savefig(args.pictures/'coco_results.png', bbox_inches='tight')
+        learn.dls.show_batch(max_n=9)
+        plt.savefig(args.pictures/'coco_batch.png', bbox_inches='tight')
+        learn.show_results(max_n=9)
+        plt.savefig(args.pictures/'coco_results.png', bbox_inches='tight')
 
 if __name__ == '__main__': main()

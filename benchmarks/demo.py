@@ -12,20 +12,23 @@ def iou(a, b):
 def f1(said, true): return 2*(said & true).sum() / (said.sum()+true.sum())
 
 def blind_scores(train, valid):
-    "Scores on `valid` of always giving the answer that does best on `train`: the commonest class, the best set of tags, the mean box and number"
+    "Scores on `valid` of the constant answer that does best on `train`: the commonest class, the mean box, ..."
     tags = sorted({t for s in train.tags for t in s.split('|') if t})
     has = lambda df: np.array([[t in s.split('|') for t in tags] for s in df.tags])
     always = lambda chosen, df: np.broadcast_to(chosen, (len(df), len(tags)))
     share = has(train).mean(0)
     chosen = max((share >= s for s in share), key=lambda c: f1(always(c, train), has(train)))
     boxes = lambda df: df[['x1', 'y1', 'x2', 'y2']].to_numpy(float)
-    return dict(kind_accuracy=(valid.kind == train.kind.mode()[0]).mean(), tags_f1=f1(always(chosen, valid), has(valid)),
+    return dict(kind_accuracy=(valid.kind == train.kind.mode()[0]).mean(),
+                tags_f1=f1(always(chosen, valid), has(valid)),
                 box_iou=iou(np.broadcast_to(boxes(train).mean(0), (len(valid),4)), boxes(valid)).mean(),
                 area_mae=(valid.area-train.area.mean()).abs().mean())
 
 class Table:
     "A `Learner`'s logger that prints each epoch's numbers under their names"
-    def __init__(self, learn): self.learn,self.widths = learn,None
+    def __init__(self, learn):
+        self.learn = learn
+        self.widths = None
     def __call__(self, row):
         names = self.learn.recorder.metric_names
         if self.widths is None:
@@ -33,7 +36,8 @@ class Table:
             self._line(names)
         self._line(row)
     def _line(self, row):
-        print('  '.join((f'{v:.4g}' if isinstance(v, float) else str(v)).rjust(w) for v,w in zip(row, self.widths)), flush=True)
+        print('  '.join((f'{v:.4g}' if isinstance(v, float) else str(v)).rjust(w) for v,w in zip(row, self.widths)),
+              flush=True)
 
 def main():
     p = argparse.ArgumentParser(description=__doc__)
@@ -52,7 +56,8 @@ def main():
     dls.show_batch(max_n=9)
     plt.savefig(args.folder/'batch.png', bbox_inches='tight')
 
-    learn = multi_learner(dls, resnet18, depth=3, pretrained=False)   # from scratch: drawn shapes need no photographs' weights
+    # from scratch: drawn shapes need no photographs' weights
+    learn = multi_learner(dls, resnet18, depth=3, pretrained=False)
     print(f'{len(dls.train_ds)} pictures to train on, {len(dls.valid_ds)} to validate on\n')
     learn.logger = Table(learn)
     with learn.no_bar():
@@ -64,7 +69,8 @@ def main():
     blind = blind_scores(dls.train_ds.items, dls.valid_ds.items)
     print(f"\n{'on the validation items':<24}{'the model':>12}{'a blind guess':>16}")
     for name,b in blind.items(): print(f'{name:<24}{got[name]:>12.4g}{b:>16.4g}')
-    print(f"\n{args.folder/'batch.png'} and {args.folder/'results.png'} are written; {time.perf_counter()-start:.0f} s in all.")
+    print(f"\n{args.folder/'batch.png'} and {args.folder/'results.png'} are written; {time.perf_counter()-start:.0f} "
+          "s in all.")
     worse = [n for n,b in blind.items() if (got[n] >= b if n.endswith('mae') else got[n] <= b)]
     if worse: sys.exit(f"No better than a blind guess: {', '.join(worse)}")
 

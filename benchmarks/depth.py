@@ -1,5 +1,5 @@
-"""What depth costs: forward and backward by depth of a ResNet, relative to all of it and to the same truncation written by hand:
-`python -m benchmarks.depth`"""
+"""What depth costs: forward and backward by depth of a ResNet, relative to all of it and to the same truncation
+written by hand: `python -m benchmarks.depth`"""
 import argparse, time
 import pandas as pd, torch, torchvision
 from pathlib import Path
@@ -18,7 +18,8 @@ def by_hand(net, depth, n_out):
     return nn.Sequential(*mods, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(c, n_out))
 
 def ours(net, depth, n_out):
-    return MultiModel(dict(image=image_encoder(net, depth=depth)), dict(label=n_out), heads=dict(label=nn.Linear), pool='avg', named=False)
+    return MultiModel(dict(image=image_encoder(net, depth=depth)), dict(label=n_out), heads=dict(label=nn.Linear),
+                      pool='avg', named=False)
 
 def both(args, depth):
     "Ours, the one by hand, and that one again as a control: three networks of the same weights"
@@ -30,7 +31,8 @@ def both(args, depth):
     torch.manual_seed(0)
     again = by_hand(make(weights=None), depth, args.n_out)
     lin = next(m for m in own.heads.modules() if isinstance(m, nn.Linear))
-    lin.load_state_dict(hand[-1].state_dict()); again[-1].load_state_dict(hand[-1].state_dict())
+    lin.load_state_dict(hand[-1].state_dict())
+    again[-1].load_state_dict(hand[-1].state_dict())
     return dict(ours=own.train(), hand=hand.train(), control=again.train())
 
 def step(net, x, y):
@@ -42,31 +44,37 @@ def step(net, x, y):
 
 def measure(args):
     torch.manual_seed(1)
-    x,y = torch.randn(args.bs, 3, args.size, args.size),torch.randint(args.n_out, (args.bs,))
+    x = torch.randn(args.bs, 3, args.size, args.size)
+    y = torch.randint(args.n_out, (args.bs,))
     nets = {(d,k): m for d in range(1, 5) for k,m in both(args, d).items()}
     took = {k: [] for k in nets}
     for r in range(args.rounds+args.warm):
-        order = list(nets) if r%2 else list(nets)[::-1]        # whoever is timed first in one round is timed last in the next
+        # whoever is timed first in one round is timed last in the next
+        order = list(nets) if r%2 else list(nets)[::-1]
         for k in order:
             t,loss = step(nets[k], x, y)
             if r>=args.warm: took[k].append(t)
             elif not r: assert abs(loss-took.setdefault(('loss',k[0]), loss))<1e-4, f'{k}: another network'
     ratio = lambda a,b: median(s/t for s,t in zip(took[a], took[b]))
-    return pd.DataFrame([dict(depth=d, ms=1e3*median(took[d,'ours']), ms_hand=1e3*median(took[d,'hand']), relative=ratio((d,'ours'), (4,'ours')),
-                              to_hand=ratio((d,'ours'), (d,'hand')), control=ratio((d,'control'), (d,'hand')), rounds=args.rounds) for d in range(1, 5)])
+    return pd.DataFrame([dict(depth=d, ms=1e3*median(took[d,'ours']), ms_hand=1e3*median(took[d,'hand']),
+                              relative=ratio((d,'ours'), (4,'ours')), to_hand=ratio((d,'ours'), (d,'hand')),
+                              control=ratio((d,'control'), (d,'hand')), rounds=args.rounds) for d in range(1, 5)])
 
 def main():
     p = argparse.ArgumentParser(description=__doc__)
-    for n,v in dict(size=128, bs=8, rounds=15, warm=2, n_out=10, threads=1).items(): p.add_argument(f'--{n}', type=int, default=v)
+    for n,v in dict(size=128, bs=8, rounds=15, warm=2, n_out=10, threads=1).items():
+        p.add_argument(f'--{n}', type=int, default=v)
     p.add_argument('--arch', default='resnet18', choices=['resnet18','resnet34','resnet50'])
     p.add_argument('--out', type=Path, help='also write the table to this file')
     args = p.parse_args()
     torch.set_num_threads(args.threads)
-    print(f'torch {torch.__version__}, {args.threads} thread(s), {args.arch}, {args.bs} pictures of {args.size} px, {args.rounds} interleaved rounds; medians of ratios within a round')
+    print(f'torch {torch.__version__}, {args.threads} thread(s), {args.arch}, {args.bs} pictures of {args.size} px, '
+          f'{args.rounds} interleaved rounds; medians of ratios within a round')
     res = measure(args)
     print(res.round(3).to_string(index=False))
     if args.out: res.to_csv(args.out, index=False, float_format='%.5g')
     worst = res.to_hand.max()
-    print(f'ours at most {100*(worst-1):+.1f} % beside the same truncation by hand; its control differs from itself by up to {100*(res.control-1).abs().max():.1f} %')
+    print(f'ours at most {100*(worst-1):+.1f} % beside the same truncation by hand; its control differs from itself '
+          f'by up to {100*(res.control-1).abs().max():.1f} %')
 
 if __name__ == '__main__': main()

@@ -1,5 +1,6 @@
-"""Depth and split on real pictures, as tables of numbers in benchmarks/results: `python -m benchmarks.depth_tables cifar|fashion|steps`
-(the first two about twenty minutes each on one CPU core; `steps` times a training step of each of the products' configurations, in turns)"""
+"""Depth and split on real pictures, as tables of numbers in benchmarks/results:
+`python -m benchmarks.depth_tables cifar|fashion|steps` (the first two about twenty minutes each on one CPU core;
+`steps` times a training step of each of the products' configurations, in turns)"""
 import argparse, time, tempfile
 import pandas as pd, torch
 from statistics import median
@@ -11,8 +12,10 @@ from benchmarks.data import data_path
 
 HERE = Path(__file__).resolve().parent/'results'
 OUTPUTS = ['gender','masterCategory','subCategory','baseColour','season']
-# What is tried on the products. MobileNetV2 has five stages; a fine class needs what stands at the end, a colour perhaps not.
-CONFIGS = {'shared': {}, 'depth 4': dict(depth=4), 'depth by output': dict(depth=dict(gender=5, masterCategory=4, subCategory=5, baseColour=3, season=4)),
+# What is tried on the products. MobileNetV2 has five stages; a fine class needs what stands at the end, a colour
+# perhaps not.
+CONFIGS = {'shared': {}, 'depth 4': dict(depth=4),
+           'depth by output': dict(depth=dict(gender=5, masterCategory=4, subCategory=5, baseColour=3, season=4)),
            'after': dict(after=dict(subCategory='masterCategory')), 'split 4': dict(split=4), 'split 0': dict(split=0)}
 
 def small(df, src, dst, size):
@@ -34,30 +37,38 @@ def begun(file, args):
 
 # CIFAR-10
 
-ARCHS = {'simple_cnn': (simple_cnn, [2,3,4,6]), 'simple_cnn, bn': (partial(simple_cnn, bn=True), [2,3,4,6]), 'resnet18': (models.resnet18, [1,2,3,4])}
+ARCHS = {'simple_cnn': (simple_cnn, [2,3,4,6]), 'simple_cnn, bn': (partial(simple_cnn, bn=True), [2,3,4,6]),
+         'resnet18': (models.resnet18, [1,2,3,4])}
 
 def cifar_items(path, n):
     "File, class and whether it is of the test part; `n` training pictures, as many of each class"
-    rows = [(str(f.relative_to(path)), f.parent.name, part=='test') for part in ('train','test') for f in sorted((path/part).glob('*/*.jpg'))]
+    rows = [(str(f.relative_to(path)), f.parent.name, part=='test') for part in ('train','test')
+            for f in sorted((path/part).glob('*/*.jpg'))]
     df = pd.DataFrame(rows, columns=['file','label','is_valid'])
     return pd.concat([df[~df.is_valid].groupby('label').head(n//10), df[df.is_valid]], ignore_index=True)
 
 def cifar(args):
-    path,file,t0 = data_path('cifar10'),args.out/'depth_cifar.csv',time.perf_counter()
+    path = data_path('cifar10')
+    file = args.out/'depth_cifar.csv'
+    t0 = time.perf_counter()
     rows = begun(file, args)
     with tempfile.TemporaryDirectory() as d:
         df = small(cifar_items(path, args.n), path, Path(d), args.size)
-        dls = MultiDataLoaders.from_df(df, d, image='file', outputs=dict(label=CategoryBlock), valid_col='is_valid', bs=args.bs, num_workers=0,
+        dls = MultiDataLoaders.from_df(df, d, image='file', outputs=dict(label=CategoryBlock), valid_col='is_valid',
+                                       bs=args.bs, num_workers=0,
                                        batch_tfms=[Flip(), Normalize.from_stats(*cifar_stats)])
         for seed in args.seeds:
             for name,(arch,depths) in ARCHS.items():
                 if any((r['arch'],r['seed'])==(name,seed) for r in rows): continue
-                res = depth_finder(dls, arch, depths=depths, epochs=args.epochs, lr=args.lr, seeds=[seed], pretrained=False, metrics=dict(label=accuracy)).runs.assign(arch=name)
+                res = depth_finder(dls, arch, depths=depths, epochs=args.epochs, lr=args.lr, seeds=[seed],
+                                   pretrained=False, metrics=dict(label=accuracy)).runs.assign(arch=name)
                 rows += res.to_dict('records')
                 save(rows, file)
-                print(f'{time.perf_counter()-t0:.0f} s', res[['arch','depth','seed','label_accuracy','ms']].to_string(index=False), sep='\n', flush=True)
+                print(f'{time.perf_counter()-t0:.0f} s',
+                      res[['arch','depth','seed','label_accuracy','ms']].to_string(index=False), sep='\n', flush=True)
     table = pd.DataFrame(rows).groupby(['arch','depth'], sort=False)
-    print(table[['label_loss','label_accuracy','parameters','multiply_adds','ms']].mean().join(table.label_accuracy.agg(['min','max'])).to_string())
+    means = table[['label_loss','label_accuracy','parameters','multiply_adds','ms']].mean()
+    print(means.join(table.label_accuracy.agg(['min','max'])).to_string())
 
 # products
 
@@ -65,15 +76,17 @@ def fashion_items(path, limit):
     df = pd.read_csv(path/'items.csv')
     if limit: df = df.sample(limit, random_state=0).reset_index(drop=True)
     df['is_valid'] = df.index.isin(RandomSplitter(0.2, seed=42)(df)[1])
-    for o in OUTPUTS: df.loc[df.is_valid & ~df[o].isin(df[~df.is_valid][o]), o] = np.nan     # a class that training never sees is no question
+    # a class that training never sees is no question
+    for o in OUTPUTS: df.loc[df.is_valid & ~df[o].isin(df[~df.is_valid][o]), o] = np.nan
     return df[['file','is_valid',*OUTPUTS]]
 
 def fashion_learner(df, d, name, seed, args):
     "The learner of one configuration; the same for a seed, whatever came before"
     set_seed(seed)
-    dls = MultiDataLoaders.from_df(df, d, image='file', outputs={o: CategoryBlock for o in OUTPUTS}, valid_col='is_valid', bs=args.bs, num_workers=0, seed=seed,
-                                   batch_tfms=Flip())
-    return multi_learner(dls, models.mobilenet_v2, weights=next(data_path('weights').glob('mobilenet_v2*.pth')), **CONFIGS[name])
+    dls = MultiDataLoaders.from_df(df, d, image='file', outputs={o: CategoryBlock for o in OUTPUTS},
+                                   valid_col='is_valid', bs=args.bs, num_workers=0, seed=seed, batch_tfms=Flip())
+    return multi_learner(dls, models.mobilenet_v2, weights=next(data_path('weights').glob('mobilenet_v2*.pth')),
+                         **CONFIGS[name])
 
 def fashion_run(learn, args):
     "Train; a row of what it scores and what it has"
@@ -82,48 +95,65 @@ def fashion_run(learn, args):
         res = learn.evaluate()
     params,macs = learn.tree().total
     acc = {f'{o}_accuracy': res[f'{o}_accuracy'] for o in OUTPUTS}
-    return dict(acc, mean_accuracy=np.mean(list(acc.values())), valid_loss=res['valid_loss'], parameters=params, multiply_adds=macs)
+    return dict(acc, mean_accuracy=np.mean(list(acc.values())), valid_loss=res['valid_loss'], parameters=params,
+                multiply_adds=macs)
 
 def fashion(args):
-    path,file,t0 = data_path('fashion'),args.out/'depth_fashion.csv',time.perf_counter()
+    path = data_path('fashion')
+    file = args.out/'depth_fashion.csv'
+    t0 = time.perf_counter()
     rows = begun(file, args)
     with tempfile.TemporaryDirectory() as d:
         df = small(fashion_items(path, args.n), path, Path(d), args.size)
         for seed in args.seeds:
             for name in args.configs:
                 if any((r['config'],r['seed'])==(name,seed) for r in rows): continue
-                rows.append(dict(config=name, seed=seed, **fashion_run(fashion_learner(df, Path(d), name, seed, args), args)))
+                rows.append(dict(config=name, seed=seed,
+                                 **fashion_run(fashion_learner(df, Path(d), name, seed, args), args)))
                 save(rows, file)
-                print(f"{time.perf_counter()-t0:.0f} s  {name:<16} seed {seed}  mean accuracy {rows[-1]['mean_accuracy']:.4f}", flush=True)
+                print(f"{time.perf_counter()-t0:.0f} s  {name:<16} seed {seed}  "
+                      f"mean accuracy {rows[-1]['mean_accuracy']:.4f}", flush=True)
     table = pd.DataFrame(rows).groupby('config', sort=False)
     print(table.mean().drop(columns='seed').join(table.mean_accuracy.agg(['min','max'])).T.to_string())
 
 def steps(args):
-    "Milliseconds of a training step of each configuration, one of each in turn: runs at different hours of a shared machine cannot be compared"
-    path,took = data_path('fashion'),{}
+    "Milliseconds of a training step of each configuration, taken in turns so that they can be compared"
+    path = data_path('fashion')
+    took = {}
     with tempfile.TemporaryDirectory() as d:
         df = small(fashion_items(path, args.n or 400), path, Path(d), args.size)
         learns = {n: fashion_learner(df, Path(d), n, 0, args) for n in args.configs}
         b = learns[args.configs[0]].dls.train.one_batch()
-        for l in learns.values(): l.unfreeze(); l.model.train()
+        for l in learns.values():
+            l.unfreeze()
+            l.model.train()
         for r in range(args.rounds+1):
             for n,l in learns.items():
                 t = time.perf_counter()
                 x,y = name_batch(b[:1], b[1:], l.description)
                 l.loss_func(l.model(*x), *y).backward()
-                l.opt.set_hypers(lr=0.); l.opt.step(); l.opt.zero_grad()
+                l.opt.set_hypers(lr=0.)
+                l.opt.step()
+                l.opt.zero_grad()
                 if r: took.setdefault(n, []).append(1000*(time.perf_counter()-t))
-    rows = [dict(config=n, ms=median(t), relative=median(a/b for a,b in zip(t, took[args.configs[0]])), rounds=len(t)) for n,t in took.items()]
+    rows = [dict(config=n, ms=median(t), relative=median(a/b for a,b in zip(t, took[args.configs[0]])), rounds=len(t))
+            for n,t in took.items()]
     save(rows, args.out/'depth_fashion_steps.csv')
     print(pd.DataFrame(rows).to_string(index=False))
 
 def main():
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument('what', choices=['cifar','fashion','steps'])
-    p.add_argument('--n', type=int, default=None, help='training pictures (cifar; 2000), or pictures in all (fashion; 2000)')
+    p.add_argument('--n', type=int, default=None,
+                   help='training pictures (cifar; 2000), or pictures in all (fashion; 2000)')
     p.add_argument('--size', type=int, default=None, help='pixels; 32 for cifar, 64 for fashion')
-    p.add_argument('--epochs', type=int, default=None); p.add_argument('--seeds', type=int, nargs='+', default=[0,1,2]); p.add_argument('--rounds', type=int, default=9); p.add_argument('--bs', type=int, default=64)
-    p.add_argument('--lr', type=float, default=None); p.add_argument('--out', type=Path, default=HERE); p.add_argument('--threads', type=int, default=1)
+    p.add_argument('--epochs', type=int, default=None)
+    p.add_argument('--seeds', type=int, nargs='+', default=[0,1,2])
+    p.add_argument('--rounds', type=int, default=9)
+    p.add_argument('--bs', type=int, default=64)
+    p.add_argument('--lr', type=float, default=None)
+    p.add_argument('--out', type=Path, default=HERE)
+    p.add_argument('--threads', type=int, default=1)
     p.add_argument('--resume', action='store_true', help='keep the rows that are there, and run what is missing')
     p.add_argument('--configs', nargs='+', choices=[*CONFIGS], default=[*CONFIGS])
     args = p.parse_args()

@@ -1,4 +1,5 @@
-"Photo and title in, five categories out, on real products, over several seeds: `python -m benchmarks.fashion` (under ten minutes on two CPU cores)"
+"""Photo and title in, five categories out, on real products, over several seeds: `python -m benchmarks.fashion` (under
+ten minutes on two CPU cores)"""
 import argparse, time
 import numpy as np, pandas as pd, torch
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -13,31 +14,37 @@ OUTPUTS = ['gender', 'masterCategory', 'subCategory', 'baseColour', 'season']
 
 def tfidf(df, is_valid):
     "Accuracy of TF-IDF and logistic regression on the title, by output"
-    train,valid = df[~is_valid],df[is_valid]
+    train = df[~is_valid]
+    valid = df[is_valid]
     res = {}
     for o in OUTPUTS:
-        t,v = train[train[o].notna()],valid[valid[o].notna()]
+        t = train[train[o].notna()]
+        v = valid[valid[o].notna()]
         vec = TfidfVectorizer(ngram_range=(1,2), sublinear_tf=True)
         clf = LogisticRegression(C=30, max_iter=2000).fit(vec.fit_transform(t.title), t[o])
         res[o] = (clf.predict(vec.transform(v.title)) == v[o]).mean()
     return res
 
 def loaders(df, path, image, text, size, bs, workers=0, features=None):
-    outputs = {o: CategoryBlock(vocab=sorted(df[o].dropna().unique())) for o in OUTPUTS}   # rare classes may be in the validation part only
-    return MultiDataLoaders.from_df(df, path, image='file' if image else None, text='title' if text else None, features=features, outputs=outputs,
-        valid_col='is_valid', bs=bs, item_tfms=Resize(size) if image else None, num_workers=workers)
+    # rare classes may be in the validation part only
+    outputs = {o: CategoryBlock(vocab=sorted(df[o].dropna().unique())) for o in OUTPUTS}
+    return MultiDataLoaders.from_df(df, path, image='file' if image else None, text='title' if text else None,
+                                    features=features, outputs=outputs, valid_col='is_valid', bs=bs,
+                                    item_tfms=Resize(size) if image else None, num_workers=workers)
 
 def picture_features(df, path, weights, size, bs):
-    "What the frozen pretrained network makes of each picture: average and maximum of its last map. Without augmentation they are the same in each epoch, so once is enough"
+    "Average and maximum of the frozen network's last map for each picture; without augmentation, once is enough"
     dls = loaders(df, path, True, False, size, bs)
-    learn = multi_learner(dls, models.mobilenet_v2, weights=weights)                       # adds the normalisation of the weights
-    enc,pool = image_encoder(models.mobilenet_v2, weights=weights).eval(),Pool()
+    learn = multi_learner(dls, models.mobilenet_v2, weights=weights)    # adds the normalisation of the weights
+    enc = image_encoder(models.mobilenet_v2, weights=weights).eval()
+    pool = Pool()
     with torch.no_grad(): return torch.cat([pool(enc(b[0].as_subclass(Tensor))) for b in learn.dls.test_dl(df)]).numpy()
 
 def from_photos(df, path, text, args):
-    "A learner that reads the photos themselves, its pretrained trunk frozen with the statistics of its batch norms, which fastai would train on"
-    return multi_learner(loaders(df, path, True, text, args.size, args.bs), models.mobilenet_v2, weights=args.weights, text='bag', neck=args.neck,
-                         heads={o: dict(p=args.p) for o in OUTPUTS}, train_bn=False, cbs=BnFreeze)
+    "A learner that reads the photos; its pretrained trunk is frozen together with its batch norm statistics"
+    return multi_learner(loaders(df, path, True, text, args.size, args.bs), models.mobilenet_v2, weights=args.weights,
+                         text='bag', neck=args.neck, heads={o: dict(p=args.p) for o in OUTPUTS}, train_bn=False,
+                         cbs=BnFreeze)
 
 def from_features(df, path, image, text, args):
     "A learner that reads the pictures' features in their place"
@@ -59,16 +66,20 @@ def verdict(runs):
     best = pd.concat([runs['text only'], runs['image only']]).groupby(level=0).max()
     m = 100*(both['mean']-best['mean'])
     d = (100*(both-best)[OUTPUTS]).mean()
-    print(f"image and text against the better of the two, by seed: mean {m.mean():+.2f} points, sd {m.std():.2f}, ahead in {(m>0).sum()} of {len(m)} seeds; "
+    print(f"image and text against the better of the two, by seed: mean {m.mean():+.2f} points, sd {m.std():.2f}, "
+          f"ahead in {(m>0).sum()} of {len(m)} seeds; "
           f"worst output {d.min():+.2f} ({d.idxmin()})")
     print('by seed: ' + ' '.join(f'{x:+.2f}' for x in m))
 
 def main():
     p = argparse.ArgumentParser(description=__doc__)
-    for n,v in dict(epochs=12, size=112, bs=64, neck=64, image_neck=256, limit=0).items(): p.add_argument(f'--{n}', type=int, default=v)
+    for n,v in dict(epochs=12, size=112, bs=64, neck=64, image_neck=256, limit=0).items():
+        p.add_argument(f'--{n}', type=int, default=v)
     for n,v in dict(lr=1e-2, p=0.5).items(): p.add_argument(f'--{n}', type=float, default=v)
     p.add_argument('--seeds', type=int, nargs='+', default=range(10))
-    p.add_argument('--photos', action='store_true', help="read the photos in every epoch, as a user's first notebook would; about four minutes for each row and seed")
+    p.add_argument('--photos', action='store_true',
+                   help="read the photos in every epoch, as a user's first notebook would; "
+                        "about four minutes for each row and seed")
     args = p.parse_args()
     torch.set_num_threads(2)
     path = data_path('fashion')
@@ -78,7 +89,8 @@ def main():
     df['is_valid'] = df.index.isin(valid)
     args.weights = next(data_path('weights').glob('mobilenet_v2*.pth'))
     t0 = time.perf_counter()
-    fixed = {'majority class': {o: (df[df.is_valid][o].dropna() == df[~df.is_valid][o].mode()[0]).mean() for o in OUTPUTS},
+    fixed = {'majority class': {o: (df[df.is_valid][o].dropna() == df[~df.is_valid][o].mode()[0]).mean()
+                                for o in OUTPUTS},
              'TF-IDF + logistic regression': tfidf(df, df.is_valid)}
     if not args.photos:
         df['picture'] = list(picture_features(df, path, args.weights, args.size, args.bs))
@@ -88,7 +100,8 @@ def main():
         for name in runs:
             t1 = time.perf_counter()
             runs[name][seed] = res = run(df, path, seed, 'image' in name, 'text' in name, args)
-            print(f'seed {seed}, {name}: mean {100*np.mean(list(res.values())):.2f}, {time.perf_counter()-t1:.0f} s', flush=True)
+            print(f'seed {seed}, {name}: mean {100*np.mean(list(res.values())):.2f}, {time.perf_counter()-t1:.0f} s',
+                  flush=True)
     runs = {n: pd.DataFrame(r).T for n,r in runs.items()}
     for r in runs.values(): r['mean'] = r.mean(axis=1)
     fixed = pd.DataFrame(fixed).T

@@ -1,8 +1,9 @@
 """The input path beside a bare PIL loop and plain fastai: `python -m benchmarks.input`
 
-JPEG 320x240, drawn and seeded, to 128 px with a random crop, two outputs, batches of 64 in floats. In each round every loop reads all the
-pictures once, in an order that rotates from round to round; a figure is the median over the rounds of the ratio within the round, so that a
-machine that is busy for a while slows both sides of it. The bare loop runs twice in each round: what it differs from itself by is noise."""
+JPEG 320x240, drawn and seeded, to 128 px with a random crop, two outputs, batches of 64 in floats. In each round
+every loop reads all the pictures once, in an order that rotates from round to round; a figure is the median over
+the rounds of the ratio within the round, so that a machine that is busy for a while slows both sides of it. The
+bare loop runs twice in each round: what it differs from itself by is noise."""
 import argparse, random, tempfile, time
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,8 @@ from torch.utils.data import Dataset, DataLoader as TorchDataLoader
 from fastai.vision.all import *
 from fastai_multi import *
 
-words = 'a the red blue green small large circle square bird car house on under beside left right of with two three old new'.split()
+words = ('a the red blue green small large circle square bird car house on under beside left right of with two three '
+         'old new').split()
 
 def draw(path, n, seed=0):
     "`n` JPEG pictures of 320x240 in `path`, and a table of them with captions and labels"
@@ -41,7 +43,8 @@ class Bare(Dataset):
     def __len__(self): return len(self.files)
     def __getitem__(self, i):
         im = Image.open(self.files[i]).convert('RGB')
-        w,h = im.size; s = min(w,h)
+        w,h = im.size
+        s = min(w,h)
         x,y = int(random.random()*(w-s)), int(random.random()*(h-s))
         im = im.crop((x,y,x+s,y+s)).resize((128,128), Image.BILINEAR)
         return torch.from_numpy(np.array(im)).permute(2,0,1), *(y[i] for y in self.ys)
@@ -68,9 +71,10 @@ def ours(path, df, outputs, bs, workers, item_tfms=None, text=None, **kwargs):
     "The same with this package"
     df = df.assign(is_valid=[True]+[False]*(len(df)-1))
     dls = MultiDataLoaders.from_df(df, path, image='file', text=text,
-        outputs={o: CategoryBlock if o.startswith('kind') else RegressionBlock for o in outputs},
-                                   valid_col='is_valid', item_tfms=item_tfms or Resize(128), bs=bs, num_workers=workers, device='cpu',
-                                       **kwargs)
+                                   outputs={o: CategoryBlock if o.startswith('kind') else RegressionBlock
+                                            for o in outputs},
+                                   valid_col='is_valid', item_tfms=item_tfms or Resize(128), bs=bs, num_workers=workers,
+                                   device='cpu', **kwargs)
     return epoch_of(dls.train)
 
 class Invert(Transform):
@@ -80,11 +84,14 @@ class Invert(Transform):
 
 def rounds(loops, n_rounds):
     "Seconds by loop and round; the order rotates"
-    names = list(loops); res = {k: [] for k in names}
+    names = list(loops)
+    res = {k: [] for k in names}
     for k in names: loops[k]()    # warm: files in the page cache, targets encoded
     for r in range(n_rounds):
         for k in names[r%len(names):]+names[:r%len(names)]:
-            t = time.perf_counter(); loops[k](); res[k].append(time.perf_counter()-t)
+            t = time.perf_counter()
+            loops[k]()
+            res[k].append(time.perf_counter()-t)
     return res
 
 def spread(v):
@@ -113,39 +120,51 @@ def main():
     torch.set_num_threads(1)
     rep = Report()
     with tempfile.TemporaryDirectory() as tmp:
-        path = Path(tmp); df = draw(path, args.n+1)
+        path = Path(tmp)
+        df = draw(path, args.n+1)
         more = [f'kind{k}' for k in range(2,8)]
         print(f'{args.n} pictures an epoch, {args.rounds} rounds, batches of {args.bs}, one thread; '
               'median (quartiles) of the ratios within a round')
         for w in args.workers:
-            two = ['kind0','kind1']; o = partial(ours, path, df, bs=args.bs, workers=w); f = partial(fastai, path, df, two, args.bs, w)
-            r = rounds({'bare': bare(path, df, two, args.bs, w), 'bare again': bare(path, df, two, args.bs, w), 'fastai': f(),
-                'ours': o(two),
-                        'ours, image and text': o(two, text='text'), 'ours, eight outputs': o(two+more),
-                        'ours, two threads': o(two, threads=2), 'fastai, pad': f(Resize(128, method='pad')),
-                            'ours, pad': o(two, item_tfms=Resize(128, method='pad')),
-                        'fastai, own before': f([Invert(0), Resize(128)]), 'ours, own before': o(two, item_tfms=[Invert(0), Resize(128)]),
-                        'fastai, own after': f([Resize(128), Invert(2)]), 'ours, own after': o(two, item_tfms=[Resize(128), Invert(2)])},
-                            args.rounds)
+            two = ['kind0','kind1']
+            o = partial(ours, path, df, bs=args.bs, workers=w)
+            f = partial(fastai, path, df, two, args.bs, w)
+            r = rounds({'bare': bare(path, df, two, args.bs, w), 'bare again': bare(path, df, two, args.bs, w),
+                        'fastai': f(), 'ours': o(two), 'ours, image and text': o(two, text='text'),
+                        'ours, eight outputs': o(two+more), 'ours, two threads': o(two, threads=2),
+                        'fastai, pad': f(Resize(128, method='pad')),
+                        'ours, pad': o(two, item_tfms=Resize(128, method='pad')),
+                        'fastai, own before': f([Invert(0), Resize(128)]),
+                        'ours, own before': o(two, item_tfms=[Invert(0), Resize(128)]),
+                        'fastai, own after': f([Resize(128), Invert(2)]),
+                        'ours, own after': o(two, item_tfms=[Resize(128), Invert(2)])},
+                       args.rounds)
             seen = args.n//args.bs*args.bs
-            print(f"\n{w} workers: bare PIL reads {seen/median(r['bare']):.0f} images a second\n  {'speed relative to the bare loop':<58}")
+            print(f"\n{w} workers: bare PIL reads {seen/median(r['bare']):.0f} images a second")
+            print(f"  {'speed relative to the bare loop':<58}")
             rep.ratio('bare against itself (the control)', r['bare'], r['bare again'])
             rep.ratio('plain fastai', r['bare'], r['fastai'])
             rep.ratio('fastai_multi', r['bare'], r['ours'], 0.9)
             rep.ratio('fastai_multi, threads=2', r['bare'], r['ours, two threads'])
-            rep.ratio('fastai_multi, image and text, against image only', r['ours'], r['ours, image and text'], 0.9 if w else 0.95)
+            rep.ratio('fastai_multi, image and text, against image only', r['ours'], r['ours, image and text'],
+                      0.9 if w else 0.95)
             rep.ratio('padding in place of cropping, against fastai', r['fastai, pad'], r['ours, pad'], 1.5)
-            rep.ratio('a transform of the user\'s before Resize, against fastai', r['fastai, own before'], r['ours, own before'], 1.)
-            rep.ratio('a transform of the user\'s after Resize, against fastai', r['fastai, own after'], r['ours, own after'], 1.)
+            rep.ratio('a transform of the user\'s before Resize, against fastai', r['fastai, own before'],
+                      r['ours, own before'], 1.)
+            rep.ratio('a transform of the user\'s after Resize, against fastai', r['fastai, own after'],
+                      r['ours, own after'], 1.)
             ms = [(b-a)/seen/len(more)*1000 for a,b in zip(r['ours'], r['ours, eight outputs'])]
             rep.line('each further output, ms an item', spread(ms), median(ms)<=0.05, 'at most 0.05')
         if args.captions:
-            many = pd.DataFrame(dict(text=captions(args.captions, np.random.RandomState(1)), kind0=['a','b']*(args.captions//2)))
+            many = pd.DataFrame(dict(text=captions(args.captions, np.random.RandomState(1)),
+                                     kind0=['a','b']*(args.captions//2)))
             t = time.perf_counter()
-            dls = MultiDataLoaders.from_df(many, path, text='text', image=None, outputs=dict(kind0=CategoryBlock), bs=args.bs, device='cpu')
+            dls = MultiDataLoaders.from_df(many, path, text='text', image=None, outputs=dict(kind0=CategoryBlock),
+                                           bs=args.bs, device='cpu')
             s = time.perf_counter()-t
-            print(); rep.line(f'{args.captions} captions prepared, seconds', f'{s:6.3f}', s<=1.5*args.captions/20000,
-                'at most 1.5 for 20000')
+            print()
+            rep.line(f'{args.captions} captions prepared, seconds', f'{s:6.3f}', s<=1.5*args.captions/20000,
+                     'at most 1.5 for 20000')
     print(f"\n{'all targets met' if not rep.missed else 'missed: '+'; '.join(rep.missed)}")
 
 if __name__ == '__main__': main()

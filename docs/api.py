@@ -43,8 +43,9 @@ def comments(module):
 def first_line(o): return min([o.lineno, *[d.lineno for d in o.decorator_list]])
 
 def constants(module):
-    "The names of a module's `__all__` that are neither class nor function: name -> its value and comment as they are written"
-    found,names = {},importlib.import_module(module).__all__
+    "The names of a module's `__all__` that are neither class nor function: name -> its value and comment"
+    found = {}
+    names = importlib.import_module(module).__all__
     for o in ast.parse(source(module)).body:
         if isinstance(o, ast.Assign) and len(o.targets)==1 and getattr(o.targets[0], 'id', '') in names:
             found[o.targets[0].id] = ast.unparse(o.value),comments(module).get(o.end_lineno, '')
@@ -62,7 +63,8 @@ def init_node(cls):
 def written(node):
     "Parameter -> (annotation, default) as the source writes them"
     if node is None: return {}
-    a,res = node.args,{}
+    a = node.args
+    res = {}
     pos = [*a.posonlyargs, *a.args]
     defaults = [None]*(len(pos)-len(a.defaults))+a.defaults
     for p,d in [*zip(pos, defaults), *zip(a.kwonlyargs, a.kw_defaults), (a.vararg,None), (a.kwarg,None)]:
@@ -83,11 +85,15 @@ def parameters(obj, node=None):
     "A list of `(name, kind, annotation, default)`, without `self`"
     try: sig = inspect.signature(obj)
     except (ValueError,TypeError): return []
-    wrote,res = written(node),[]
-    events = getattr(obj, '_methods', ())   # what fastai's `funcs_kwargs` adds: a keyword for every method that may be replaced
+    wrote = written(node)
+    res = []
+    # what fastai's `funcs_kwargs` adds: a keyword for every method that may be replaced
+    events = getattr(obj, '_methods', ())
     for n,p in sig.parameters.items():
         if n in events and n not in wrote: continue
-        anno,default = wrote.get(n, (p.annotation is not NONE and _type(p.annotation) or None, p.default is not NONE and _value(p.default) or None))
+        seen = (p.annotation is not NONE and _type(p.annotation) or None,
+                p.default is not NONE and _value(p.default) or None)
+        anno,default = wrote.get(n, seen)
         res.append((n, p.kind, anno, default))
     own = [r for r in res if r[0] not in ('self','cls')] if res and res[0][0] in ('self','cls') else res
     return own
@@ -96,11 +102,17 @@ STARS = {inspect.Parameter.VAR_POSITIONAL: '*', inspect.Parameter.VAR_KEYWORD: '
 
 def signature(obj, node=None):
     "The signature in one line, as the source writes types and defaults"
-    parts,ps,last = [],parameters(obj, node),None
+    parts = []
+    ps = parameters(obj, node)
+    last = None
     for n,kind,anno,default in ps:
         if last==inspect.Parameter.POSITIONAL_ONLY and kind!=last: parts.append('/')
-        if kind==inspect.Parameter.KEYWORD_ONLY and last not in (kind, inspect.Parameter.VAR_POSITIONAL): parts.append('*')
-        parts.append(f'{STARS.get(kind, "")}{n}' + (f': {anno}' if anno else '') + ((f' = {default}' if anno else f'={default}') if default else ''))
+        if kind==inspect.Parameter.KEYWORD_ONLY and last not in (kind, inspect.Parameter.VAR_POSITIONAL):
+            parts.append('*')
+        part = f'{STARS.get(kind, "")}{n}'
+        if anno: part += f': {anno}'
+        if default: part += f' = {default}' if anno else f'={default}'
+        parts.append(part)
         last = kind
     if last==inspect.Parameter.POSITIONAL_ONLY: parts.append('/')
     returns = getattr(node, 'returns', None) if not inspect.isclass(obj) else None
@@ -117,7 +129,9 @@ def maker(obj):
 def explained(obj, node=None, module=None):
     "Parameter -> its comment, `return` too"
     obj = maker(obj)
-    try: d = {n: (v.get('docment') or '').replace('\n', ' ').strip() for n,v in docments(obj, full=True, returns=True).items()}
+    try:
+        d = {n: (v.get('docment') or '').replace('\n', ' ').strip()
+             for n,v in docments(obj, full=True, returns=True).items()}
     except Exception: d = {}
     kw = node is not None and node.args.kwarg
     if kw and module and (c := comments(module).get(kw.lineno)):
@@ -131,7 +145,9 @@ def code(s): return f'``{cell(s)}``' if '`' in s else f'`{cell(s)}`' if s else '
 
 def table(obj, node=None, module=None):
     "The parameters' comments as a table, or nothing when there is not one"
-    d,rows,own = explained(obj, node, module),[],written(node)
+    d = explained(obj, node, module)
+    rows = []
+    own = written(node)
     for n,kind,anno,default in parameters(obj, node):
         if (kind in STARS or n not in own) and not d.get(n): continue
         rows.append([f'`{STARS.get(kind, "")}{n}`', code(anno or ''), code(default or ''), cell(d.get(n, ''))])
@@ -178,13 +194,15 @@ def markdown(name, module, apart=(), level=8):
     body = [inspect.getdoc(obj) or ''] if not inspect.isclass(obj) or obj.__dict__.get('__doc__') else []
     if inspect.isclass(obj):
         init = init_node(obj)
-        body += [table(obj, init, home)] + [markdown(f'{name}.{n}', home, level=level-2) for n in methods(obj, home, apart)]
+        body.append(table(obj, init, home))
+        body += [markdown(f'{name}.{n}', home, level=level-2) for n in methods(obj, home, apart)]
         return directive('class', f'{name}{signature(obj, init)}', '\n\n'.join(filter(None, body)), module, level)
     if isinstance(obj, property): return directive('property', name, body[0], module, level)
     kind = 'function' if '.' not in name else 'method'
     if isinstance(raw, (classmethod,staticmethod)): kind = type(raw).__name__
     body.append(table(obj, node, home))
-    return directive(kind, f'{name}{signature(obj, node).replace("(self, ", "(")}', '\n\n'.join(filter(None, body)), module, level)
+    return directive(kind, f'{name}{signature(obj, node).replace("(self, ", "(")}', '\n\n'.join(filter(None, body)),
+                     module, level)
 
 def constant(name, module, level=8):
     value,comment = constants(module)[name]

@@ -1,6 +1,7 @@
 """The site, from the notebooks: `python docs/build.py` (or `make docs`) writes it to _docs/ and checks its links.
 
-No notebook is executed: pages show the outputs that are stored. Ends with an error when there is a warning or a dead link."""
+No notebook is executed: pages show the outputs that are stored. Ends with an error when there is a warning or a
+dead link."""
 import argparse, io, shutil, sys, time, warnings
 from pathlib import Path
 
@@ -10,16 +11,19 @@ sys.path.insert(0, str(here))
 
 def build(out, jobs):
     "Stage the pages and run Sphinx over them -> number of pages, warnings"
-    warnings.filterwarnings('ignore', message='`torch.jit', category=FutureWarning)   # torch's to fastai, when it is imported
+    # torch's to fastai, when it is imported
+    warnings.filterwarnings('ignore', message='`torch.jit', category=FutureWarning)
     import stage
     from sphinx.application import Sphinx
     pages = stage.stage()
     said = io.StringIO()
     html = stage.build.parent/'html'     # MyST-NB puts a folder of its own beside it
     for d in (out, html, stage.build.parent/'doctrees'): shutil.rmtree(d, ignore_errors=True)
-    app = Sphinx(stage.build, here, html, stage.build.parent/'doctrees', 'html', freshenv=True, status=None, warning=said, parallel=jobs)
+    app = Sphinx(stage.build, here, html, stage.build.parent/'doctrees', 'html', freshenv=True, status=None,
+                 warning=said, parallel=jobs)
     app.build(force_all=True)
-    (html/'.buildinfo').unlink(missing_ok=True)    # names the folder it was made in: the one thing that differs from machine to machine
+    # names the folder it was made in: the one thing that differs from machine to machine
+    (html/'.buildinfo').unlink(missing_ok=True)
     shutil.move(html, out)
     import fastai_multi
     objects = {n.rpartition('.')[2] for n in app.env.get_domain('py').objects}
@@ -36,7 +40,8 @@ def main():
     from check_links import check
     n,checked,dead = check(a.out)
     print('\n'.join([*warnings, *dead]))
-    print(f'{a.out}: {pages} pages written from notebooks and Markdown, {n} with sources and indexes; {len(warnings)} warnings; {checked} links and pictures checked, {len(dead)} dead; {time.perf_counter()-t0:.0f} s')
+    print(f'{a.out}: {pages} pages written from notebooks and Markdown, {n} with sources and indexes; {len(warnings)} '
+          f'warnings; {checked} links and pictures checked, {len(dead)} dead; {time.perf_counter()-t0:.0f} s')
     sys.exit(bool(warnings or dead))
 
 if __name__=='__main__': main()

@@ -1,4 +1,5 @@
-"Every link of the built site: the page it names is there, and so is the anchor; every picture is there. `python docs/check_links.py [FOLDER]`"
+"""Every link of the built site: the page it names is there, and so is the anchor; every picture is there.
+`python docs/check_links.py [FOLDER]`"""
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -8,7 +9,10 @@ class Page(HTMLParser):
     "What a page links to, and what can be linked to in it"
     def __init__(self, text):
         super().__init__()
-        self.links,self.anchors,self.unlabelled,self.repeated = [],set(),[],[]
+        self.links = []
+        self.anchors = set()
+        self.unlabelled = []
+        self.repeated = []
         self.feed(text)
     def handle_starttag(self, tag, attrs):
         a = dict(attrs)
@@ -23,7 +27,8 @@ def check(site):
     "-> pages, links checked, a line for each that is dead"
     site = Path(site).resolve()
     pages = {p: Page(p.read_text(encoding='utf-8')) for p in sorted(site.rglob('*.html')) if '_static' not in p.parts}
-    n,dead = 0,[]
+    n = 0
+    dead = []
     for p,page in pages.items():
         name = p.relative_to(site)
         dead += [f'{name}: the picture {src} has no alternative text' for src in page.unlabelled]
@@ -35,7 +40,8 @@ def check(site):
             to = (p.parent/unquote(u.path)).resolve() if u.path else p
             if to.is_dir(): to /= 'index.html'
             if not to.is_relative_to(site) or not to.exists(): dead.append(f'{name}: {link!r} leads to no page')
-            elif u.fragment and to in pages and unquote(u.fragment) not in pages[to].anchors: dead.append(f'{name}: {link!r} leads to no anchor')
+            elif u.fragment and to in pages and unquote(u.fragment) not in pages[to].anchors:
+                dead.append(f'{name}: {link!r} leads to no anchor')
     return len(pages),n,dead
 
 if __name__=='__main__':

@@ -48,17 +48,21 @@ html_show_sourcelink = False
 html_copy_source = False
 html_sidebars = {'index': [], 'measured': [], 'contributing': [], 'changelog': [], 'search': [], 'genindex': []}
 html_context = dict(default_mode='auto')
-html_theme_options = dict(
-    logo=dict(text=project, image_light='_static/mark.svg', image_dark='_static/mark.svg', alt_text=''),
-    navbar_align='left', header_links_before_dropdown=6, show_prev_next=True, show_toc_level=2, navigation_with_keys=False, back_to_top_button=False,
-    secondary_sidebar_items={'**': ['page-toc'], 'index': ['page-toc'], 'tutorials': [], 'api': []},
-    footer_start=['copyright'], footer_end=[], pygments_light_style='a11y-high-contrast-light', pygments_dark_style='github-dark',
-    **(dict(github_url=stage.git_url) if 'github.com' in stage.git_url else {}))
+html_theme_options = dict(logo=dict(text=project, image_light='_static/mark.svg', image_dark='_static/mark.svg',
+                                    alt_text=''),
+                          navbar_align='left', header_links_before_dropdown=6, show_prev_next=True, show_toc_level=2,
+                          navigation_with_keys=False, back_to_top_button=False,
+                          secondary_sidebar_items={'**': ['page-toc'], 'index': ['page-toc'], 'tutorials': [],
+                                                   'api': []},
+                          footer_start=['copyright'], footer_end=[], pygments_light_style='a11y-high-contrast-light',
+                          pygments_dark_style='github-dark',
+                          **(dict(github_url=stage.git_url) if 'github.com' in stage.git_url else {}))
 copybutton_selector = 'div.cell_input pre, div.highlight-python pre, div.highlight-sh pre, div.highlight-bash pre'
 
 def tags(module):
     "Name -> its lines in the source of a module, methods under `@patch` too"
-    return {n: ('class' if isinstance(o, ast.ClassDef) else 'def', api.first_line(o), o.end_lineno) for n,o in api.nodes(module).items()}
+    return {n: ('class' if isinstance(o, ast.ClassDef) else 'def', api.first_line(o), o.end_lineno)
+            for n,o in api.nodes(module).items()}
 
 def linkcode_resolve(domain, info):
     if domain!='py' or info['fullname'] not in (t := tags(info['module'])): return None
@@ -77,7 +81,9 @@ def own_names(env):
         for i in range(len(parts)): d.setdefault('.'.join(parts[i:]), set()).add((o.docname, o.node_id, o.objtype))
     found = {}
     for n,os in d.items():
-        tops = {o for o in os if o[2] in ('function','class','data')} if '.' not in n else {o for o in os if o[2]!='module'}    # a method alone, as `show`, names nothing
+        # a method alone, as `show`, names nothing
+        tops = ({o for o in os if o[2] in ('function','class','data')} if '.' not in n
+                else {o for o in os if o[2]!='module'})
         if len(tops)==1: found[n] = next(iter(tops))[:2]
     return found
 
@@ -85,8 +91,12 @@ def address(app, name, docname):
     "-> (address, whether it is ours)"
     if not hasattr(app.env, 'own_names_'): app.env.own_names_ = own_names(app.env)
     first,_,rest = name.partition('.')
-    if first in links.VARIABLES and rest: name = f'{links.VARIABLES[first]}.{rest}'     # `learn.fit` is a method of a learner
-    for n in name,*([f'Multi{name}'] if first in links.VARIABLES else []),*[f'{c}.{name}' for c in links.METHODS_OF if '.' not in name]:
+    # `learn.fit` is a method of a learner
+    if first in links.VARIABLES and rest: name = f'{links.VARIABLES[first]}.{rest}'
+    names = [name]
+    if first in links.VARIABLES: names.append(f'Multi{name}')
+    if '.' not in name: names += [f'{c}.{name}' for c in links.METHODS_OF]
+    for n in names:
         if own := app.env.own_names_.get(n): return app.builder.get_relative_uri(docname, own[0])+f'#{own[1]}',True
     return links.elsewhere(name),False
 
@@ -96,7 +106,9 @@ class LinkNames(SphinxPostTransform):
     def run(self):
         seen = {}
         for lit in list(self.document.findall(nodes.literal)):
-            if any(self.within(lit, t) for t in (nodes.reference, addnodes.pending_xref, nodes.title, addnodes.desc_signature)): continue
+            if any(self.within(lit, t)
+                   for t in (nodes.reference, addnodes.pending_xref, nodes.title, addnodes.desc_signature)):
+                continue
             name = re.sub(r'\(.*\)$', '', lit.astext(), flags=re.S)
             if not re.fullmatch(r'[A-Za-z_]\w*(\.\w+)*', name): continue
             uri,ours = address(self.app, name, self.env.docname)
@@ -133,14 +145,16 @@ def missing_reference(app, env, node, content):
 def mathml(self, node, display):
     from latex2mathml.converter import convert
     tag = ('div','class="formula"') if display else ('span','class="formula"')
-    self.body.append(f'<{tag[0]} {tag[1]}>{convert(node.astext(), display="block" if display else "inline")}</{tag[0]}>')
+    formula = convert(node.astext(), display="block" if display else "inline")
+    self.body.append(f'<{tag[0]} {tag[1]}>{formula}</{tag[0]}>')
     raise nodes.SkipNode
 
 def setup(app):
     app.add_post_transform(LinkNames)
     app.connect('missing-reference', missing_reference)
     if not stage.git_url: app.connect('viewcode-find-source', viewcode_source)
-    app.add_html_math_renderer('mathml', inline_renderers=(lambda s, n: mathml(s, n, False), None), block_renderers=(lambda s, n: mathml(s, n, True), None))
+    app.add_html_math_renderer('mathml', inline_renderers=(lambda s, n: mathml(s, n, False), None),
+                               block_renderers=(lambda s, n: mathml(s, n, True), None))
     return dict(parallel_read_safe=True, parallel_write_safe=True)
 
 html_math_renderer = 'mathml'

@@ -1,4 +1,5 @@
-"The page of measured results: what index.ipynb tells, then every table in benchmarks/results, each with the command that made it"
+"""The page of measured results: what index.ipynb tells, then every table in benchmarks/results, each with the command
+that made it"""
 import ast, re, shutil
 from pathlib import Path
 
@@ -8,23 +9,33 @@ from fastcore.nbio import read_nb
 root = Path(__file__).resolve().parent.parent
 results = root/'benchmarks'/'results'
 
-# How a table is shown: its title, `by` which columns the other ones are averaged (over seeds), which columns are `only` shown, the `command` where the script's introduction names another, a `text`.
+# How a table is shown: its title, `by` which columns the other ones are averaged (over seeds), which columns are `only`
+# shown, the `command` where the script's introduction names another, a `text`.
 # A table without an entry is shown as it is: what may be averaged, nobody but its author knows.
-TABLES = dict(
-    balance_fashion=dict(title='Product photos: ways to balance', by=['method','lr']),
-    depth_cost=dict(title='What depth costs', command='python -m benchmarks.depth --out benchmarks/results/depth_cost.csv'),
-    depth_cifar=dict(title='CIFAR-10 by depth', by=['arch','depth'], only=['label_loss','label_accuracy','parameters','multiply_adds','ms'], command='python -m benchmarks.depth_tables cifar',
-                     text='Accuracy of the plain CNN and of a ResNet, cut at each depth and trained from nothing'),
-    depth_fashion=dict(title='Product photos: depth and split', by=['config'], command='python -m benchmarks.depth_tables fashion',
-                       only=['gender_accuracy','masterCategory_accuracy','subCategory_accuracy','baseColour_accuracy','season_accuracy','mean_accuracy','parameters','multiply_adds'],
-                       text='Five outputs of one pretrained `mobilenet_v2`: how much of it is kept, for which output, and what is shared'),
-    depth_fashion_steps=dict(title='Product photos: the time of a step', command='python -m benchmarks.depth_tables steps',
-                             text='A training step of each configuration above, timed in turns'),
-)
+TABLES = dict(balance_fashion=dict(title='Product photos: ways to balance', by=['method','lr']),
+              depth_cost=dict(title='What depth costs',
+                              command='python -m benchmarks.depth --out benchmarks/results/depth_cost.csv'),
+              depth_cifar=dict(
+                  title='CIFAR-10 by depth', by=['arch','depth'],
+                  only=['label_loss','label_accuracy','parameters','multiply_adds','ms'],
+                  command='python -m benchmarks.depth_tables cifar',
+                  text='Accuracy of the plain CNN and of a ResNet, cut at each depth and trained from nothing'
+              ),
+              depth_fashion=dict(title='Product photos: depth and split', by=['config'],
+                                 command='python -m benchmarks.depth_tables fashion',
+                                 only=['gender_accuracy','masterCategory_accuracy','subCategory_accuracy',
+                                       'baseColour_accuracy','season_accuracy','mean_accuracy','parameters',
+                                       'multiply_adds'],
+                                 text='Five outputs of one pretrained `mobilenet_v2`: how much of it is kept, for '
+                                      'which output, and what is shared'),
+              depth_fashion_steps=dict(title='Product photos: the time of a step',
+                                       command='python -m benchmarks.depth_tables steps',
+                                       text='A training step of each configuration above, timed in turns'),)
 
 def section(index):
     "The text under `## Measured` in index.ipynb, with its headings as they are"
-    inside,found = False,[]
+    inside = False
+    found = []
     for c in read_nb(index).cells:
         if c.cell_type!='markdown': continue
         for i,part in enumerate(re.split(r'(?m)^(?=## )', c.source)):
@@ -33,9 +44,11 @@ def section(index):
     return '\n\n'.join(filter(None, found))
 
 def made_by(file):
-    "The command that writes a table, and what the script's introduction says: of the scripts that speak of `file`, or whose name it begins with"
-    scripts = {p: p.read_text(encoding='utf-8') for p in sorted((root/'benchmarks').glob('*.py'), key=lambda p: (-len(p.stem), p.stem))}
-    speak = [p for p,t in scripts.items() if re.search(rf'\b{file.stem}\b', t)] or [p for p in scripts if file.stem.startswith(p.stem)]
+    "The command that writes a table and the introduction of its script: one that names `file`, or begins its name"
+    scripts = {p: p.read_text(encoding='utf-8')
+               for p in sorted((root/'benchmarks').glob('*.py'), key=lambda p: (-len(p.stem), p.stem))}
+    speak = ([p for p,t in scripts.items() if re.search(rf'\b{file.stem}\b', t)]
+             or [p for p in scripts if file.stem.startswith(p.stem)])
     for p in speak:
         doc = ' '.join((ast.get_docstring(ast.parse(scripts[p])) or '').split())
         if m := re.search(r'`(python -m benchmarks[^`]*)`', doc): return m[1],doc
@@ -44,14 +57,16 @@ def made_by(file):
 def figures(col):
     "A column as text: all its figures with as many decimals as the largest wants"
     if not pd.api.types.is_numeric_dtype(col): return ['' if pd.isna(v) else str(v).replace('|', r'\|') for v in col]
-    top,whole = col.abs().max(),(col.dropna() % 1 == 0).all()
+    top = col.abs().max()
+    whole = (col.dropna() % 1 == 0).all()
     n = 0 if whole or top>=1000 else 1 if top>=100 else 2 if top>=10 else 3
     return ['' if pd.isna(v) else f'{v:,.{n}f}' for v in col]
 
 def markdown_table(df):
     num = [pd.api.types.is_numeric_dtype(t) for t in df.dtypes]
     line = lambda r: '| ' + ' | '.join(r) + ' |'
-    return '\n'.join([line([str(c).replace('_', ' ') for c in df.columns]), line(['---:' if n else '---' for n in num]), *map(line, zip(*[figures(df[c]) for c in df]))])
+    return '\n'.join([line([str(c).replace('_', ' ') for c in df.columns]), line(['---:' if n else '---' for n in num]),
+                      *map(line, zip(*[figures(df[c]) for c in df]))])
 
 def table(file):
     "One CSV as a section of the page"
@@ -59,12 +74,15 @@ def table(file):
     df = pd.read_csv(file, comment='#')
     command,doc = made_by(file)
     command = how.get('command') or command
-    if command is None: raise ValueError(f'{file.name}: no script in benchmarks/ speaks of it and names its command in its introduction. Say `command` for it in docs/measured.py.')
+    if command is None:
+        raise ValueError(f'{file.name}: no script in benchmarks/ speaks of it and names its command in its '
+                         'introduction. Say `command` for it in docs/measured.py.')
     note = ''
     by = [c for c in how.get('by', []) if c in df]
     if by:
         n = df.groupby(by, sort=False, dropna=False).size()
-        only = [c for c in how.get('only', df.columns) if c in df and c not in by and c!='seed' and pd.api.types.is_numeric_dtype(df[c])]
+        only = [c for c in how.get('only', df.columns)
+                if c in df and c not in by and c!='seed' and pd.api.types.is_numeric_dtype(df[c])]
         df = df.groupby(by, sort=False, dropna=False)[only].mean().reset_index()
         note = f' Means over {n.min()}{f" to {n.max()}" if n.max()>n.min() else ""} seed{"s" if n.max()>1 else ""}.'
     text = how.get('text') or re.split(r'[:.] `python', doc)[0]

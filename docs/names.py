@@ -17,13 +17,16 @@ def homes():
     import fastai_multi
     return {n: m for m in notebooks() for n in stage.public(m) if n in fastai_multi.__all__}
 
-def directives(cell): return {l[2:].split()[0].rstrip(':') for l in cell.source.splitlines() if l.startswith('#|') and l[2:].split()}
+def directives(cell):
+    return {l[2:].split()[0].rstrip(':') for l in cell.source.splitlines() if l.startswith('#|') and l[2:].split()}
 
 def defines(cell, name):
-    return any(getattr(o, 'name', '')==name or name in [getattr(t, 'id', '') for t in getattr(o, 'targets', [])] for o in cell.parsed_() or [])
+    return any(getattr(o, 'name', '')==name or name in [getattr(t, 'id', '') for t in getattr(o, 'targets', [])]
+               for o in cell.parsed_() or [])
 
 def used(cell, name):
-    return any(isinstance(n, ast.Name) and n.id==name or isinstance(n, ast.Attribute) and n.attr==name for o in cell.parsed_() or [] for n in ast.walk(o))
+    return any(isinstance(n, ast.Name) and n.id==name or isinstance(n, ast.Attribute) and n.attr==name
+               for o in cell.parsed_() or [] for n in ast.walk(o))
 
 def example(name):
     "Is there a cell below the definition of `name`, shown on its page and run in CI, that uses it?"
@@ -32,15 +35,17 @@ def example(name):
         if c.cell_type!='code': continue
         d = directives(c)
         if d & {'export','exports'} and defines(c, name): defined = True
-        elif defined and not d & {'export','exports','exporti','hide','eval','default_exp'} and used(c, name): return True
+        elif defined and not d & {'export','exports','exporti','hide','eval','default_exp'} and used(c, name):
+            return True
     return False
 
 def unexplained(name):
-    "Parameters without a comment, of those that this package writes; what `delegates` brings along is explained where it comes from"
+    "Parameters without a comment, of those that this package writes, not those that `delegates` brings along"
     obj,raw,home,node = api.locate(name, homes().get(name.split('.')[0]))
     if isinstance(obj, property) or not callable(obj): return []
     if inspect.isclass(obj): node = api.init_node(obj)
-    d,own = api.explained(obj, node, home),api.written(node)
+    d = api.explained(obj, node, home)
+    own = api.written(node)
     return [n for n,kind,_,_ in api.parameters(obj, node) if n in own and kind not in api.STARS and not d.get(n)]
 
 def is_constant(name): return name in api.constants(homes()[name])
@@ -71,4 +76,5 @@ def methods_report():
 if __name__=='__main__':
     for what,names in report().items(): print(f'{len(names)} {what}:', ', '.join(names) or '-', sep='\n  ')
     found = methods_report()
-    print(f'{len(found)} methods of public classes with parameters that no comment explains (not a fault):', ', '.join(found) or '-', sep='\n  ')
+    print(f'{len(found)} methods of public classes with parameters that no comment explains (not a fault):',
+          ', '.join(found) or '-', sep='\n  ')

@@ -1,7 +1,8 @@
 """From the notebooks to the pages that Sphinx reads: nbdev's own processing, then what MyST-NB needs.
 
-nbdev's `proc_nbs` runs a chain of processors over each notebook. One of them executes the exported cells again, to ask the new definitions for their documentation. Here the same chain asks the
-exported package, which CI holds to be the same: no cell is executed, and the pages are there in seconds where `proc_nbs` takes a minute and a half."""
+nbdev's `proc_nbs` runs a chain of processors over each notebook. One of them executes the exported cells again, to
+ask the new definitions for their documentation. Here the same chain asks the exported package, which CI holds to be
+the same: no cell is executed, and the pages are there in seconds where `proc_nbs` takes a minute and a half."""
 import ast, importlib, re, shutil
 from configparser import ConfigParser
 from pathlib import Path
@@ -9,8 +10,8 @@ from pathlib import Path
 from fastcore.nbio import read_nb, write_nb, mk_cell
 from nbdev.config import get_config, nbpath2html
 from nbdev.process import NBProcessor, Processor
-from nbdev.processors import (FilterDefaults, FrontmatterProc, add_fold, add_links, add_show_docs, clean_show_doc, exec_show_docs, insert_warning,
-                              _default_exp, _show_docs)
+from nbdev.processors import (FilterDefaults, FrontmatterProc, add_fold, add_links, add_show_docs, clean_show_doc,
+                              exec_show_docs, insert_warning, _default_exp, _show_docs)
 
 import api, measured
 from outputs import as_on_screen, text_of
@@ -20,10 +21,12 @@ nbs = root/'nbs'
 settings = ConfigParser(delimiters='=')
 settings.read(root/'settings.ini', encoding='utf-8')
 settings = settings['DEFAULT']
-# Where the repository is to be seen: `git_url` of settings.ini, or what nbdev makes of pyproject.toml. Nothing while it has no public place; the site then shows the sources itself.
+# Where the repository is to be seen: `git_url` of settings.ini, or what nbdev makes of pyproject.toml. Nothing while it
+# has no public place; the site then shows the sources itself.
 git_url = (settings.get('git_url') or get_config(root).git_url or '').rstrip('/')
 branch = get_config(root).branch
-GROUPS = {'0': 'Core and data', '1': 'Models', '2': 'Training', '3': 'Learner', '4': 'Results'}   # by the first digit of a notebook's number
+# by the first digit of a notebook's number
+GROUPS = {'0': 'Core and data', '1': 'Models', '2': 'Training', '3': 'Learner', '4': 'Results'}
 PROJECT = {'CONTRIBUTING.md': 'contributing', 'CHANGELOG.md': 'changelog'}
 
 def page_of(nb): return nbpath2html(Path(nb.name)).stem if nb.name!='index.ipynb' else 'index'
@@ -35,23 +38,27 @@ def at_git(path): return f'{git_url}/blob/{branch}/{path}'
 # Processors
 
 class own_show_docs(Processor):
-    "In place of each `show_doc` cell what `api` says of the name, asked of the exported module; constants too, which nbdev leaves out"
+    "Replace each `show_doc` cell by what `api` says of the name; constants too, which nbdev leaves out"
     def begin(self):
         self.module = self.nb.module_
         if not self.module: return
         self.apart = {ast.unparse(t.value.args[0]) for c in self.nb.cells for t in _show_docs(c.parsed_() or [])}
         for c in reversed(self.nb.cells):
-            names = [t.id for o in c.parsed_() or [] if isinstance(o, ast.Assign) for t in o.targets if isinstance(t, ast.Name)] if 'export' in c.directives_ else []
+            names = [t.id for o in c.parsed_() or [] if isinstance(o, ast.Assign) for t in o.targets
+                     if isinstance(t, ast.Name)] if 'export' in c.directives_ else []
             for n in reversed([n for n in names if n in api.constants(self.module)]):
                 self.nb.cells.insert(self.nb.cells.index(c)+1, mk_cell(api.constant(n, self.module), 'markdown'))
     def cell(self, cell):
         if cell.cell_type!='code' or not (shows := _show_docs(cell.parsed_() or [])): return
         names = [ast.unparse(t.value.args[0]) for t in shows]
-        cell.cell_type,cell.outputs = 'markdown',[]
-        cell.source = '\n\n'.join(api.markdown(n, self.module, self.apart) for n in names if self.module and self.known(n)) or None
+        cell.cell_type = 'markdown'
+        cell.outputs = []
+        cell.source = '\n\n'.join(api.markdown(n, self.module, self.apart) for n in names
+                                  if self.module and self.known(n)) or None
     def known(self, name):
         obj = getattr(importlib.import_module(self.module), name.split('.')[0], None)
-        return obj is not None and type(obj).__name__!='Function'   # fastai's dispatched ones, as `show_batch`, are registered and not exported
+        # fastai's dispatched ones, as `show_batch`, are registered and not exported
+        return obj is not None and type(obj).__name__!='Function'
 
 def clean_html(h):
     "A table without the style sheet that pandas and fastai send with each"
@@ -62,7 +69,9 @@ class tidy_outputs(Processor):
     "Stored outputs as a page wants them; Quarto's directives for MyST-NB; a text for who cannot see the picture"
     def cell(self, cell):
         if cell.cell_type!='code': return
-        d,outs,tags = cell.directives_,[],[]
+        d = cell.directives_
+        outs = []
+        tags = []
         for o in cell.get('outputs', []):
             data = o.get('data', {})
             if o.get('name')=='stderr': continue
@@ -75,11 +84,17 @@ class tidy_outputs(Processor):
             outs.append(o)
         cell.outputs = [] if d.get('output')=='false' else outs
         if d.get('echo')=='false': tags.append('remove-input')
-        if d.get('include')=='false': cell.source = None; return
+        if d.get('include')=='false':
+            cell.source = None
+            return
         cell.source = re.sub(r'^#\|.*\n?', '', cell.source, flags=re.M).strip()
-        if not cell.source: cell.source = None; return
+        if not cell.source:
+            cell.source = None
+            return
         if self.nb.module_ and not cell.outputs and self.only_tests(cell): tags.append('hide-input')
-        cell.metadata = dict(tags=tags, mystnb=dict(image=dict(alt=self.alt(cell)), code_prompt_show='Tests', code_prompt_hide='Tests'))
+        cell.metadata = dict(tags=tags,
+                             mystnb=dict(image=dict(alt=self.alt(cell)), code_prompt_show='Tests',
+                                         code_prompt_hide='Tests'))
     def only_tests(self, cell):
         "A cell that makes nothing: it says what holds, and the prose has said it already"
         calls = [o.value for o in cell.parsed_() or [] if isinstance(o, ast.Expr) and isinstance(o.value, ast.Call)]
@@ -91,7 +106,7 @@ class tidy_outputs(Processor):
         return f'Picture made by {last if len(last)<120 else last[:120]+" …"}'.replace('\n', ' ')
 
 class page_links(Processor):
-    "Links between notebooks and to files of the repository, as links between pages; a table of modules leads to their pages"
+    "Turn links between notebooks and to files of the repository into links between pages"
     def cell(self, cell):
         if cell.cell_type!='markdown': return
         cell.source = links(re.sub(r'^#\|.*\n', '', cell.source, flags=re.M))
@@ -101,9 +116,11 @@ class page_links(Processor):
 class title_first(Processor):
     "The sentence under a title, marked as what it is; for a module its names below, for a tutorial where to get it"
     def begin(self):
-        cell = next((c for c in self.nb.cells if c.cell_type=='markdown' and re.match(r'# \S', c.source.lstrip())), None)
+        cell = next((c for c in self.nb.cells if c.cell_type=='markdown' and re.match(r'# \S', c.source.lstrip())),
+                    None)
         if cell is None: raise ValueError(f'{self.nb.path_}: no cell begins with a title, `# …`')
-        cell.source = re.sub(r'((?:^> ?.*\n?)+)', lambda m: '{.lead}\n' + re.sub(r'^> ?', '', m[1], flags=re.M), cell.source, count=1, flags=re.M)
+        cell.source = re.sub(r'((?:^> ?.*\n?)+)', lambda m: '{.lead}\n' + re.sub(r'^> ?', '', m[1], flags=re.M),
+                             cell.source, count=1, flags=re.M)
         i = self.nb.cells.index(cell)
         if self.nb.below_: self.nb.cells.insert(i+1, mk_cell(self.nb.below_, 'markdown'))
 
@@ -111,7 +128,8 @@ class Pages(FilterDefaults):
     "nbdev's chain of processors, without what is Quarto's, and with our own way to documentation"
     def base_procs(self):
         quarto = FrontmatterProc,insert_warning,clean_show_doc,add_links,add_fold
-        return [own_show_docs if p is exec_show_docs else p for p in super().base_procs() if p not in quarto] + [tidy_outputs, page_links, title_first]
+        return [own_show_docs if p is exec_show_docs else p for p in super().base_procs()
+                if p not in quarto] + [tidy_outputs, page_links, title_first]
 
 def links(md):
     "Links as the notebooks and the README write them -> as the staged pages do"
@@ -128,7 +146,8 @@ def links(md):
             f = (base/url).resolve()
             if f.is_dir() and git_url: return f'{m[1]}({at_git(f.relative_to(root).as_posix())})'
             if f.is_file():
-                if git_url and f.suffix not in ('.png','.jpg','.svg','.gif'): return f'{m[1]}({at_git(f.relative_to(root).as_posix())}{frag})'
+                if git_url and f.suffix not in ('.png','.jpg','.svg','.gif'):
+                    return f'{m[1]}({at_git(f.relative_to(root).as_posix())}{frag})'
                 (build/'files').mkdir(exist_ok=True)
                 shutil.copy2(f, build/'files'/f.name)
                 return f'{m[1]}(files/{f.name})'
@@ -151,13 +170,16 @@ def names_table(module):
     "Public names of a module, each with its sentence"
     rows = []
     for n in public(module):
-        s = api.constants(module)[n][1] if n in api.constants(module) else api.summary(getattr(importlib.import_module(module), n))
+        s = (api.constants(module)[n][1] if n in api.constants(module)
+             else api.summary(getattr(importlib.import_module(module), n)))
         rows.append(f'| {{py:obj}}`~{module}.{n}` | {api.cell(s)} |')
     return '\n'.join(['| name | what it is |', '|---|---|', *rows])
 
 def below(nb, module):
     "What stands below the title of a notebook"
-    if module: return f':::{{py:module}} {module}\n:::\n\n{{.made}}\nModule `{module}`, written by the notebook {get_it(nb)}.\n\n:::{{container}} names\n{names_table(module)}\n:::'
+    if module:
+        return (f':::{{py:module}} {module}\n:::\n\n{{.made}}\nModule `{module}`, written by the notebook {get_it(nb)}.'
+                f'\n\n:::{{container}} names\n{names_table(module)}\n:::')
     return f'{{.made}}\nThis page is the notebook {get_it(nb)}: every output was made by running it.'
 
 def title(nb):
@@ -183,23 +205,28 @@ def picture(nb):
                 return f'files/{f.name}'
 
 def tutorials_page(tutorials):
-    parts = ['# Tutorials\n\n{.lead}\nOne for each story that a user comes with. Each is a notebook that CI runs from top to bottom.']
+    parts = ['# Tutorials\n\n{.lead}\nOne for each story that a user comes with. Each is a notebook that CI runs from '
+             'top to bottom.']
     for i,nb in enumerate(tutorials):
         t,s = title(nb)
         pic = picture(nb)
         shown = f'\n![A picture of the tutorial {t}]({pic})\n' if pic else ''
-        parts.append(f'::::{{container}} story\n:::{{container}}\n**{i+1}. [{t}]({page_of(nb)}.ipynb)**\n\n{links(s)}\n:::\n{shown}::::')
+        parts.append(f'::::{{container}} story\n:::{{container}}\n**{i+1}. '
+                     f'[{t}]({page_of(nb)}.ipynb)**\n\n{links(s)}\n:::\n{shown}::::')
     if not tutorials: parts.append('None is written yet.')
     return '\n\n'.join([*parts, toctree([page_of(nb) for nb in tutorials])])
 
 def api_page(modules):
-    parts = ['# API\n\n{.lead}\nA page for each module: what it is for, every public name with its parameters, and examples that were run.']
+    parts = ['# API\n\n{.lead}\nA page for each module: what it is for, every public name with its parameters, and '
+             'examples that were run.']
     for digit in sorted({nb.name[0] for nb in modules}):
         group = {nb: m for nb,m in modules.items() if nb.name[0]==digit}
         short = {nb: m.partition('.')[2] for nb,m in group.items()}
         name = GROUPS.get(digit, 'More')
-        rows = [f'| [`{short[nb]}`]({page_of(nb)}.ipynb) | {api.cell(links(title(nb)[1]))} | {", ".join(f"{{py:obj}}`~{m}.{n}`" for n in public(m))} |' for nb,m in group.items()]
-        parts.append('\n'.join([f'## {name}\n\n:::{{container}} modules\n', '| module | what it is for | names |', '|---|---|---|', *rows, ':::']))
+        rows = [f'| [`{short[nb]}`]({page_of(nb)}.ipynb) | {api.cell(links(title(nb)[1]))} | '
+                f'{", ".join(f"{{py:obj}}`~{m}.{n}`" for n in public(m))} |' for nb,m in group.items()]
+        parts.append('\n'.join([f'## {name}\n\n:::{{container}} modules\n', '| module | what it is for | names |',
+                                '|---|---|---|', *rows, ':::']))
         parts.append(toctree([f'{s} <{page_of(nb)}>' for nb,s in short.items()], caption=name))
     return '\n\n'.join(parts)
 
@@ -219,11 +246,13 @@ def stage():
     tutorials = in_order([nb for nb in notebooks if nb not in modules and nb!=index], index)
     for nb in notebooks:
         n = read_nb(nb)
-        n.module_,n.below_ = modules.get(nb),below(nb, modules.get(nb)) if nb!=index else ''
+        n.module_ = modules.get(nb)
+        n.below_ = below(nb, modules.get(nb)) if nb!=index else ''
         Pages()(n)
         for c in n.cells:
             for k in [k for k in c if k.endswith('_')]: del c[k]
-        top = {'tutorials': 'Tutorials', 'api': 'API', 'measured': 'Measured', **{p: p.capitalize() for f,p in PROJECT.items() if (root/f).exists()}}
+        top = {'tutorials': 'Tutorials', 'api': 'API', 'measured': 'Measured',
+               **{p: p.capitalize() for f,p in PROJECT.items() if (root/f).exists()}}
         if nb==index: n.cells.append(mk_cell(toctree([f'{t} <{p}>' for p,t in top.items()]), 'markdown'))
         for k in [k for k in n if k.endswith('_')]: del n[k]
         for i,c in enumerate(n.cells): c['id'] = f'cell-{i}'

@@ -28,4 +28,5 @@ def one_thread():
 
 def pytest_collection_modifyitems(items):
     "fastai's star import brings fastcore's `test_eq` and its like along, which are no tests of ours"
-    items[:] = [i for i in items if getattr(i, 'function', None) is None or i.function.__module__.startswith(('tests','test_'))]
+    items[:] = [i for i in items
+                if getattr(i, 'function', None) is None or i.function.__module__.startswith(('tests','test_'))]

@@ -1,4 +1,5 @@
-"""Prints as JSON, from a fresh process, what importing `fastai_multi` does. `test_project.py` runs it with one of the names in `tasks`."""
+"""Prints as JSON, from a fresh process, what importing `fastai_multi` does. `test_project.py` runs it with one of the
+names in `tasks`."""
 import importlib, json, os, random, re, sys, time, types, warnings
 
 def star(module):
@@ -22,8 +23,9 @@ def watched():
             if isinstance(v, type) and v.__module__ == name: yield f'{name}.{k}', vars(v)
     import builtins, pathlib, numpy, pandas, torch, PIL.Image
     yield 'builtins', vars(builtins)
-    for c in (pathlib.Path, numpy.ndarray, pandas.DataFrame, pandas.Series, torch.Tensor, torch.nn.Module, torch.utils.data.DataLoader,
-              torch.optim.Optimizer, PIL.Image.Image): yield f'{c.__module__}.{c.__qualname__}', vars(c)
+    for c in (pathlib.Path, numpy.ndarray, pandas.DataFrame, pandas.Series, torch.Tensor, torch.nn.Module,
+              torch.utils.data.DataLoader, torch.optim.Optimizer, PIL.Image.Image):
+        yield f'{c.__module__}.{c.__qualname__}', vars(c)
 
 def shown(o):
     "`repr` without the addresses that differ between processes"
@@ -33,20 +35,25 @@ def settings():
     "What is global to the process, as comparable values"
     import locale, logging, matplotlib, multiprocessing, numpy as np, pandas as pd, signal, torch
     from fastcore.foundation import defaults
-    return dict(
-        warnings=sorted(map(repr, warnings.filters)), env=dict(os.environ), path=list(sys.path), cwd=os.getcwd(),
-        hooks=[shown(f) for f in (sys.excepthook, sys.displayhook, warnings.showwarning, *sys.meta_path, *sys.path_hooks)],
-        signals=[repr(signal.getsignal(s)) for s in (signal.SIGINT, signal.SIGTERM)], locale=locale.getlocale(),
-        logging=[repr(h) for h in logging.getLogger().handlers] + [logging.getLogger().level],
-        start_method=multiprocessing.get_start_method(allow_none=True), recursion=sys.getrecursionlimit(),
-        defaults={k: shown(v) for k,v in vars(defaults).items()},
-        random=hash(random.getstate()), numpy=[repr(a) for a in np.random.get_state()], torch=torch.get_rng_state().tolist(),
-        threads=[torch.get_num_threads(), torch.get_num_interop_threads()], dtype=str(torch.get_default_dtype()),
-        grad=torch.is_grad_enabled(), deterministic=torch.are_deterministic_algorithms_enabled(), print=repr(torch._tensor_str.PRINT_OPTS),
-        cudnn=[torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic, torch.backends.cudnn.enabled],
-        matmul=torch.get_float32_matmul_precision(), sharing=torch.multiprocessing.get_sharing_strategy(), errors=np.geterr(),
-        pandas=[pd.get_option(o) for o in ('display.max_rows', 'display.max_columns', 'display.max_colwidth')],
-        rc={k: repr(v) for k,v in matplotlib.rcParams.items() if k != 'backend'})
+    return dict(warnings=sorted(map(repr, warnings.filters)), env=dict(os.environ), path=list(sys.path),
+                cwd=os.getcwd(),
+                hooks=[shown(f)
+                       for f in (sys.excepthook, sys.displayhook, warnings.showwarning, *sys.meta_path,
+                                 *sys.path_hooks)],
+                signals=[repr(signal.getsignal(s)) for s in (signal.SIGINT, signal.SIGTERM)], locale=locale.getlocale(),
+                logging=[repr(h) for h in logging.getLogger().handlers] + [logging.getLogger().level],
+                start_method=multiprocessing.get_start_method(allow_none=True), recursion=sys.getrecursionlimit(),
+                defaults={k: shown(v) for k,v in vars(defaults).items()}, random=hash(random.getstate()),
+                numpy=[repr(a) for a in np.random.get_state()], torch=torch.get_rng_state().tolist(),
+                threads=[torch.get_num_threads(), torch.get_num_interop_threads()],
+                dtype=str(torch.get_default_dtype()), grad=torch.is_grad_enabled(),
+                deterministic=torch.are_deterministic_algorithms_enabled(), print=repr(torch._tensor_str.PRINT_OPTS),
+                cudnn=[torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic,
+                       torch.backends.cudnn.enabled],
+                matmul=torch.get_float32_matmul_precision(), sharing=torch.multiprocessing.get_sharing_strategy(),
+                errors=np.geterr(),
+                pandas=[pd.get_option(o) for o in ('display.max_rows', 'display.max_columns', 'display.max_colwidth')],
+                rc={k: repr(v) for k,v in matplotlib.rcParams.items() if k != 'backend'})
 
 def members(v, depth=2):
     "Containers by what they hold, all else by itself, so that `v` can be compared after something was added to it"
@@ -61,7 +68,7 @@ def same(a, b):
     return isinstance(a, (int, float, str, bool)) and type(a) is type(b) and a == b
 
 def methods(f):
-    "Implementation and signature of each method of a plum function, without having plum resolve them, which fails on some of fastai's"
+    "Implementation and signature of each method of a plum function; plum itself fails to resolve some of fastai's"
     return [(impl, sig) for impl,sig,_ in f._resolved + f._pending]
 
 def dispatched(ns):
@@ -70,7 +77,8 @@ def dispatched(ns):
 
 def own_types(impl, sig):
     "Does the signature name a type of `fastai_multi`?"
-    found,todo = False,list(sig.types if sig else impl.__annotations__.values())
+    found = False
+    todo = list(sig.types if sig else impl.__annotations__.values())
     while todo and not found:
         t = todo.pop()
         todo += t if isinstance(t, tuple) else getattr(t, '__args__', ())
@@ -80,7 +88,8 @@ def own_types(impl, sig):
 class Snapshot:
     "fastai's modules and classes, its dispatch tables and the process's settings, held to be compared by identity"
     def __init__(self):
-        self.held = {n: {k: (v, members(v)) for k,v in ns.items()} for n,ns in watched()}   # holds `v` too, so that no `id` is used again
+        # holds `v` too, so that no `id` is used again
+        self.held = {n: {k: (v, members(v)) for k,v in ns.items()} for n,ns in watched()}
         self.tables = {(n,k): methods(f) for n,ns in watched() for k,f in dispatched(ns).items()}
         self.settings = settings()
 
@@ -92,12 +101,13 @@ class Snapshot:
                 changed.append(f'{n} is imported')
                 continue
             old = self.held[n]
-            changed += [f'{n}.{k}' for k in {*old, *ns} if k not in old or k not in ns or not same(old[k][1], members(ns[k]))]
+            changed += [f'{n}.{k}' for k in {*old, *ns}
+                        if k not in old or k not in ns or not same(old[k][1], members(ns[k]))]
             for k,f in dispatched(ns).items():
                 was,now = [[impl for impl,_ in ms] for ms in (self.tables.get((n,k), []), methods(f))]
                 changed += [f'{n}.{k} has lost the method of {m.__module__}' for m in was if m not in now]
-                changed += [f'{n}.{k} has got {m.__module__}.{m.__qualname__}{m.__annotations__}' for m,sig in methods(f)
-                            if m not in was and not own_types(m, sig)]
+                changed += [f'{n}.{k} has got {m.__module__}.{m.__qualname__}{m.__annotations__}'
+                            for m,sig in methods(f) if m not in was and not own_types(m, sig)]
         now = settings()
         return sorted(set(changed)) + [f'setting {k}' for k in now if now[k] != self.settings[k]]
 
@@ -126,7 +136,8 @@ def told(v):
     "What can be said of `v` in every process alike"
     if isinstance(v, (staticmethod, classmethod)): return told(v.__func__)
     if isinstance(v, property): return [told(f) for f in (v.fget, v.fset, v.fdel)]
-    if isinstance(v, types.FunctionType): return f'{v.__module__}.{v.__qualname__} {v.__code__.co_filename}:{v.__code__.co_firstlineno}'
+    if isinstance(v, types.FunctionType):
+        return f'{v.__module__}.{v.__qualname__} {v.__code__.co_filename}:{v.__code__.co_firstlineno}'
     if isinstance(v, type): return f'{v.__module__}.{v.__qualname__} of {[b.__qualname__ for b in v.__mro__]}'
     if isinstance(v, (int, float, str, bool, type(None))): return repr(v)
     if type(v) in (list, tuple): return [told(x) for x in v]
@@ -134,7 +145,8 @@ def told(v):
 
 def described(_):
     "fastai as it is after the imports that were made so far"
-    return dict(state={n: {k: told(v) for k,v in ns.items() if not k.startswith('__')} for n,ns in watched()}, settings=settings())
+    return dict(state={n: {k: told(v) for k,v in ns.items() if not k.startswith('__')} for n,ns in watched()},
+                settings=settings())
 
 def before(modules):
     star('fastai_multi')
@@ -156,8 +168,9 @@ def cost(_):
     ns = star('fastai_multi')
     seconds = time.perf_counter()-start
     import fastai_multi
-    return dict(seconds=seconds, names=sorted(ns), all=sorted(fastai_multi.__all__), modules=[m for m in sys.modules if not ours(m)],
-                version=fastai_multi.__version__, are_modules=[n for n,v in ns.items() if isinstance(v, types.ModuleType)],
+    return dict(seconds=seconds, names=sorted(ns), all=sorted(fastai_multi.__all__),
+                modules=[m for m in sys.modules if not ours(m)], version=fastai_multi.__version__,
+                are_modules=[n for n,v in ns.items() if isinstance(v, types.ModuleType)],
                 replaced=[n for n in ns if n in base and base[n] is not ns[n]])
 
 def alone(_):

@@ -1,4 +1,5 @@
-"The data layers together: every block batched, augmented, shown; what is missing; loaders that are copied, tested, pickled; real boxes and keypoints"
+"""The data layers together: every block batched, augmented, shown; what is missing; loaders that are copied, tested,
+pickled; real boxes and keypoints"""
 import io, json, math, pickle, subprocess, sys
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -15,7 +16,8 @@ from fastai.data.core import DataLoaders
 from fastai.data.transforms import ColReader, Normalize, RandomSplitter
 from fastai.text.core import BaseTokenizer
 from fastai.text.data import TensorText, TextBlock
-from fastai.vision.augment import CropPad, Dihedral, FlipItem, RandomCrop, RandomResizedCrop, Resize, Zoom, aug_transforms
+from fastai.vision.augment import (CropPad, Dihedral, FlipItem, RandomCrop, RandomResizedCrop, Resize, Zoom,
+                                   aug_transforms)
 from fastai.vision.core import Image, TensorBBox, TensorPoint, imagenet_stats
 from fastai.vision.data import BBoxBlock, BBoxLblBlock, ImageBlock, MaskBlock, PointBlock
 from fastai_multi import *
@@ -32,13 +34,14 @@ def draw_item(i, folder):
     a = np.full((h,w,3), 30, dtype=np.uint8)
     a[y1:y2,x1:x2] = (220,80,40)
     Image.fromarray(a).save(folder/f'{i}.png')
-    m = np.zeros((h,w), dtype=np.uint8); m[y1:y2,x1:x2] = 1
+    m = np.zeros((h,w), dtype=np.uint8)
+    m[y1:y2,x1:x2] = 1
     Image.fromarray(m).save(folder/f'm{i}.png')
     kind = ['cup','car','tree'][i%3]
     return dict(file=f'{i}.png', caption=f'a {["small","big"][i%2]} {kind}'+' on a very long shelf'*(i%2), kind=kind,
-                tags=['|','warm','warm|big'][i%3], x1=x1, y1=y1, x2=x2, y2=y2,
-                price=10.+i, lat=float(i), lon=-2.*i, mask=f'm{i}.png', boxes=[[x1,y1,x2,y2]]*(i%3), labels=['a','b'][:i%3],
-                eyes=[[x1,y1],[x2-1,y2-1]], vec=[1.,float(i)])
+                tags=['|','warm','warm|big'][i%3], x1=x1, y1=y1, x2=x2, y2=y2, price=10.+i, lat=float(i), lon=-2.*i,
+                mask=f'm{i}.png', boxes=[[x1,y1,x2,y2]]*(i%3), labels=['a','b'][:i%3], eyes=[[x1,y1],[x2-1,y2-1]],
+                vec=[1.,float(i)])
 
 @pytest.fixture(scope='module')
 def table(tmp_path_factory):
@@ -51,9 +54,9 @@ class Halves(Transform):
     def decodes(self, o): return TitledFloat(float(o)*2)
 
 def every_block(folder):
-    return dict(kind=CategoryBlock, tags=MultiCategoryBlock, box=BBoxBlock, price=RegressionBlock, place=RegressionBlock(n_out=2),
-                boxes=BBoxBlock,
-    labels=BBoxLblBlock, eyes=PointBlock, mask=MaskBlock(['ground','thing']), half=TransformBlock(type_tfms=Halves()))
+    return dict(kind=CategoryBlock, tags=MultiCategoryBlock, box=BBoxBlock, price=RegressionBlock,
+                place=RegressionBlock(n_out=2), boxes=BBoxBlock, labels=BBoxLblBlock, eyes=PointBlock,
+                mask=MaskBlock(['ground','thing']), half=TransformBlock(type_tfms=Halves()))
 
 columns = dict(box=['x1','y1','x2','y2'], place=['lat','lon'], half='price')
 
@@ -61,12 +64,14 @@ def loaders(table, outputs=None, df=None, **kwargs):
     folder,full = table
     df = (full if df is None else df).copy()
     outputs = every_block(folder) if outputs is None else outputs
-    kw = dict(image='file', text='caption', bs=6, valid_pct=.25, seed=1, num_workers=0, device='cpu', item_tfms=Resize(32), label_delim='|',
+    kw = dict(image='file', text='caption', bs=6, valid_pct=.25, seed=1, num_workers=0, device='cpu',
+              item_tfms=Resize(32), label_delim='|',
               columns={k:v for k,v in columns.items() if k in outputs} if isinstance(outputs, dict) else None)
     return MultiDataLoaders.from_df(df, folder, outputs=outputs, **{**kw, **kwargs})
 
 @pytest.fixture(scope='module')
-def dls(table): return loaders(table, batch_tfms=[*aug_transforms(size=28, min_scale=.75), Normalize.from_stats(*imagenet_stats)])
+def dls(table):
+    return loaders(table, batch_tfms=[*aug_transforms(size=28, min_scale=.75), Normalize.from_stats(*imagenet_stats)])
 
 def leaves(b): return {n:t for part in b for n,t in part.items()}
 
@@ -77,23 +82,33 @@ def test_every_block_in_one_batch(dls):
         x,y = dl.one_batch()
         assert type(x) is ImageText and isinstance(y, Outputs)
         assert type(x.image) is TensorImage and x.image.shape==(6,3,28,28) and x.image.dtype==torch.float32
-        assert y.kind.shape==(6,) and y.tags.shape==(6,2) and y.box.shape==(6,4) and y.price.shape==(6,) and y.place.shape==(6,2)
-        assert y.boxes.shape[::2]==(6,4) and y.labels.shape==y.boxes.shape[:2] and y.eyes.shape==(6,2,2) and y.mask.shape==(6,28,
-            28) and y.half.shape==(6,1)
-        assert [type(t) for t in (y.kind, y.tags, y.box, y.eyes, y.mask)]==[TensorCategory, TensorMultiCategory, TensorBBox, TensorPoint,
-                                                                            TensorMask]
+        assert y.kind.shape==(6,)
+        assert y.tags.shape==(6,2)
+        assert y.box.shape==(6,4)
+        assert y.price.shape==(6,)
+        assert y.place.shape==(6,2)
+        assert y.boxes.shape[::2]==(6,4)
+        assert y.labels.shape==y.boxes.shape[:2]
+        assert y.eyes.shape==(6,2,2)
+        assert y.mask.shape==(6,28,28)
+        assert y.half.shape==(6,1)
+        assert [type(t) for t in (y.kind, y.tags, y.box, y.eyes, y.mask)]==[
+            TensorCategory, TensorMultiCategory, TensorBBox, TensorPoint, TensorMask
+        ]
         for t in (y.box, y.boxes): assert t[~t.isnan()].abs().max()<=1
 
 def test_describe(dls):
     d = describe(dls)
     assert {n:p.kind for n,p in d.inputs.items()}==dict(image='image', text='text') and d.named
-    assert {n:(p.kind,p.c) for n,p in d.outputs.items()}==dict(kind=('category',3), tags=('tags',2), box=('box',4), price=('number',1),
-                                                               place=('number',2), boxes=('boxes',4),
-        labels=('labels',d.outputs['labels'].c), eyes=('points',4), mask=('mask',2), half=('other',1))
+    assert {n:(p.kind,p.c) for n,p in d.outputs.items()}==dict(
+        kind=('category',3), tags=('tags',2), box=('box',4), price=('number',1), place=('number',2), boxes=('boxes',4),
+        labels=('labels',d.outputs['labels'].c), eyes=('points',4), mask=('mask',2), half=('other',1)
+    )
     assert describe(dls.valid).outputs['kind'] is d.outputs['kind']
 
 def test_numbers_are_standardised_by_the_training_split(table, dls):
-    p,train = describe(dls).outputs['price'],dls.train_ds.items
+    p = describe(dls).outputs['price']
+    train = dls.train_ds.items
     assert float(p.mean)==pytest.approx(train.price.mean()) and float(p.std)==pytest.approx(train.price.std(ddof=0))
     i = dls.valid_ds.items.iloc[0]
     assert float(p.decode(dls.valid.one_batch()[1].price[0]))==pytest.approx(i.price, abs=1e-4)
@@ -118,7 +133,8 @@ def test_geometry_follows_the_picture(table):
 
 def with_holes(df):
     df = df.copy().astype(object)
-    for c in ('kind','tags','x1','y1','x2','y2','price','lat','lon','mask','boxes','eyes'): df.loc[df.index[::4], c] = None
+    for c in ('kind','tags','x1','y1','x2','y2','price','lat','lon','mask','boxes','eyes'):
+        df.loc[df.index[::4], c] = None
     df.loc[df.index[1::4], 'file'] = None
     df.loc[df.index[2::4], 'caption'] = ''
     return df
@@ -126,8 +142,8 @@ def with_holes(df):
 def test_missing_labels_pictures_and_texts(table):
     df = with_holes(table[1])
     df['half'] = [None if is_missing(p) else float(p) for p in df.price]
-    dls = loaders(table, df=df, columns={**columns, 'half':'half'}, batch_tfms=aug_transforms(size=28, min_scale=.75), shuffle=False,
-                  seed=3, bs=18)
+    dls = loaders(table, df=df, columns={**columns, 'half':'half'}, batch_tfms=aug_transforms(size=28, min_scale=.75),
+                  shuffle=False, seed=3, bs=18)
     x,y = dls.train.one_batch()
     rows = dls.train_ds.items
     order = list(dls.train.get_idxs())
@@ -150,8 +166,11 @@ def test_a_batch_with_nothing_at_all(table):
     dls = loaders(table, df=df, valid_col='v', item_tfms=Resize(40), batch_tfms=aug_transforms())
     dl = dls.test_dl(df.iloc[:6], with_labels=True)
     x,y = dl.one_batch()
-    assert x.image.shape==(6,3,40,40) and x.image.isnan().all() and x.text.shape==(6,
-                                                                                   1) and present(y.kind).all() and not present(y.box).any()
+    assert x.image.shape==(6,3,40,40)
+    assert x.image.isnan().all()
+    assert x.text.shape==(6, 1)
+    assert present(y.kind).all()
+    assert not present(y.box).any()
 
 def test_labels_missing_in_a_whole_batch(table):
     df = table[1].copy().astype(object)
@@ -179,16 +198,19 @@ def test_a_crop_that_removes_boxes(table):
 # Inputs
 
 def test_picture_alone_text_alone_features_alone(table):
-    for kw,typ in ((dict(text=None),TensorImage), (dict(image=None),TensorText), (dict(image=None, text=None, features='vec'),Tensor)):
-        d = loaders(table, CategoryBlock, columns='kind', **{**kw, **({} if 'image' not in kw else dict(item_tfms=None))})
+    for kw,typ in ((dict(text=None),TensorImage), (dict(image=None),TensorText),
+                   (dict(image=None, text=None, features='vec'),Tensor)):
+        if 'image' in kw: kw['item_tfms'] = None
+        d = loaders(table, CategoryBlock, columns='kind', **kw)
         x,y = d.one_batch()
         assert type(x) is typ and type(y) is TensorCategory and not describe(d).named
 
 def test_features_beside_picture_and_text(table):
     d = loaders(table, CategoryBlock, columns='kind', features=['lat','lon'], shuffle=False)
     x,y = d.train.one_batch()
-    assert x.keys()==('image','text','features') and x.features.tolist()==d.train_ds.items[['lat',
-        'lon']].values[list(d.train.get_idxs())[:6]].tolist()
+    assert x.keys()==('image','text','features')
+    rows = d.train_ds.items.iloc[list(d.train.get_idxs())[:6]]
+    assert x.features.tolist()==rows[['lat','lon']].values.tolist()
 
 def test_texts_of_like_length_share_a_batch(table):
     folder,df = table
@@ -202,48 +224,66 @@ def test_vocabulary_is_of_the_training_split(table):
     df = table[1].copy()
     df['v'] = df.index>=18
     df.loc[df.v, 'caption'] = 'zebra zebra zebra'
-    assert 'zebra' not in describe(loaders(table, CategoryBlock, columns='kind', df=df, valid_col='v')).inputs['text'].vocab
+    d = loaders(table, CategoryBlock, columns='kind', df=df, valid_col='v')
+    assert 'zebra' not in describe(d).inputs['text'].vocab
 
 # fastai's own ways
 
 def test_flat_blocks_of_fastai(table):
     folder,df = table
-    block = DataBlock((ImageBlock, TextBlock.from_df('caption', tok=BaseTokenizer(), min_freq=1), CategoryBlock, CategoryBlock), n_inp=2,
+    block = DataBlock((ImageBlock, TextBlock.from_df('caption', tok=BaseTokenizer(), min_freq=1), CategoryBlock,
+                       CategoryBlock),
+                      n_inp=2,
                       getters=[ColReader('file', pref=folder), ColReader('text'), ColReader('kind'), ColReader('kind')],
                       splitter=RandomSplitter(seed=1), item_tfms=Resize(32))
     plain = DataBlock((ImageBlock, CategoryBlock), getters=[ColReader('file', pref=folder), ColReader('kind')],
-                      splitter=RandomSplitter(seed=1), item_tfms=Resize(32)).dataloaders(df, bs=4, device='cpu', num_workers=0)
+                      splitter=RandomSplitter(seed=1),
+                      item_tfms=Resize(32)).dataloaders(df, bs=4, device='cpu', num_workers=0)
     for dls in (MultiDataLoaders.from_dblock(block, df, bs=4, device='cpu', num_workers=0),
                 DataLoaders(*[dl.new(cls=MultiDL) for dl in block.dataloaders(df, bs=4, device='cpu', num_workers=0)])):
         img,txt,a,b = dls.one_batch()
-        assert type(dls.train) is MultiDL and img.shape==(4,3,32,
-            32) and type(txt) is TensorText and type(a) is TensorCategory and torch.equal(a, b)
+        assert type(dls.train) is MultiDL
+        assert img.shape==(4,3,32,32)
+        assert type(txt) is TensorText
+        assert type(a) is TensorCategory
+        assert torch.equal(a, b)
         d = describe(dls)
-        assert list(d.inputs)==['image','text'] and list(d.outputs)==['category','category_2'] and d.outputs['category'].c==3
-        assert d.inputs['text'].pad_id==d.inputs['text'].vocab.index('xxpad') and (txt[:,0]!=d.inputs['text'].pad_id).all()
-        dls.show_batch(); plt.close('all')
-        dls.train.show_results((img,txt,a,b), (a,b)); plt.close('all')
+        assert list(d.inputs)==['image','text']
+        assert list(d.outputs)==['category','category_2']
+        assert d.outputs['category'].c==3
+        assert d.inputs['text'].pad_id==d.inputs['text'].vocab.index('xxpad')
+        assert (txt[:,0]!=d.inputs['text'].pad_id).all()
+        dls.show_batch()
+        plt.close('all')
+        dls.train.show_results((img,txt,a,b), (a,b))
+        plt.close('all')
         assert len(dls.test_dl(df.iloc[:3].assign(text=df.caption)).one_batch())==2
     assert describe(plain).outputs['category'].c==3
 
 def test_plain_fastai_targets_beside_our_inputs(table):
     folder,df = table
     x = dict(get_x=InputReader('file','caption', pref=folder), splitter=RandomSplitter(seed=1), item_tfms=Resize(32))
-    for block,col,kind in ((CategoryBlock,'kind','category'), (RegressionBlock,'price','number'), (PointBlock,'eyes','points'),
-                           (BBoxBlock,['x1','y1','x2','y2'],'box'), (MultiCategoryBlock,'labels','tags')):
-        d = DataBlock((ImageTextBlock, block), get_y=ColReader(col), **x).dataloaders(df, bs=4, device='cpu', num_workers=0)
+    for block,col,kind in ((CategoryBlock,'kind','category'), (RegressionBlock,'price','number'),
+                           (PointBlock,'eyes','points'), (BBoxBlock,['x1','y1','x2','y2'],'box'),
+                           (MultiCategoryBlock,'labels','tags')):
+        d = DataBlock((ImageTextBlock, block), get_y=ColReader(col),
+                      **x).dataloaders(df, bs=4, device='cpu', num_workers=0)
         xb,yb = d.one_batch()
         (n,p), = describe(d).outputs.items()
         assert (n,p.kind)==(kind,kind) and not describe(d).named and len(yb)==4 and p.c
-        d.show_batch(); plt.close('all')
-    d = DataBlock((ImageTextBlock, RegressionBlock), get_y=ColReader('price'), **x).dataloaders(df, bs=20, device='cpu', num_workers=0)
+        d.show_batch()
+        plt.close('all')
+    d = DataBlock((ImageTextBlock, RegressionBlock), get_y=ColReader('price'),
+                  **x).dataloaders(df, bs=20, device='cpu', num_workers=0)
     assert abs(float(d.one_batch()[1].mean()))<1e-3, 'standardised'
 
 def test_summary(table):
     folder,df = table
     def y(r): return dict(kind=r['kind'], box=[r['x1'],r['y1'],r['x2'],r['y2']], boxes=r['boxes'], labels=r['labels'])
-    block = DataBlock((ImageTextBlock, MultiOutputBlock(kind=CategoryBlock, box=BBoxBlock, boxes=BBoxBlock, labels=BBoxLblBlock)),
-                      get_x=InputReader('file','caption', pref=folder), get_y=y, item_tfms=Resize(32), batch_tfms=aug_transforms())
+    block = DataBlock((ImageTextBlock,
+                       MultiOutputBlock(kind=CategoryBlock, box=BBoxBlock, boxes=BBoxBlock, labels=BBoxLblBlock)),
+                      get_x=InputReader('file','caption', pref=folder), get_y=y, item_tfms=Resize(32),
+                      batch_tfms=aug_transforms())
     out = io.StringIO()
     with redirect_stdout(out): block.summary(df, show_batch=True)
     plt.close('all')
@@ -257,27 +297,35 @@ def test_a_block_serves_two_data_sets(table):
     a = block.dataloaders(df, bs=4, num_workers=0, device='cpu')
     mean = float(describe(a).outputs['price'].mean)
     b = block.dataloaders(df[df.kind!='cup'], bs=4, num_workers=0, device='cpu')
-    assert describe(a).outputs['kind'].c==3 and describe(b).outputs['kind'].c==2 and float(describe(a).outputs['price'].mean)==mean
+    assert describe(a).outputs['kind'].c==3
+    assert describe(b).outputs['kind'].c==2
+    assert float(describe(a).outputs['price'].mean)==mean
 
 # Loaders made of loaders
 
 def same(a, b):
     a,b = ([t.as_subclass(Tensor) for t in flat(o)] for o in (a,b))
-    return len(a)==len(b) and all(torch.equal(torch.nan_to_num(p.float()), torch.nan_to_num(q.float())) for p,q in zip(a,b))
+    return (len(a)==len(b)
+            and all(torch.equal(torch.nan_to_num(p.float()), torch.nan_to_num(q.float())) for p,q in zip(a,b)))
 
 def test_workers_give_the_same_batches(table):
     df = with_holes(table[1])
     df['half'] = [None if is_missing(p) else float(p) for p in df.price]
     d = loaders(table, df=df, columns={**columns, 'half':'half'})
     for a,b in zip(d.valid, d.valid.new(num_workers=2)):
-        assert same(a,
-                    b) and [type(o) for o in flat(a)]==[type(o) for o in flat(b)] and type(a[0]) is type(b[0]) and type(a[1]) is type(b[1])
+        assert same(a, b)
+        assert [type(o) for o in flat(a)]==[type(o) for o in flat(b)]
+        assert type(a[0]) is type(b[0])
+        assert type(a[1]) is type(b[1])
     assert sum(len(y.kind) for _,y in d.train.new(num_workers=2, drop_last=False))==len(d.train_ds)
 
 def test_new_and_test_dl(table, dls):
     df = table[1]
     dl = dls.test_dl(df.iloc[:5])
-    assert type(dl) is MultiDL and len(dl.one_batch())==1 and type(dl.one_batch()[0]) is ImageText and len(dl.dataset)==5
+    assert type(dl) is MultiDL
+    assert len(dl.one_batch())==1
+    assert type(dl.one_batch()[0]) is ImageText
+    assert len(dl.dataset)==5
     full = dls.test_dl(df.iloc[:5], with_labels=True)
     assert full.one_batch()[1].kind.tolist()==[['car','cup','tree'].index(k) for k in df.kind[:5]]
     assert same(full.one_batch()[0], dl.one_batch()[0])
@@ -296,22 +344,26 @@ def test_loaders_pickle(table, dls, tmp_path):
     df.to_pickle(tmp_path/'df.pkl')
     code = f'''
 import pickle, pandas as pd, torch
-import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
 from fastai_multi import *
 from fastai_multi.core import IGNORE, flat, is_missing, present
 import test_data
 d = pickle.load(open({str(tmp_path/'dls.pkl')!r},'rb'))
 x, = d.test_dl(pd.read_pickle({str(tmp_path/'df.pkl')!r}), num_workers=0).one_batch()
-print(float(torch.nan_to_num(x.image).double().sum()), int(x.text.sum()), describe(d).outputs['kind'].vocab[0], type(x).__name__)
+print(float(torch.nan_to_num(x.image).double().sum()), int(x.text.sum()))
+print(describe(d).outputs['kind'].vocab[0], type(x).__name__)
 '''
     r = subprocess.run([sys.executable,'-c',code], capture_output=True, text=True, cwd=root)
     assert r.returncode==0, r.stderr[-2000:]
     x, = dls.test_dl(df).one_batch()
     got = r.stdout.split()
-    assert float(got[0])==pytest.approx(float(x.image.double().sum()), rel=1e-5) and got[1:]==[str(int(x.text.sum())),'car','ImageText']
+    assert float(got[0])==pytest.approx(float(x.image.double().sum()), rel=1e-5)
+    assert got[1:]==[str(int(x.text.sum())),'car','ImageText']
 
 def test_making_loaders_opens_at_most_three_pictures(table, monkeypatch):
-    opened,real_open = [],Image.open
+    opened = []
+    real_open = Image.open
     monkeypatch.setattr(Image, 'open', lambda f, *a, **k: (opened.append(f), real_open(f, *a, **k))[1])
     loaders(table, batch_tfms=[*aug_transforms(), Normalize.from_stats(*imagenet_stats)])
     assert len(opened)<=3, opened
@@ -357,11 +409,15 @@ def test_show_results_marks_right_and_wrong(table):
         said = [t for t in texts(plt.gcf()) if t[0] in '✓✗']
         plt.close('all')
         assert len(said)==12 and all(t[0]==ok for t in said), said
-    d.valid.show_results((x,), y, max_n=2); plt.close('all')
+    d.valid.show_results((x,), y, max_n=2)
+    plt.close('all')
     dl = d.test_dl(table[1].iloc[:3])
-    dl.show_results(dl.one_batch(), y.map(lambda t: t[:3])); plt.close('all')
-    dl.show_batch(); plt.close('all')
-    d.train.show_batch(unique=True, max_n=2); plt.close('all')
+    dl.show_results(dl.one_batch(), y.map(lambda t: t[:3]))
+    plt.close('all')
+    dl.show_batch()
+    plt.close('all')
+    d.train.show_batch(unique=True, max_n=2)
+    plt.close('all')
 
 # Mistakes
 
@@ -377,7 +433,8 @@ def test_show_results_marks_right_and_wrong(table):
     (dict(outputs=dict(kind=3)), "The block of output 'kind' is 3"),
     (dict(image=None, text=None), 'There is no input'),
     (dict(valid_col='is_valid'), "`valid_col` names the column 'is_valid'"),
-    (dict(outputs=dict(tags=MultiCategoryBlock)), "Output 'tags' is '|', where a list was expected. Split it first, or give `label_delim=`"),
+    (dict(outputs=dict(tags=MultiCategoryBlock)),
+     "Output 'tags' is '|', where a list was expected. Split it first, or give `label_delim=`"),
     (dict(outputs=dict(box=BBoxBlock), columns=dict(box=['x1','y1','x2','y2']), image=None),
      "Output 'box' lives in a picture, and there is no picture among the inputs: ['text']"),
     (dict(outputs=[CategoryBlock]), 'it takes a dict of blocks by output'),
@@ -391,14 +448,16 @@ def test_show_results_marks_right_and_wrong(table):
 def test_mistakes_in_a_call(table, change, words):
     folder,df = table
     right = dict(image='file', text='caption', outputs=dict(kind=CategoryBlock), item_tfms=Resize(32), num_workers=0)
-    with pytest.raises((KeyError,ValueError,TypeError)) as e: MultiDataLoaders.from_df(df[::3], folder, **{**right, **change})
+    with pytest.raises((KeyError,ValueError,TypeError)) as e:
+        MultiDataLoaders.from_df(df[::3], folder, **{**right, **change})
     assert words in str(e.value), str(e.value)
 
 def test_every_argument_of_fastais_loaders_is_taken(table):
     class Own(MultiDL):
         def __init__(self, *args, mine=None, **kwargs): super().__init__(*args, **kwargs)
     kw = dict(image='file', outputs=dict(kind=CategoryBlock), item_tfms=Resize(32), bs=4)
-    d = MultiDataLoaders.from_df(table[1], table[0], **kw, val_shuffle=True, val_num_workers=0, num_workers=0, dl_kwargs=[{}, dict(bs=2)], drop_last=False, after_iter=None, dl_type=Own, mine=1)
+    d = MultiDataLoaders.from_df(table[1], table[0], **kw, val_shuffle=True, val_num_workers=0, num_workers=0,
+                                 dl_kwargs=[{}, dict(bs=2)], drop_last=False, after_iter=None, dl_type=Own, mine=1)
     assert d.valid.bs==2 and d.valid.shuffle and type(d.train) is Own
 
 def mistake(table, words, outputs=dict(kind=CategoryBlock), df=None, **kw):
@@ -409,34 +468,47 @@ def mistake(table, words, outputs=dict(kind=CategoryBlock), df=None, **kw):
 
 def test_mistakes_in_the_data(table):
     df = table[1]
-    mistake(table, ["`image`: 1 of 24 files is not there", "nowhere.png' (row 5)", 'empty the cell'], df=df.assign(file=[f if i!=5 else 'nowhere.png' for i,f in enumerate(df.file)]))
+    mistake(table, ["`image`: 1 of 24 files is not there", "nowhere.png' (row 5)", 'empty the cell'],
+            df=df.assign(file=[f if i!=5 else 'nowhere.png' for i,f in enumerate(df.file)]))
     (table[0]/'broken.png').write_bytes(b'no picture')
     mistake(table, ["the picture", 'broken.png', 'cannot be opened', 'row 5 of the table'],
             df=df.assign(file=[f if i!=5 else 'broken.png' for i,f in enumerate(df.file)]), drop_last=False)
-    mistake(table, ["Output 'box': the box [4, 5, 400, 23] reaches beyond its picture, which is 60 wide and 40 high", 'row 0 of the table'],
+    mistake(table,
+            ["Output 'box': the box [4, 5, 400, 23] reaches beyond its picture, which is 60 wide and 40 high",
+             'row 0 of the table'],
             dict(box=BBoxBlock), df=df.assign(x2=[400 if i==0 else v for i,v in enumerate(df.x2)]), drop_last=False)
     mistake(table, ["Output 'box': the box", 'has no area'], dict(box=BBoxBlock), df=df.assign(x2=df.x1))
     mistake(table, ["Input 'image' differs in size within a batch", 'item_tfms=Resize(size)'], item_tfms=None)
-    mistake(table, ["Output 'labels' has 2 labels and output 'boxes' has 1 boxes"], dict(boxes=BBoxBlock, labels=BBoxLblBlock),
-            df=df.assign(boxes=[[[1,1,9,9]]]*24, labels=[['a','b']]*24))
+    mistake(table, ["Output 'labels' has 2 labels and output 'boxes' has 1 boxes"],
+            dict(boxes=BBoxBlock, labels=BBoxLblBlock), df=df.assign(boxes=[[[1,1,9,9]]]*24, labels=[['a','b']]*24))
     mistake(table, ["Output 'kind' has no label in the training split"], df=df.assign(kind=None))
-    mistake(table, ["Output 'price' is 'dear', where a number was expected"], dict(price=RegressionBlock), df=df.assign(price=['dear']*24))
+    mistake(table, ["Output 'price' is 'dear', where a number was expected"], dict(price=RegressionBlock),
+            df=df.assign(price=['dear']*24))
     mistake(table, ["Input 'text' is 3, of type int, where a text was expected"], df=df.assign(caption=3))
-    mistake(table, ["x2 = x+width", 'row 5 of the table'], dict(box=BBoxBlock), df=df.assign(x2=[v if i!=5 else 1 for i,v in enumerate(df.x2)]))
-    mistake(table, ["all boxes of the training split lie between 0 and 1", 'multiply them by its width'], dict(box=BBoxBlock), df=df.assign(**df[['x1','y1','x2','y2']]/1000))
-    mistake(table, ["is a text: give one column for each number"], dict(box=BBoxBlock), df=df.assign(box='[1, 2, 3, 4]'), columns=None)
+    mistake(table, ["x2 = x+width", 'row 5 of the table'], dict(box=BBoxBlock),
+            df=df.assign(x2=[v if i!=5 else 1 for i,v in enumerate(df.x2)]))
+    mistake(table, ["all boxes of the training split lie between 0 and 1", 'multiply them by its width'],
+            dict(box=BBoxBlock), df=df.assign(**df[['x1','y1','x2','y2']]/1000))
+    mistake(table, ["is a text: give one column for each number"], dict(box=BBoxBlock),
+            df=df.assign(box='[1, 2, 3, 4]'), columns=None)
     mistake(table, ["pd.to_numeric(column, errors='coerce')"], dict(price=RegressionBlock), df=df.assign(price='1,99'))
     mistake(table, ["`valid_col`='v' holds texts, such as 'False'"], df=df.assign(v='False'), valid_col='v')
     mistake(table, ["without rows"], df=df[:0])
-    mistake(table, ["`columns['kind']` names the column 'kind', which the table has 2 times"], df=pd.concat([df, df[['kind']]], axis=1))
-    mistake(table, ["has the class 0.5", 'use RegressionBlock'], df=df.assign(kind=[.1 if i<20 else .5 for i in range(24)], v=df.index>=20), valid_col='v')
+    mistake(table, ["`columns['kind']` names the column 'kind', which the table has 2 times"],
+            df=pd.concat([df, df[['kind']]], axis=1))
+    mistake(table, ["has the class 0.5", 'use RegressionBlock'],
+            df=df.assign(kind=[.1 if i<20 else .5 for i in range(24)], v=df.index>=20), valid_col='v')
     v = df.assign(v=df.index>=20, kind=[k if i<20 else 'boat' for i,k in enumerate(df.kind)])
-    mistake(table, ["Output 'kind' has the class 'boat', which the training split never had", 'vocab=', 'item 20'], df=v, valid_col='v')
+    mistake(table, ["Output 'kind' has the class 'boat', which the training split never had", 'vocab=', 'item 20'],
+            df=v, valid_col='v')
 
 def test_an_attribute_error_of_a_getter_is_told_as_it_is(table):
     folder,df = table
     files = [folder/f for f in df.file]
-    dblock = DataBlock((ImageTextBlock, CategoryBlock), get_x=lambda f: (f, f'a {f.name if f in files[:20] else f.nmae}'), get_y=lambda f: 'a' if f in files[::2] else 'b', splitter=RandomSplitter(seed=1), item_tfms=Resize(32))
+    dblock = DataBlock((ImageTextBlock, CategoryBlock),
+                       get_x=lambda f: (f, f'a {f.name if f in files[:20] else f.nmae}'),
+                       get_y=lambda f: 'a' if f in files[::2] else 'b', splitter=RandomSplitter(seed=1),
+                       item_tfms=Resize(32))
     dls = dblock.dataloaders(files[:20], bs=4, num_workers=0)
     with pytest.raises(AttributeError, match="has no attribute 'nmae'"): list(dls.test_dl(files[20:], num_workers=0))
 
@@ -452,20 +524,26 @@ def test_blood_cells_many_boxes(real):
     path = real('bccd')
     boxes = pd.read_csv(path/'boxes.csv').groupby('file')
     df = pd.read_csv(path/'items.csv').head(60)
-    df['boxes'] = [boxes.get_group(f)[['x1','y1','x2','y2']].values.tolist() if f in boxes.groups else [] for f in df.file]
+    df['boxes'] = [boxes.get_group(f)[['x1','y1','x2','y2']].values.tolist() if f in boxes.groups else []
+                   for f in df.file]
     df['cells'] = [boxes.get_group(f).label.tolist() if f in boxes.groups else [] for f in df.file]
-    d = MultiDataLoaders.from_df(df, path, image='file', outputs=dict(boxes=BBoxBlock, cells=BBoxLblBlock, n_rbc=RegressionBlock), seed=1,
-                                 bs=8, num_workers=0, device='cpu',
-                                 item_tfms=Resize(128, 'squish'), batch_tfms=aug_transforms(size=112, min_scale=.6))
+    d = MultiDataLoaders.from_df(df, path, image='file',
+                                 outputs=dict(boxes=BBoxBlock, cells=BBoxLblBlock, n_rbc=RegressionBlock), seed=1, bs=8,
+                                 num_workers=0, device='cpu', item_tfms=Resize(128, 'squish'),
+                                 batch_tfms=aug_transforms(size=112, min_scale=.6))
     x,y = d.one_batch()
-    assert y.boxes.shape[0]==8 and y.boxes.shape[1]>5 and ((y.cells==0)==y.boxes.isnan().all(-1)).all() and list(describe(d).outputs['cells'].vocab)==['#na#','Platelets','RBC','WBC']
-    d.show_batch(max_n=2); plt.close('all')
+    assert y.boxes.shape[0]==8
+    assert y.boxes.shape[1]>5
+    assert ((y.cells==0)==y.boxes.isnan().all(-1)).all()
+    assert list(describe(d).outputs['cells'].vocab)==['#na#','Platelets','RBC','WBC']
+    d.show_batch(max_n=2)
+    plt.close('all')
     x,y = d.valid.one_batch()
     (its,) = [d.valid.show_results((x,y), y, show=False)[0]]
     row = d.valid_ds.items.iloc[0]
     got = its[0][1]['boxes'].as_subclass(Tensor)
-    assert torch.allclose(got.sort(0)[0], (torch.tensor(row.boxes).float()*torch.tensor([112/float(row.width),
-                                                                                         112/float(row.height)]*2)).sort(0)[0], atol=1.5)
+    scale = torch.tensor([112/float(row.width), 112/float(row.height)]*2)
+    assert torch.allclose(got.sort(0)[0], (torch.tensor(row.boxes).float()*scale).sort(0)[0], atol=1.5)
 
 def test_photos_with_captions_keypoints_and_boxes(real):
     path = real('coco_mini')
@@ -479,11 +557,12 @@ def test_photos_with_captions_keypoints_and_boxes(real):
     df = pd.DataFrame([row(o) for o in items])
     vocab = sorted({k for k in df.what if isinstance(k, str)})
     d = MultiDataLoaders.from_df(df, path, image='file', text='caption',
-                                 outputs=dict(what=CategoryBlock(vocab=vocab), box=BBoxBlock, joints=PointBlock), seed=1, bs=16,
-                                 num_workers=0, device='cpu',
+                                 outputs=dict(what=CategoryBlock(vocab=vocab), box=BBoxBlock, joints=PointBlock),
+                                 seed=1, bs=16, num_workers=0, device='cpu',
                                  item_tfms=RandomResizedCrop(96, min_scale=.5), batch_tfms=aug_transforms())
     x,y = d.one_batch()
     assert y.joints.shape==(16,17,2) and y.box.shape==(16,4) and describe(d).outputs['joints'].c==34
     ok = y.joints[~y.joints.isnan()]
     assert len(ok)==0 or ok.abs().max()<=1.001
-    d.show_batch(max_n=4); plt.close('all')
+    d.show_batch(max_n=4)
+    plt.close('all')

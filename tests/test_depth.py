@@ -22,14 +22,17 @@ def no_figures_left():
 
 def loaders(path, outputs=OUTPUTS, columns={}, **kwargs):
     columns = {**({'box': BOX} if 'box' in outputs else {}), **columns}
-    return MultiDataLoaders.from_csv(path, kwargs.pop('csv', 'items.csv'), outputs=outputs, columns=columns or None, label_delim='|',
-        **{'image':'file', 'item_tfms':Resize(64), 'bs':16, 'num_workers':0, 'seed':0, **kwargs})
+    return MultiDataLoaders.from_csv(path, kwargs.pop('csv', 'items.csv'), outputs=outputs, columns=columns or None,
+                                     label_delim='|',
+                                     **{'image':'file', 'item_tfms':Resize(64), 'bs':16, 'num_workers':0, 'seed':0,
+                                        **kwargs})
 
 def cnn(depth=4, **kwargs): return simple_cnn(depth, **{'width':4, 'bn':True, **kwargs})
 
 def learner(dls, arch=None, **kwargs):
     torch.manual_seed(0)
-    learn = multi_learner(dls, cnn() if arch is None else arch, **{'text':'bag', 'lr':3e-3, 'pretrained':False, **kwargs})
+    learn = multi_learner(dls, cnn() if arch is None else arch,
+                          **{'text':'bag', 'lr':3e-3, 'pretrained':False, **kwargs})
     if hasattr(learn, 'progress'): learn.remove_cb(ProgressCallback)
     learn.logger = noop
     return learn
@@ -39,13 +42,19 @@ def the_norms(m): return [o for o in m.modules() if isinstance(o, nn.BatchNorm2d
 
 # Every form
 
-forms = {'all': {}, 'int': dict(depth=2), 'one': dict(depth=1), 'dict': dict(depth=dict(box=2, kind=3)), 'dict of all': dict(depth=dict(kind=3, tags=1, box=2, area=2)),
-    'apart': dict(split=0), 'split': dict(split=2), 'int, split': dict(depth=3, split=2), 'int, apart': dict(depth=2, split=0), 'dict, split': dict(depth=dict(box=2, kind=3), split=1),
-    'dict around split': dict(depth=dict(box=1, kind=3, area=2), split=2), 'dict, apart': dict(depth=dict(box=2), split=0), 'split at the end': dict(split=4),
-    'after': dict(after=dict(tags='kind')), 'after two': dict(after=dict(kind='tags', area=['kind','box'])), 'after, split': dict(after=dict(tags='kind'), split=2),
-    'all of it': dict(depth=dict(box=2, kind=3), split=1, after=dict(area='box'), heads=dict(kind=dict(hidden=[16], pool='avg'), tags=[]))}
+forms = {'all': {}, 'int': dict(depth=2), 'one': dict(depth=1), 'dict': dict(depth=dict(box=2, kind=3)),
+         'dict of all': dict(depth=dict(kind=3, tags=1, box=2, area=2)), 'apart': dict(split=0), 'split': dict(split=2),
+         'int, split': dict(depth=3, split=2), 'int, apart': dict(depth=2, split=0),
+         'dict, split': dict(depth=dict(box=2, kind=3), split=1),
+         'dict around split': dict(depth=dict(box=1, kind=3, area=2), split=2),
+         'dict, apart': dict(depth=dict(box=2), split=0), 'split at the end': dict(split=4),
+         'after': dict(after=dict(tags='kind')), 'after two': dict(after=dict(kind='tags', area=['kind','box'])),
+         'after, split': dict(after=dict(tags='kind'), split=2),
+         'all of it': dict(depth=dict(box=2, kind=3), split=1, after=dict(area='box'),
+                           heads=dict(kind=dict(hidden=[16], pool='avg'), tags=[]))}
 archs = dict(cnn=cnn, resnet18=models.resnet18)
-cases = [('cnn',f,t) for f in forms for t in (None,)] + [('cnn',f,'caption') for f in ('dict, split','all of it')] + [('resnet18',f,None) for f in ('int','dict, split')]
+cases = ([('cnn',f,None) for f in forms] + [('cnn',f,'caption') for f in ('dict, split','all of it')]
+         + [('resnet18',f,None) for f in ('int','dict, split')])
 
 def numbers(learn, item): return {n: o for n,o in learn.predict(item)[2].items()}
 
@@ -62,7 +71,8 @@ def test_every_form_does_all_that_a_learner_does(shapes, tmp_path, arch, form, t
     for k,v in learn.model.state_dict().items(): assert torch.equal(v, before[k]), k
     learn.fit_one_cycle(1, slice(1e-4, 5e-3))
     learn.fine_tune(1, 5e-3)
-    assert np.isfinite([*learn.evaluate().values()]).all() and all(not torch.equal(p, before[n]) for n,p in learn.model.named_parameters())
+    assert np.isfinite([*learn.evaluate().values()]).all()
+    assert all(not torch.equal(p, before[n]) for n,p in learn.model.named_parameters())
     aug,targs = learn.tta(n=1)
     assert aug.keys()==targs.keys()==tuple(OUTPUTS) and aug.box.shape==targs.box.shape
     row = pd.read_csv(shapes/'items.csv').iloc[0]
@@ -74,7 +84,8 @@ def test_every_form_does_all_that_a_learner_does(shapes, tmp_path, arch, form, t
         warnings.simplefilter('ignore')
         again = load_learner(tmp_path/'l.pkl')
     same(numbers(again, row), mine)
-    tree,text = learn.tree(),str(learn.summary())
+    tree = learn.tree()
+    text = str(learn.summary())
     params,macs = tree.total
     assert params==sum(p.numel() for p in learn.model.parameters()) and macs>0
     assert sum(r.params for r in tree if r.level==0)==params
@@ -89,29 +100,36 @@ def test_every_form_does_all_that_a_learner_does(shapes, tmp_path, arch, form, t
 def test_gradients_reach_all_parameters_and_the_lists_say_who_uses_which(shapes, form):
     "What is built is used: no parameter is there for nothing"
     learn = learner(loaders(shapes), **forms[form])
-    m,b = learn.model,learn.dls.train.one_batch()
+    m = learn.model
+    b = learn.dls.train.one_batch()
     y = m(b[0])
     by = {}
     for o in OUTPUTS:
-        m.zero_grad(); y[o].float().pow(2).sum().backward(retain_graph=True)
+        m.zero_grad()
+        y[o].float().pow(2).sum().backward(retain_graph=True)
         by[o] = {id(p) for p in m.parameters() if p.grad is not None}
     assert set.union(*by.values())=={id(p) for p in m.parameters()}
     for o in OUTPUTS: assert {id(p) for p in m.owned_parameters(o)}==by[o]-set.union(*(v for n,v in by.items() if n!=o))
-    assert {id(p) for p in m.shared_parameters()}=={i for i in set.union(*by.values()) if sum(i in v for v in by.values())>1}
+    assert {id(p) for p in m.shared_parameters()}=={i for i in set.union(*by.values())
+                                                    if sum(i in v for v in by.values())>1}
 
 @pytest.mark.parametrize('form', ['split','apart','dict, split'])
 def test_a_split_changes_nothing_before_training(shapes, form):
     "Branches are copies: in evaluation the numbers of a shared trunk, until a step is taken"
     kw = forms[form]
-    a,b = learner(loaders(shapes), **kw),learner(loaders(shapes), **{k: v for k,v in kw.items() if k!='split'})
+    a = learner(loaders(shapes), **kw)
+    b = learner(loaders(shapes), **{k: v for k,v in kw.items() if k!='split'})
     x = a.dls.valid.one_batch()[0].as_subclass(Tensor)
     with torch.no_grad():
-        for n in OUTPUTS: torch.testing.assert_close(taps(a).eval()(x)[n][-1], taps(b).eval()(x)[n][-1], atol=1e-5, rtol=1e-5)
+        for n in OUTPUTS:
+            torch.testing.assert_close(taps(a).eval()(x)[n][-1], taps(b).eval()(x)[n][-1], atol=1e-5, rtol=1e-5)
 
 # What is built, and what is run
 
-@pytest.mark.parametrize('kw,deepest', [(dict(depth=2), 2), (dict(depth=dict(kind=3, tags=1, box=2, area=2)), 3), (dict(depth=dict(kind=3, tags=1, box=2, area=2), split=1), 3),
-                                        (dict(depth=dict(kind=1, tags=1, box=2, area=2), split=0), 2)])
+@pytest.mark.parametrize('kw,deepest',
+                         [(dict(depth=2), 2), (dict(depth=dict(kind=3, tags=1, box=2, area=2)), 3),
+                          (dict(depth=dict(kind=3, tags=1, box=2, area=2), split=1), 3),
+                          (dict(depth=dict(kind=1, tags=1, box=2, area=2), split=0), 2)])
 def test_nothing_deeper_than_the_deepest_asked_for(shapes, kw, deepest):
     learn = learner(loaders(shapes), models.resnet18, **kw)
     assert not any(f'layer{i}' in n for i in range(deepest+1, 5) for n,_ in learn.model.named_modules())
@@ -121,9 +139,11 @@ def test_nothing_deeper_than_the_deepest_asked_for(shapes, kw, deepest):
 def test_one_pass_serves_all_depths(shapes):
     "The shared trunk runs once, and each stage of it once; a branch runs its own stages alone"
     def runs(**kw):
-        learn,seen = learner(loaders(shapes), **kw),[]
+        learn = learner(loaders(shapes), **kw)
+        seen = []
         for n,m in learn.model.named_modules():
-            if isinstance(m, nn.Conv2d) and 'encoders' in n: m.register_forward_hook(lambda m, x, y, n=n: seen.append(n))
+            if isinstance(m, nn.Conv2d) and 'encoders' in n:
+                m.register_forward_hook(lambda m, x, y, n=n: seen.append(n))
         learn.model(learn.dls.train.one_batch()[0])
         assert len(seen)==len(set(seen))
         return len(seen)
@@ -137,8 +157,10 @@ def test_one_pass_serves_all_depths(shapes):
 
 def hand_frozen(train_bn):
     "fastai itself on a plain network of two groups, frozen: which parameters train, by kind of module"
-    net = nn.Sequential(nn.Sequential(nn.Conv2d(3,4,3), nn.BatchNorm2d(4)), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4,2)))
-    learn = Learner(DataLoaders([], []), net, loss_func=nn.MSELoss(), splitter=lambda m: [params(m[0]), params(m[1])], train_bn=train_bn)
+    net = nn.Sequential(nn.Sequential(nn.Conv2d(3,4,3), nn.BatchNorm2d(4)),
+                        nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4,2)))
+    learn = Learner(DataLoaders([], []), net, loss_func=nn.MSELoss(), splitter=lambda m: [params(m[0]), params(m[1])],
+                    train_bn=train_bn)
     learn.freeze()
     return dict(conv=net[0][0].weight.requires_grad, norm=net[0][1].weight.requires_grad)
 
@@ -155,10 +177,12 @@ def test_frozen_norms_are_as_fastai_has_them(shapes, form, train_bn):
     was = [(o.weight.detach().clone(), o.running_mean.clone()) for o in norms]
     convs = [o.weight.detach().clone() for o in taps(learn).modules() if isinstance(o, nn.Conv2d)]
     learn.fit(1, 1e-2)
-    assert all(torch.equal(a, b.weight) for a,b in zip(convs, (o for o in taps(learn).modules() if isinstance(o, nn.Conv2d))))
+    assert all(torch.equal(a, b.weight)
+               for a,b in zip(convs, (o for o in taps(learn).modules() if isinstance(o, nn.Conv2d))))
     assert all(torch.equal(w, o.weight)!=train_bn for (w,_),o in zip(was, norms))
-    assert all(not torch.equal(r, o.running_mean) for (_,r),o in zip(was, norms))      # statistics follow the data in either case, as in fastai ...
-    if not train_bn:                                                                   # ... unless its BnFreeze says otherwise
+    # statistics follow the data in either case, as in fastai ...
+    assert all(not torch.equal(r, o.running_mean) for (_,r),o in zip(was, norms))
+    if not train_bn:    # ... unless its BnFreeze says otherwise
         was = [o.running_mean.clone() for o in norms]
         learn.fit(1, 1e-2, cbs=BnFreeze)
         assert all(torch.equal(r, o.running_mean) for r,o in zip(was, norms))
@@ -176,7 +200,8 @@ def test_freeze_to_and_rates_by_group(shapes):
         assert [not torch.equal(a, b) for a,b in zip(was, weights())]==[bool(t) for t in train]
     learn.fit(1, slice(1e-6, 1e-3))
     assert np.allclose(learn.summary_groups().lr, [1e-6,1e-5,1e-4,1e-3])
-    assert np.allclose(learn.summary_groups(slice(1e-2)).lr, [1e-3]*3+[1e-2]) and np.allclose(learn.summary_groups([1,2,3,4]).lr, [1,2,3,4])
+    assert np.allclose(learn.summary_groups(slice(1e-2)).lr, [1e-3]*3+[1e-2])
+    assert np.allclose(learn.summary_groups([1,2,3,4]).lr, [1,2,3,4])
 
 def test_groups_of_every_form_hold_each_parameter_once(shapes):
     for kw in forms.values():
@@ -189,21 +214,27 @@ def test_groups_of_every_form_hold_each_parameter_once(shapes):
 @pytest.fixture
 def weights(real): return next(real('weights').glob('mobilenet_v2*.pth'))
 
-@pytest.mark.parametrize('kw', [dict(), dict(depth=dict(kind=2, tags=2, box=2, area=4)), dict(split=2, depth=4), dict(split=0, depth=2)], ids=str)
+@pytest.mark.parametrize('kw',
+                         [dict(), dict(depth=dict(kind=2, tags=2, box=2, area=4)), dict(split=2, depth=4),
+                          dict(split=0, depth=2)],
+                         ids=str)
 def test_trained_weights_are_in_every_branch(shapes, weights, kw):
     learn = learner(loaders(shapes), models.mobilenet_v2, weights=weights, pretrained=True, **kw)
     sd = torch.load(weights, weights_only=True)
     plain = {tuple(v.shape): [] for v in sd.values()}
     for v in sd.values(): plain[tuple(v.shape)].append(v)
     t = taps(learn)
-    assert t.pretrained and t.stats[0]==[0.485,0.456,0.406] and len([f for f in learn.dls.train.after_batch.fs if isinstance(f, Normalize)])==1
+    assert t.pretrained
+    assert t.stats[0]==[0.485,0.456,0.406]
+    assert len([f for f in learn.dls.train.after_batch.fs if isinstance(f, Normalize)])==1
     parts = [t.trunk] if t.split else []
     parts += t.own.values()
     for m in parts:
         for p in m.parameters(): assert any(torch.equal(p, v) for v in plain[tuple(p.shape)])
         assert not any(p.requires_grad for p in m.parameters() if p.ndim>1)            # frozen, to begin with
     convs = [p for n,v in t.own.items() for p in v.parameters() if p.ndim>1][:1]
-    learn.unfreeze(); learn.fit(1)
+    learn.unfreeze()
+    learn.fit(1)
     if len(t.own)>1:
         a,b = [next(p for p in m.parameters() if p.ndim>1) for m in t.own.values()][:2]
         assert a.shape==b.shape and not torch.equal(a, b)                              # each learns by itself
@@ -213,13 +244,17 @@ class PILImageRGBA(PILImage): _open_args = {'mode': 'RGBA'}
 @pytest.mark.parametrize('split', [None, 0, 2])
 @pytest.mark.parametrize('cls,n_in', [(PILImageBW,1), (PILImageRGBA,4)])
 def test_other_channels_with_trained_weights(shapes, weights, cls, n_in, split):
-    learn = learner(loaders(shapes, img_cls=cls), models.mobilenet_v2, weights=weights, pretrained=True, split=split, depth=3)
+    learn = learner(loaders(shapes, img_cls=cls), models.mobilenet_v2, weights=weights, pretrained=True, split=split,
+                    depth=3)
     x = learn.dls.train.one_batch()[0]
     assert x.shape[1]==n_in and len(taps(learn).stats[0])==n_in
     w = torch.load(weights, weights_only=True)['features.0.0.weight']
-    firsts = [m for m in learn.model.modules() if isinstance(m, nn.Conv2d) and m.in_channels==n_in and m.weight.shape[2]==3 and m.groups==1]
+    firsts = [m for m in learn.model.modules()
+              if isinstance(m, nn.Conv2d) and m.in_channels==n_in and m.weight.shape[2]==3 and m.groups==1]
     assert len(firsts)==(4 if split==0 else 1)
-    for m in firsts: torch.testing.assert_close(m.weight, w.sum(1, keepdim=True) if n_in==1 else torch.cat([w, torch.zeros_like(w[:,:1])], 1))
+    for m in firsts:
+        torch.testing.assert_close(m.weight,
+                                   w.sum(1, keepdim=True) if n_in==1 else torch.cat([w, torch.zeros_like(w[:,:1])], 1))
     learn.fit(1)
     assert np.isfinite(learn.evaluate()['valid_loss'])
     learn.predict(shapes/pd.read_csv(shapes/'items.csv').file[0])
@@ -229,17 +264,24 @@ def test_other_channels_with_trained_weights(shapes, weights, cls, n_in, split):
 def test_options_of_heads(shapes):
     class Mine(nn.Module):
         reads_map = True
-        def __init__(self, n_in, n_out): super().__init__(); self.lin = nn.Linear(n_in+16, n_out)
+        def __init__(self, n_in, n_out):
+            super().__init__()
+            self.lin = nn.Linear(n_in+16, n_out)
         def forward(self, x, maps): return self.lin(torch.cat([x, maps['image'].amax((2,3))], 1))
     own = nn.Linear(64, 1)
-    learn = learner(loaders(shapes), heads=dict(kind=dict(hidden=[32,16], p=0.5, bn=False, pool='max'), tags=dict(hidden=8, pool='avg'), area=own, box=[24]))
+    learn = learner(loaders(shapes),
+                    heads=dict(kind=dict(hidden=[32,16], p=0.5, bn=False, pool='max'), tags=dict(hidden=8, pool='avg'),
+                               area=own, box=[24]))
     kinds = lambda n: [type(m).__name__ for m in learn.model.heads[n].layers]
     assert kinds('kind')==['Dropout','Linear','ReLU']*2+['Dropout','Linear'] and kinds('tags')[0]=='BatchNorm1d'
     assert [m.p for m in learn.model.heads['kind'].layers if isinstance(m, nn.Dropout)]==[0.25,0.25,0.5]
     assert [learn.model.heads[n].n_in for n in ('kind','tags')]==[32,32] and learn.model.heads['box'].n_in==64+128
     assert learn.model.heads['area'] is own
-    learn.fit(1); learn.summary(); plot_model(learn)
-    learn = learner(loaders(shapes), depth=3, heads=dict(kind=Mine, area=nn.Linear), split=1)                 # what builds one is given both sizes
+    learn.fit(1)
+    learn.summary()
+    plot_model(learn)
+    # what builds one is given both sizes
+    learn = learner(loaders(shapes), depth=3, heads=dict(kind=Mine, area=nn.Linear), split=1)
     assert learn.model.heads['kind'].lin.in_features==2*16+16 and learn.model.heads['area'].in_features==2*16
     learn.fit(1)
 
@@ -253,7 +295,8 @@ def masks(tmp_path_factory):
         im = np.asarray(Image.open(path/r.file).convert('RGB')).astype(int)
         back = np.median(np.concatenate([im[0], im[-1], im[:,0], im[:,-1]]), 0)
         m = np.abs(im-back).sum(2)>90
-        box = np.zeros_like(m); box[int(r.y1):int(r.y2)+1,int(r.x1):int(r.x2)+1] = True
+        box = np.zeros_like(m)
+        box[int(r.y1):int(r.y2)+1,int(r.x1):int(r.x2)+1] = True
         Image.fromarray((m & box).astype(np.uint8)).save(path/'masks'/f'{i}.png')
     df['mask'],df['cx'],df['cy'] = [f'masks/{i}.png' for i in df.index],(df.x1+df.x2)/2,(df.y1+df.y2)/2
     df.to_csv(path/'items.csv', index=False)
@@ -269,9 +312,11 @@ def test_masks_end_to_end(masks, tmp_path, kw):
     assert res['mask_loss']<0.6*start['mask_loss'], (start, res)
     preds,targs = learn.get_preds()
     assert preds.mask.shape==(len(learn.dls.valid_ds),2,64,64) and targs.mask.shape==(len(learn.dls.valid_ds),64,64)
-    found,there = preds.mask.argmax(1)==1,targs.mask==1
+    found = preds.mask.argmax(1)==1
+    there = targs.mask==1
     assert (found&there).sum()/(found|there).sum()>0.25                             # all of one class would be 0
-    learn.show_results(max_n=3); learn.dls.show_batch(max_n=3)
+    learn.show_results(max_n=3)
+    learn.dls.show_batch(max_n=3)
     row = pd.read_csv(masks/'items.csv').iloc[0]
     res,dec,probs = learn.predict(row)
     assert dec.mask.shape==(64,64) and set(dec.mask.unique().tolist()) <= {0,1} and probs.mask.shape==(2,64,64)
@@ -285,7 +330,8 @@ def test_masks_end_to_end(masks, tmp_path, kw):
     assert 'reads all maps' in str(learn.summary()) and plot_model(learn)
 
 def test_a_point(masks):
-    learn = learner(loaders(masks, dict(kind=CategoryBlock, eye=PointBlock), dict(eye=['cx','cy'])), depth=dict(eye=2), split=1)
+    learn = learner(loaders(masks, dict(kind=CategoryBlock, eye=PointBlock), dict(eye=['cx','cy'])), depth=dict(eye=2),
+                    split=1)
     start = learn.evaluate()['eye_loss']
     learn.fit_one_cycle(6, 1e-2)
     assert learn.evaluate()['eye_loss'] < 0.7*start
@@ -299,20 +345,29 @@ class Functions(nn.Module):
     "Functions between modules, as many networks have; a skip from the stem to the end of `mid`"
     def __init__(self):
         super().__init__()
-        self.stem,self.norm,self.mid,self.top = nn.Conv2d(3,8,3,2,1),nn.BatchNorm2d(8),nn.Sequential(nn.Conv2d(8,8,3,1,1), nn.BatchNorm2d(8)),nn.Conv2d(8,16,3,2,1)
-        self.join,self.fc = nn.ReLU(),nn.Linear(16,10)
+        self.stem = nn.Conv2d(3,8,3,2,1)
+        self.norm = nn.BatchNorm2d(8)
+        self.mid = nn.Sequential(nn.Conv2d(8,8,3,1,1), nn.BatchNorm2d(8))
+        self.top = nn.Conv2d(8,16,3,2,1)
+        self.join = nn.ReLU()
+        self.fc = nn.Linear(16,10)
     def forward(self, x):
         x = F.relu(self.norm(self.stem(x)))
         x = self.join(x+self.mid(F.dropout(x, 0.2, self.training)))
         return self.fc(F.relu(self.top(x)).mean((2,3)))
 
 def sequence():
-    return nn.Sequential(OrderedDict(low=nn.Sequential(nn.Conv2d(3,8,3,2,1), nn.BatchNorm2d(8), nn.ReLU()), mid=nn.Sequential(nn.Conv2d(8,12,3,2,1), nn.ReLU()),
+    return nn.Sequential(OrderedDict(low=nn.Sequential(nn.Conv2d(3,8,3,2,1), nn.BatchNorm2d(8), nn.ReLU()),
+                                     mid=nn.Sequential(nn.Conv2d(8,12,3,2,1), nn.ReLU()),
                                      high=nn.Sequential(nn.Conv2d(12,16,3,2,1), nn.ReLU())))
 
-own_nets = dict(sequence=(sequence, ['low','mid','high']), named=(lambda: image_encoder(Functions(), stages=['norm','join','top']), ['norm','join','top']))
+own_nets = dict(sequence=(sequence, ['low','mid','high']),
+                named=(lambda: image_encoder(Functions(), stages=['norm','join','top']), ['norm','join','top']))
 
-@pytest.mark.parametrize('kw', [{}, dict(depth=2), dict(depth=dict(box=1, kind=2)), dict(split=1), dict(split=0, depth=2), dict(depth=dict(box=1), split=2, after=dict(tags='kind'))], ids=str)
+@pytest.mark.parametrize('kw',
+                         [{}, dict(depth=2), dict(depth=dict(box=1, kind=2)), dict(split=1), dict(split=0, depth=2),
+                          dict(depth=dict(box=1), split=2, after=dict(tags='kind'))],
+                         ids=str)
 @pytest.mark.parametrize('net', own_nets)
 def test_a_users_network(shapes, tmp_path, net, kw):
     make,stages = own_nets[net]
@@ -320,7 +375,8 @@ def test_a_users_network(shapes, tmp_path, net, kw):
     assert taps(learn).stages==stages[:len(taps(learn).stages)]
     was = deepcopy(learn.model.state_dict())
     learn.fine_tune(1, 5e-3)
-    assert all(not torch.equal(p, was[n]) for n,p in learn.model.named_parameters()) and np.isfinite(learn.evaluate()['valid_loss'])
+    assert all(not torch.equal(p, was[n]) for n,p in learn.model.named_parameters())
+    assert np.isfinite(learn.evaluate()['valid_loss'])
     row = pd.read_csv(shapes/'items.csv').iloc[0]
     mine = numbers(learn, row)
     same(numbers(learn, row), mine, 0)                                                # evaluation draws nothing
@@ -331,30 +387,43 @@ def test_a_users_network(shapes, tmp_path, net, kw):
     same(numbers(again, row), mine)
     params,_ = learn.tree().total
     assert params==sum(p.numel() for p in learn.model.parameters()) and learn.summary_groups().parameters.sum()==params
-    learn.summary(); plot_model(learn)
+    learn.summary()
+    plot_model(learn)
 
 def test_the_users_network_with_names_gives_its_own_numbers(shapes):
     torch.manual_seed(0)
     net = Functions().eval()
-    enc,x = image_encoder(net, stages=['norm','join','top']).eval(),torch.randn(2,3,32,32)
+    enc = image_encoder(net, stages=['norm','join','top']).eval()
+    x = torch.randn(2,3,32,32)
     with torch.no_grad():
         stem = net.norm(net.stem(x))
         join = net.join(F.relu(stem)+net.mid(F.relu(stem)))
         for a,b in zip(enc.maps(x), (stem, join, net.top(join))): torch.testing.assert_close(a, b)
     two = enc.cut(2)
-    assert {n.split('.')[-2] for n,_ in two.named_parameters()}.isdisjoint({'top','fc'}) and not any('fc' in n for n,_ in enc.named_parameters())
+    assert {n.split('.')[-2] for n,_ in two.named_parameters()}.isdisjoint({'top','fc'})
+    assert not any('fc' in n for n,_ in enc.named_parameters())
 
 # What is said
 
-wrong = [(dict(depth=5), ValueError, '`depth`=5 is beyond PlainCNN|`depth`=5 is beyond this simple_cnn, which has 4 stages: 1: conv1 .4 channels, stride 2.; 2: conv2'),
-    (dict(depth=0), ValueError, 'Choose from 1 to 4, or None for all'), (dict(depth=1.5), TypeError, '`depth` is a whole number of stages or None, not 1.5'),
-    (dict(depth=True), TypeError, 'not True'), (dict(depth=dict(box=7)), ValueError, '`depth`=7 is beyond this simple_cnn'),
-    (dict(depth=dict(bos=2)), KeyError, "Unknown output in `depth` 'bos'. Did you mean 'box'"), (dict(depth=dict(box='2')), TypeError, "not '2'"),
-    (dict(split=5), ValueError, '`split`=5 is beyond this simple_cnn'), (dict(split=-1), ValueError, 'Choose from 0 to 4'), (dict(split='no'), TypeError, '`split` is a whole number'),
-    (dict(after=dict(kind='tags', tags='kind')), ValueError, '`after` goes in a circle'), (dict(after=dict(kind='kind')), ValueError, "`after` goes in a circle: 'kind' after 'kind'"),
-    (dict(after=dict(knd='tags')), KeyError, "Unknown output in `after` 'knd'. Did you mean 'kind'"), (dict(after=dict(kind='tag')), KeyError, "Did you mean 'tags'"),
-    (dict(heads=dict(kind=dict(pool='mean'))), KeyError, "Unknown pool 'mean'"), (dict(heads=dict(kind=dict(drop=1))), KeyError, "Unknown option of the head 'kind' 'drop'"),
-    (dict(heads=dict(kind=nn.Linear(3,4))), ValueError, "The head 'kind', Linear, is given 64 features")]
+wrong = [(dict(depth=5), ValueError,
+          '`depth`=5 is beyond PlainCNN|`depth`=5 is beyond this simple_cnn, which has 4 stages: 1: conv1 .4 '
+          'channels, stride 2.; 2: conv2'),
+         (dict(depth=0), ValueError, 'Choose from 1 to 4, or None for all'),
+         (dict(depth=1.5), TypeError, '`depth` is a whole number of stages or None, not 1.5'),
+         (dict(depth=True), TypeError, 'not True'),
+         (dict(depth=dict(box=7)), ValueError, '`depth`=7 is beyond this simple_cnn'),
+         (dict(depth=dict(bos=2)), KeyError, "Unknown output in `depth` 'bos'. Did you mean 'box'"),
+         (dict(depth=dict(box='2')), TypeError, "not '2'"),
+         (dict(split=5), ValueError, '`split`=5 is beyond this simple_cnn'),
+         (dict(split=-1), ValueError, 'Choose from 0 to 4'),
+         (dict(split='no'), TypeError, '`split` is a whole number'),
+         (dict(after=dict(kind='tags', tags='kind')), ValueError, '`after` goes in a circle'),
+         (dict(after=dict(kind='kind')), ValueError, "`after` goes in a circle: 'kind' after 'kind'"),
+         (dict(after=dict(knd='tags')), KeyError, "Unknown output in `after` 'knd'. Did you mean 'kind'"),
+         (dict(after=dict(kind='tag')), KeyError, "Did you mean 'tags'"),
+         (dict(heads=dict(kind=dict(pool='mean'))), KeyError, "Unknown pool 'mean'"),
+         (dict(heads=dict(kind=dict(drop=1))), KeyError, "Unknown option of the head 'kind' 'drop'"),
+         (dict(heads=dict(kind=nn.Linear(3,4))), ValueError, "The head 'kind', Linear, is given 64 features")]
 
 @pytest.mark.parametrize('kw,exc,msg', wrong, ids=lambda o: str(o)[:40] if isinstance(o, dict) else '')
 def test_wrong_arguments_say_what_to_do(shapes, kw, exc, msg):
@@ -363,7 +432,8 @@ def test_wrong_arguments_say_what_to_do(shapes, kw, exc, msg):
 def test_depth_and_split_need_a_picture(shapes):
     dls = loaders(shapes, dict(kind=CategoryBlock, area=RegressionBlock), image=None, text='caption', item_tfms=None)
     for kw in (dict(depth=2), dict(split=1), dict(depth=dict(kind=1))):
-        with pytest.raises(ValueError, match=f'`{first(kw)}` is about the stages of a picture\'s encoder, and these data have no picture: the inputs are'): multi_learner(dls, **kw)
+        words = "is about the stages of a picture's encoder, and these data have no picture: the inputs are"
+        with pytest.raises(ValueError, match=f'`{first(kw)}` {words}'): multi_learner(dls, **kw)
     with pytest.raises(ValueError, match='picture'): depth_finder(dls, simple_cnn, batches=1)
 
 # The finder
@@ -371,7 +441,10 @@ def test_depth_and_split_need_a_picture(shapes):
 def test_the_finder_leaves_no_state_behind_and_repeats_itself(shapes):
     dls = loaders(shapes, batch_tfms=Flip())
     net = cnn()
-    tfms,rng,torch_rng,np_rng = [[*dl.after_batch.fs] for dl in dls.loaders],dls.train.rng.getstate(),torch.get_rng_state(),np.random.get_state()[1].copy()
+    tfms = [[*dl.after_batch.fs] for dl in dls.loaders]
+    rng = dls.train.rng.getstate()
+    torch_rng = torch.get_rng_state()
+    np_rng = np.random.get_state()[1].copy()
     state = deepcopy(net.state_dict())
     kw = dict(depths=[2,4], splits=[None,2], batches=3, pretrained=False, lr=5e-3)
     a = depth_finder(dls, net, **kw)
@@ -383,16 +456,19 @@ def test_the_finder_leaves_no_state_behind_and_repeats_itself(shapes):
     assert [*a.runs.depth]==[2,4,4] and a.runs.split.isna().tolist()==[True,True,False]
     assert set(a.suggest())==set(OUTPUTS) and a.agreement.shape==(4,6) and (a.agreement.abs()<=1+1e-5).all().all()
     assert len(a.plot())==5
-    c = DepthResults(pd.read_csv(io.StringIO(a.runs.to_csv(index=False))), list(OUTPUTS), a.stages, None)     # numbers from a file serve as well
+    # numbers from a file serve as well
+    c = DepthResults(pd.read_csv(io.StringIO(a.runs.to_csv(index=False))), list(OUTPUTS), a.stages, None)
     assert c.suggest(0.2)==a.suggest(0.2) and len(c.plot(by='loss'))==5
 
 def test_the_finder_with_one_plain_target_and_with_what_else_a_learner_takes(shapes):
-    dls = MultiDataLoaders.from_csv(shapes, 'items.csv', image='file', outputs=CategoryBlock, columns='kind', item_tfms=Resize(64), bs=16, seed=0)
+    dls = MultiDataLoaders.from_csv(shapes, 'items.csv', image='file', outputs=CategoryBlock, columns='kind',
+                                    item_tfms=Resize(64), bs=16, seed=0)
     res = depth_finder(dls, partial(simple_cnn, width=4), depths=[1,3], epochs=1, seeds=[0,1])
     assert len(res.runs)==4 and res.agreement is None and res.suggest() in (1,3)
     assert len(res.plot())==2 and res.suggest(by='accuracy') in (1,3) and len(res.plot(by='accuracy'))==2
     dls = loaders(shapes, text='caption')
-    res = depth_finder(dls, models.resnet18, depths=[1,2], batches=2, pretrained=False, text='bag', after=dict(tags='kind'), heads=dict(kind=[8]), agreement=0)
+    res = depth_finder(dls, models.resnet18, depths=[1,2], batches=2, pretrained=False, text='bag',
+                       after=dict(tags='kind'), heads=dict(kind=[8]), agreement=0)
     assert res.runs.depth.tolist()==[1,2] and (res.runs.multiply_adds.diff()[1:]>0).all()
     assert res.stages==['conv1..layer1','layer2']
 
@@ -403,9 +479,13 @@ def test_the_finder_puts_everything_back_after_a_crash(shapes):
             if self.training: raise RuntimeError('broken inside')
             return x
     net = nn.Sequential(nn.Conv2d(3,4,3,2,1), nn.Sequential(nn.Conv2d(4,4,3,2,1), Broken()))
-    tfms,rng,state = [[*dl.after_batch.fs] for dl in dls.loaders],dls.train.rng.getstate(),torch.get_rng_state()
+    tfms = [[*dl.after_batch.fs] for dl in dls.loaders]
+    rng = dls.train.rng.getstate()
+    state = torch.get_rng_state()
     with pytest.raises(RuntimeError, match='broken inside'): depth_finder(dls, net, batches=1)
-    assert [[*dl.after_batch.fs] for dl in dls.loaders]==tfms and dls.train.rng.getstate()==rng and torch.equal(torch.get_rng_state(), state)
+    assert [[*dl.after_batch.fs] for dl in dls.loaders]==tfms
+    assert dls.train.rng.getstate()==rng
+    assert torch.equal(torch.get_rng_state(), state)
 
 def test_agreement_of_outputs_that_want_the_same(shapes):
     "Two names for one target agree wholly, whatever the depth"
@@ -416,5 +496,6 @@ def test_agreement_of_outputs_that_want_the_same(shapes):
     was = deepcopy(learn.model.state_dict())
     c = stage_agreement(learn, 2)
     assert c.shape==(4,1) and np.allclose(c, 1, atol=1e-4)
-    assert [m.training for m in learn.model.modules()]==mode and all(torch.equal(v, was[k]) for k,v in learn.model.state_dict().items())
+    assert [m.training for m in learn.model.modules()]==mode
+    assert all(torch.equal(v, was[k]) for k,v in learn.model.state_dict().items())
     assert all(p.grad is None or not p.grad.any() for p in learn.model.parameters())

@@ -9,7 +9,8 @@ from fastai.data.block import CategoryBlock, DataBlock, MultiCategoryBlock, Regr
 from fastai.data.transforms import ColReader, IndexSplitter, Normalize
 from fastai.text.data import TextBlock
 from fastai.text.core import BaseTokenizer
-from fastai.vision.augment import CropPad, DihedralItem, FlipItem, RandomCrop, RandomResizedCrop, Resize, ResizeMethod, aug_transforms
+from fastai.vision.augment import (CropPad, DihedralItem, FlipItem, RandomCrop, RandomResizedCrop, Resize, ResizeMethod,
+                                   aug_transforms)
 from fastai.vision.core import Image, PILImage, PILImageBW
 from fastai.vision.data import BBoxBlock, BBoxLblBlock, ImageBlock, MaskBlock, PointBlock
 from fastai_multi.core import flat, present
@@ -21,7 +22,8 @@ n = 21
 @pytest.fixture(scope='module')
 def table(tmp_path_factory):
     "Pictures of several shapes and modes, of which some are not there; so are some of everything else"
-    path,rng = tmp_path_factory.mktemp('pictures'),np.random.default_rng(0)
+    path = tmp_path_factory.mktemp('pictures')
+    rng = np.random.default_rng(0)
     rows = []
     for i in range(n):
         h,w = [(48,64),(64,40),(50,50)][i%3]
@@ -40,8 +42,8 @@ def table(tmp_path_factory):
     df.loc[8, ['x1','y1','x2','y2']] = np.nan
     return path,df
 
-blocks = dict(kind=CategoryBlock, tags=MultiCategoryBlock, area=RegressionBlock, box=BBoxBlock, eyes=PointBlock, boxes=BBoxBlock,
-    what=BBoxLblBlock, mask=MaskBlock(['o','x']))
+blocks = dict(kind=CategoryBlock, tags=MultiCategoryBlock, area=RegressionBlock, box=BBoxBlock, eyes=PointBlock,
+              boxes=BBoxBlock, what=BBoxLblBlock, mask=MaskBlock(['o','x']))
 
 def loaders(table, names=tuple(blocks), image='file', text='caption', item_tfms=(), **kwargs):
     path,df = table
@@ -54,7 +56,9 @@ def loaders(table, names=tuple(blocks), image='file', text='caption', item_tfms=
 def the_long_way(dl): return dl.new(create_item=partial(MultiDL.create_item, dl))
 
 def epoch(dl, seed=3):
-    random.seed(seed); torch.manual_seed(seed); dl.rng = random.Random(seed)
+    random.seed(seed)
+    torch.manual_seed(seed)
+    dl.rng = random.Random(seed)
     return list(dl)
 
 def same(a, b):
@@ -64,7 +68,8 @@ def same(a, b):
         for o,p in zip(a, b): same(o, p)
     else:
         assert a.dtype == b.dtype and a.shape == b.shape
-        assert torch.equal(torch.nan_to_num(a.as_subclass(torch.Tensor), -7.), torch.nan_to_num(b.as_subclass(torch.Tensor), -7.))
+        assert torch.equal(torch.nan_to_num(a.as_subclass(torch.Tensor), -7.),
+                           torch.nan_to_num(b.as_subclass(torch.Tensor), -7.))
 
 def agree(dl, whole=None):
     "Epochs of `dl` both ways are the same"
@@ -87,9 +92,9 @@ class Whole(ItemTransform):
         random.random()
         return b
 
-crops = [[Resize(24)], [Resize((20,32), method='pad', pad_mode='zeros')], [Resize((20,32), method='pad')], [Resize(24, method='squish')],
-    [RandomResizedCrop(24, min_scale=.3)],
-         [RandomResizedCrop((20,28))], [RandomCrop(30)], [CropPad(70), Resize(16)]]
+crops = [[Resize(24)], [Resize((20,32), method='pad', pad_mode='zeros')], [Resize((20,32), method='pad')],
+         [Resize(24, method='squish')], [RandomResizedCrop(24, min_scale=.3)], [RandomResizedCrop((20,28))],
+         [RandomCrop(30)], [CropPad(70), Resize(16)]]
 own = [[Darker(), Resize(24)], [Resize(24), Darker(order=2)], [FlipItem(), RandomResizedCrop(24), DihedralItem()],
     [CropPad(70), Darker(), Resize(24), Whole()]]
 
@@ -112,10 +117,11 @@ def test_inputs(table, image, text):
 def test_features(table):
     path,df = table
     df = df.assign(vec=[None if i==5 else [i,1.] for i in range(n)], is_valid=[i<3 for i in range(n)])
-    dls = MultiDataLoaders.from_df(df, path, image='file', features='vec', outputs=dict(area=RegressionBlock), valid_col='is_valid',
-        item_tfms=Resize(24), bs=4, device='cpu')
+    dls = MultiDataLoaders.from_df(df, path, image='file', features='vec', outputs=dict(area=RegressionBlock),
+                                   valid_col='is_valid', item_tfms=Resize(24), bs=4, device='cpu')
     bs = agree(dls.train, whole=True)
-    assert sum((~present(b[0].features)).sum() for b in bs) in (0,1)    # the last, short batch of a shuffled epoch is dropped
+    # the last, short batch of a shuffled epoch is dropped
+    assert sum((~present(b[0].features)).sum() for b in bs) in (0,1)
 
 class Photo:
     "Someone's own picture class, which `Resize` and `ToTensor` have been taught"
@@ -125,9 +131,9 @@ def test_names_on_both_sides(table):
     "An output may be called as an input is"
     path,df = table
     df = df.assign(image=df.boxes, text=df.what)
-    dls = MultiDataLoaders.from_df(df, path, image='file', text='caption', outputs=dict(image=BBoxBlock, text=BBoxLblBlock),
-        valid_col='is_valid', item_tfms=Resize(24),
-                                   bs=4, device='cpu')
+    dls = MultiDataLoaders.from_df(df, path, image='file', text='caption',
+                                   outputs=dict(image=BBoxBlock, text=BBoxLblBlock), valid_col='is_valid',
+                                   item_tfms=Resize(24), bs=4, device='cpu')
     bs = agree(dls.train, whole=True)
     assert all(b[1].image.shape[:2] == b[1].text.shape for b in bs)
 
@@ -150,13 +156,15 @@ def test_a_picture_type_of_one_s_own(table):
 def test_absent_pictures_are_marked(table):
     dls = loaders(table, ['kind','box'], text=None, item_tfms=[Resize(24)], shuffle=False)
     bs = agree(dls.train, whole=True)
-    x,box = torch.cat([b[0] for b in bs]),torch.cat([b[1].box for b in bs])
+    x = torch.cat([b[0] for b in bs])
+    box = torch.cat([b[1].box for b in bs])
     gone = [i-3 for i in (4,9)]
     assert (~present(x)).nonzero().flatten().tolist() == gone
     assert (~present(box)).nonzero().flatten().tolist() == sorted([*gone, 8-3])
 
 def test_augmented(table):
-    dls = loaders(table, item_tfms=[Resize(32)], batch_tfms=[*aug_transforms(size=24, min_scale=.6), Normalize.from_stats([.5]*3, [.5]*3)])
+    dls = loaders(table, item_tfms=[Resize(32)],
+                  batch_tfms=[*aug_transforms(size=24, min_scale=.6), Normalize.from_stats([.5]*3, [.5]*3)])
     for dl in dls: agree(dl, whole=True)
 
 def test_workers_and_order(table):
@@ -177,17 +185,19 @@ def test_items_that_are_no_table(table):
     path,df = table
     rows = [dict(pair=(None if not isinstance(r.file, str) else path/r.file, r.caption),
         outs=dict(kind=r.kind, eyes=r.eyes, mask=path/r['mask'])) for _,r in df.iterrows()]
-    dblock = DataBlock((ImageTextBlock, MultiOutputBlock(kind=CategoryBlock, eyes=PointBlock, mask=MaskBlock(['o','x']))),
-        get_x=lambda o: o['pair'], get_y=lambda o: o['outs'],
-                       splitter=IndexSplitter([0,1,2]), item_tfms=Resize(24))
+    dblock = DataBlock((ImageTextBlock,
+                        MultiOutputBlock(kind=CategoryBlock, eyes=PointBlock, mask=MaskBlock(['o','x']))),
+                       get_x=lambda o: o['pair'], get_y=lambda o: o['outs'], splitter=IndexSplitter([0,1,2]),
+                       item_tfms=Resize(24))
     for dl in dblock.dataloaders(rows, bs=4, device='cpu'): agree(dl, whole=True)
 
 def test_flat_form(table):
     path,df = table
     df = df[df.file.notna() & df.kind.notna() & df.area.notna()]
-    dblock = DataBlock((ImageBlock, TextBlock.from_df('caption', tok=BaseTokenizer()), CategoryBlock, RegressionBlock), n_inp=2,
-        splitter=IndexSplitter([0,1]), item_tfms=Resize(24),
-        get_x=[ColReader('file', pref=path), ColReader('text')], get_y=[ColReader('kind'), ColReader('area')], dl_type=MultiDL)
+    dblock = DataBlock((ImageBlock, TextBlock.from_df('caption', tok=BaseTokenizer()), CategoryBlock, RegressionBlock),
+                       n_inp=2, splitter=IndexSplitter([0,1]), item_tfms=Resize(24),
+                       get_x=[ColReader('file', pref=path), ColReader('text')],
+                       get_y=[ColReader('kind'), ColReader('area')], dl_type=MultiDL)
     for dl in dblock.dataloaders(df, bs=4, device='cpu'): agree(dl)
 
 # Against plain fastai
@@ -201,12 +211,14 @@ def test_pixels_are_fastai_s(table, tfm, cls):
     dblock = DataBlock((ImageBlock(cls), CategoryBlock), get_x=ColReader('file', pref=path), get_y=ColReader('kind'),
         splitter=IndexSplitter([0,1,2]), item_tfms=tfm)
     theirs = dblock.dataloaders(df, bs=4, device='cpu', shuffle=False)
-    ours = MultiDataLoaders.from_df(df, path, image='file', outputs=CategoryBlock, columns='kind', valid_col='is_valid', item_tfms=tfm,
-        img_cls=cls, bs=4, device='cpu', shuffle=False)
+    ours = MultiDataLoaders.from_df(df, path, image='file', outputs=CategoryBlock, columns='kind', valid_col='is_valid',
+                                    item_tfms=tfm, img_cls=cls, bs=4, device='cpu', shuffle=False)
     for a,b in zip(ours, theirs):
         plan = Plan.of(a) if a.before_iter() is None else None
         assert plan.whole
-        for o,p in zip(epoch(a), epoch(b)): same(o[0], p[0]); assert o[1].tolist() == p[1].tolist()
+        for o,p in zip(epoch(a), epoch(b)):
+            same(o[0], p[0])
+            assert o[1].tolist() == p[1].tolist()
 
 def test_an_error_names_the_item(table):
     path,df = table

@@ -30,13 +30,15 @@ def trained(shapes, tmp_path_factory):
     return learn
 
 def close(a, b, atol=1e-4):
-    for n in a.keys(): torch.testing.assert_close(a[n].float(), b[n].float(), atol=atol, rtol=1e-4, equal_nan=True, msg=lambda m: f'{n}: {m}')
+    for n in a.keys():
+        torch.testing.assert_close(a[n].float(), b[n].float(), atol=atol, rtol=1e-4, equal_nan=True,
+                                   msg=lambda m: f'{n}: {m}')
 
 # Training
 
 def test_table_names_every_loss_and_metric(trained):
-    assert [*trained.recorder.metric_names] == ['epoch','train_loss','valid_loss','kind_loss','tags_loss','box_loss','area_loss',
-        *trained.metrics.attrgot('name')[4:], 'time']
+    assert [*trained.recorder.metric_names] == ['epoch','train_loss','valid_loss','kind_loss','tags_loss','box_loss',
+                                                'area_loss',*trained.metrics.attrgot('name')[4:], 'time']
     names = trained.metrics.attrgot('name')
     assert {'kind_accuracy','box_iou'} <= set(names) and len(set(names))==len(names)
     res = trained.evaluate()
@@ -57,17 +59,24 @@ def test_lr_find_fit_one_cycle_and_fine_tune(shapes, tmp_path):
     frozen = [any(p.requires_grad for p in g if p.ndim>1) for g in learn.opt.param_lists]
     assert not any(frozen[:-1]) and frozen[-1]
     trunk = learn.opt.param_lists[0][0].detach().clone()
-    learn.fit(1); assert torch.equal(trunk, learn.opt.param_lists[0][0])
-    learn.unfreeze(); learn.fit(1); assert not torch.equal(trunk, learn.opt.param_lists[0][0])
+    learn.fit(1)
+    assert torch.equal(trunk, learn.opt.param_lists[0][0])
+    learn.unfreeze()
+    learn.fit(1)
+    assert not torch.equal(trunk, learn.opt.param_lists[0][0])
     learn.fine_tune(1, freeze_epochs=1)
 
 @pytest.mark.parametrize('kw', [dict(), dict(text=None), dict(image=None)], ids=['image+text','image','text'])
-@pytest.mark.parametrize('outputs', [OUTPUTS, dict(kind=CategoryBlock), CategoryBlock], ids=['four','one named','plain'])
+@pytest.mark.parametrize('outputs', [OUTPUTS, dict(kind=CategoryBlock), CategoryBlock],
+                         ids=['four','one named','plain'])
 def test_every_combination_trains_and_predicts(shapes, kw, outputs):
-    if kw.get('image', 'file') is None and isinstance(outputs, dict): outputs = {n:b for n,b in outputs.items() if n!='box'}   # a box lives in a picture
+    # a box lives in a picture
+    if kw.get('image', 'file') is None and isinstance(outputs, dict):
+        outputs = {n:b for n,b in outputs.items() if n!='box'}
     extra = dict(columns='kind') if not isinstance(outputs, dict) else {}
-    if extra: dls = MultiDataLoaders.from_csv(shapes, 'items.csv', outputs=outputs, seed=0, bs=16, num_workers=0, item_tfms=Resize(64),
-                                              **{'image':'file','text':'caption', **kw}, **extra)
+    if extra:
+        dls = MultiDataLoaders.from_csv(shapes, 'items.csv', outputs=outputs, seed=0, bs=16, num_workers=0,
+                                        item_tfms=Resize(64), **{'image':'file','text':'caption', **kw}, **extra)
     else: dls = loaders(shapes, outputs=outputs, **kw)
     learn = learner(dls, **({} if kw.get('image', 'file') else dict(arch=None)))
     learn.fit(1)
@@ -76,7 +85,9 @@ def test_every_combination_trains_and_predicts(shapes, kw, outputs):
     res,dec,probs = learn.predict(row)
     if isinstance(outputs, dict):
         assert res.keys()==dec.keys()==probs.keys()==tuple(outputs)
-        res,dec,probs = res.kind,dec.kind,probs.kind
+        res = res.kind
+        dec = dec.kind
+        probs = probs.kind
     vocab = first(learn.output_parts.values()).vocab
     assert res==vocab[dec] and dec==probs.argmax() and probs.sum().item()==pytest.approx(1, abs=1e-4)
     learn.show_results(max_n=2)
@@ -84,18 +95,22 @@ def test_every_combination_trains_and_predicts(shapes, kw, outputs):
 
 def test_learner_of_fastais_flat_blocks(shapes):
     df = pd.read_csv(shapes/'items.csv')
-    dblock = DataBlock(blocks=(ImageBlock, TextBlock.from_df('caption', seq_len=20), CategoryBlock, CategoryBlock), n_inp=2,
-        getters=[ColReader('file', pref=f'{shapes}/'), ColReader('text'), ColReader('kind'), ColReader('colour')],
-        splitter=RandomSplitter(0.2, seed=0), item_tfms=Resize(64))
+    dblock = DataBlock(blocks=(ImageBlock, TextBlock.from_df('caption', seq_len=20), CategoryBlock, CategoryBlock),
+                       n_inp=2,
+                       getters=[ColReader('file', pref=f'{shapes}/'), ColReader('text'), ColReader('kind'),
+                                ColReader('colour')],
+                       splitter=RandomSplitter(0.2, seed=0), item_tfms=Resize(64))
     learn = learner(dblock.dataloaders(df, bs=16, num_workers=0))
     learn.fit(1)
     assert tuple(learn.output_parts)==('category','category_2') and tuple(learn.input_parts)==('image','text')
-    assert [*learn.evaluate()] == ['valid_loss','category_loss','category_2_loss','category_accuracy','category_2_accuracy']
+    assert [*learn.evaluate()] == ['valid_loss','category_loss','category_2_loss','category_accuracy',
+                                   'category_2_accuracy']
     preds,targs = learn.get_preds()
     assert preds.category.shape==(16,len(learn.output_parts['category'].vocab)) and targs.category_2.shape==(16,)
     res,*_ = learn.predict((shapes/df.file[0], df.caption[0]))
     assert res.category in set(df.kind) and res.category_2 in set(df.colour)
-    learn.dls.show_batch(max_n=2); learn.show_results(max_n=2)
+    learn.dls.show_batch(max_n=2)
+    learn.show_results(max_n=2)
 
 # Predictions
 
@@ -106,7 +121,9 @@ def test_predictions_agree(trained, shapes, tmp_path):
     close(preds, trained.get_preds(dl=trained.dls.test_dl(df, bs=1, num_workers=0))[0])
     one_by_one = [trained.predict(r)[2] for _,r in df.iterrows()]
     close(preds, type(preds)([torch.stack([o[n] for o in one_by_one]) for n in preds.keys()]))
-    close(preds, type(preds)([torch.stack([trained.predict((shapes/r.file, r.caption))[2][n] for _,r in df.iterrows()]) for n in preds.keys()]))
+    close(preds,
+          type(preds)([torch.stack([trained.predict((shapes/r.file, r.caption))[2][n] for _,r in df.iterrows()])
+                       for n in preds.keys()]))
     trained.export(tmp_path/'export.pkl')
     torch.save({n:p for n,p in preds.items()}, tmp_path/'preds.pth')
     df.to_csv(tmp_path/'df.csv', index=False)
@@ -137,18 +154,24 @@ def test_a_table_is_predicted_as_its_rows_are(trained, shapes):
     for i,r in df.iterrows():
         want = trained.predict(r)[0]
         assert got.kind[i]==want.kind and got.tags[i]==list(want.tags)
-        np.testing.assert_allclose(got.box[i], want.box, atol=1e-2); np.testing.assert_allclose(got.area[i], want.area, rtol=1e-3)
+        np.testing.assert_allclose(got.box[i], want.box, atol=1e-2)
+        np.testing.assert_allclose(got.area[i], want.area, rtol=1e-3)
     assert trained.predict_df(df.assign(file=None), num_workers=0).box.isna().all()
 
 def test_mistakes_in_predicting(trained, shapes):
     df = pd.read_csv(shapes/'items.csv')
-    with pytest.raises(TypeError, match=r'predict\(\(image, text\)\)'): trained.predict(shapes/df.file[0], df.caption[0])
+    with pytest.raises(TypeError, match=r'predict\(\(image, text\)\)'):
+        trained.predict(shapes/df.file[0], df.caption[0])
     with pytest.raises(ValueError, match='nothing to predict from'): trained.predict((None, None))
     with pytest.raises(ValueError, match='`item` is None'): trained.predict(None)
     with pytest.raises(ValueError, match='with_labels=True'): trained.evaluate(dl=trained.dls.test_dl(df))
-    with pytest.raises(ValueError, match='`bs` is 64, and there are 8 items'): learner(MultiDataLoaders.from_df(df[:10], shapes, image='file', outputs=dict(area=RegressionBlock), bs=64, item_tfms=Resize(64)), text=None).fit(1)
+    with pytest.raises(ValueError, match='`bs` is 64, and there are 8 items'):
+        learner(MultiDataLoaders.from_df(df[:10], shapes, image='file', outputs=dict(area=RegressionBlock), bs=64,
+                                         item_tfms=Resize(64)),
+                text=None).fit(1)
     with pytest.raises(ValueError, match='a loss of one output'): learner(trained.dls, loss_func=CrossEntropyLossFlat())
-    with pytest.raises(KeyError, match="output in `loss_weights` 'knd'. Did you mean 'kind'"): learner(trained.dls, loss_weights=dict(knd=2.))
+    with pytest.raises(KeyError, match="output in `loss_weights` 'knd'. Did you mean 'kind'"):
+        learner(trained.dls, loss_weights=dict(knd=2.))
 
 def test_get_preds_with_everything(trained):
     n = len(trained.dls.valid_ds)
@@ -159,15 +182,17 @@ def test_get_preds_with_everything(trained):
     assert preds.kind.sum(-1).allclose(torch.ones(n), atol=1e-4) and 0<=preds.tags.min() and preds.tags.max()<=1
     raw,_ = trained.get_preds(act=noop)
     some,_ = trained.get_preds(act=dict(kind=noop))
-    torch.testing.assert_close(raw.kind, some.kind); torch.testing.assert_close(preds.tags, some.tags)
-    with pytest.raises(KeyError, match="Unknown output in `act` 'kinds'. Did you mean 'kind'"): trained.get_preds(act=dict(kinds=noop))
+    torch.testing.assert_close(raw.kind, some.kind)
+    torch.testing.assert_close(preds.tags, some.tags)
+    with pytest.raises(KeyError, match="Unknown output in `act` 'kinds'. Did you mean 'kind'"):
+        trained.get_preds(act=dict(kinds=noop))
 
 def test_raw_items_of_every_form(trained, shapes):
     r = pd.read_csv(shapes/'items.csv').iloc[0]
     f = shapes/r.file
     img = PILImage.create(f)
-    forms = [(f, r.caption), (str(f), r.caption), (Image.open(f), r.caption), (img, r.caption), (np.array(img), r.caption),
-             (TensorImage(image2tensor(img)), r.caption), dict(image=f, text=r.caption)]
+    forms = [(f, r.caption), (str(f), r.caption), (Image.open(f), r.caption), (img, r.caption),
+             (np.array(img), r.caption), (TensorImage(image2tensor(img)), r.caption), dict(image=f, text=r.caption)]
     want = trained.predict(r)[2]
     for o in forms: close(want, trained.predict(o)[2])
     for o in (f, img, dict(image=f), (f, None), 'a red circle', (None, 'a red circle'), dict(text='a red circle')):
@@ -175,7 +200,9 @@ def test_raw_items_of_every_form(trained, shapes):
         assert all(probs[n].isfinite().all() for n in probs.keys()), o
     close(trained.predict(f)[2], trained.predict((f, ''))[2])
 
-@pytest.mark.parametrize('tfm', [Resize(64), Resize(64, 'squish'), Resize(64, 'pad', pad_mode='zeros'), Resize((48,80)), RandomResizedCrop(64)],
+@pytest.mark.parametrize('tfm',
+                         [Resize(64), Resize(64, 'squish'), Resize(64, 'pad', pad_mode='zeros'), Resize((48,80)),
+                          RandomResizedCrop(64)],
                          ids=['crop','squish','pad','not square','random crop'])
 def test_boxes_in_the_pixels_of_the_given_image(tmp_path, tfm):
     "A head that returns the target itself: `predict` must then give the box of the file"
@@ -185,12 +212,13 @@ def test_boxes_in_the_pixels_of_the_given_image(tmp_path, tfm):
     df = pd.read_csv(path/'items.csv')
     dl = dls.test_dl(df, with_labels=True, num_workers=0)
     targs = torch.cat([b[1].box.view(-1,4) for b in dl])
-    inside = (targs.abs()<0.999).all(-1)                # a crop may cut a box; those it left whole must come back exactly
+    inside = (targs.abs()<0.999).all(-1)    # a crop may cut a box; those it left whole must come back exactly
     assert inside.sum() >= 3
     for i in inside.nonzero().flatten().tolist():
         learn.model.forward = lambda *xb, t=targs[i]: Outputs(box=t[None].as_subclass(torch.Tensor))
         res,*_ = learn.predict(df.iloc[i])
-        torch.testing.assert_close(res.box, torch.tensor(df.loc[i, BOX].to_numpy(float), dtype=torch.float32), atol=1., rtol=0)
+        torch.testing.assert_close(res.box, torch.tensor(df.loc[i, BOX].to_numpy(float), dtype=torch.float32), atol=1.,
+                                   rtol=0)
 
 def test_numbers_come_back_in_the_users_units(trained, shapes):
     df = pd.read_csv(shapes/'items.csv')
@@ -232,13 +260,17 @@ def test_missing_labels_train_and_count_for_nothing(tmp_path):
     preds,targs = learn.get_preds()
     here = targs.kind!=IGNORE
     assert 0 < here.sum() < len(here)
-    assert res['kind_accuracy'] == pytest.approx((preds.kind.argmax(-1)==targs.kind)[here].float().mean().item(), abs=1e-5)
+    assert res['kind_accuracy'] == pytest.approx((preds.kind.argmax(-1)==targs.kind)[here].float().mean().item(),
+                                                 abs=1e-5)
 
 # Callbacks
 
-CALLBACKS = dict(csv=lambda p: CSVLogger(p/'log.csv'), graph=lambda p: ShowGraphCallback(), accum=lambda p: GradientAccumulation(32), clip=lambda p: GradientClip(0.1),
-                 save=lambda p: SaveModelCallback(monitor='kind_accuracy'), stop=lambda p: EarlyStoppingCallback(monitor='area_mae', patience=1),
-                 plateau=lambda p: ReduceLROnPlateau(monitor='box_iou'), stats=lambda p: ActivationStats(), nan=lambda p: TerminateOnNaNCallback())
+CALLBACKS = dict(csv=lambda p: CSVLogger(p/'log.csv'), graph=lambda p: ShowGraphCallback(),
+                 accum=lambda p: GradientAccumulation(32), clip=lambda p: GradientClip(0.1),
+                 save=lambda p: SaveModelCallback(monitor='kind_accuracy'),
+                 stop=lambda p: EarlyStoppingCallback(monitor='area_mae', patience=1),
+                 plateau=lambda p: ReduceLROnPlateau(monitor='box_iou'), stats=lambda p: ActivationStats(),
+                 nan=lambda p: TerminateOnNaNCallback())
 
 @pytest.mark.parametrize('name', CALLBACKS)
 def test_fastais_callbacks(shapes, tmp_path, name):
@@ -249,7 +281,8 @@ def test_fastais_callbacks(shapes, tmp_path, name):
 
 def test_columns_are_watched_in_their_right_direction(shapes, tmp_path):
     learn = learner(loaders(shapes), path=tmp_path)
-    for monitor,comp in (('area_mae',np.less), ('kind_accuracy',np.greater), ('box_iou',np.greater), ('box_loss',np.less), ('valid_loss',np.less)):
+    for monitor,comp in (('area_mae',np.less), ('kind_accuracy',np.greater), ('box_iou',np.greater),
+                         ('box_loss',np.less), ('valid_loss',np.less)):
         for cls in (SaveModelCallback, EarlyStoppingCallback, ReduceLROnPlateau):
             cb = cls(monitor=monitor)
             with learn.added_cbs(cb): assert learn.cbs[-1].comp is comp, (monitor, cls)
@@ -306,8 +339,9 @@ def test_no_head_for_masks_and_many_boxes(shapes):
     def get_y(r):
         b = many.loc[r.file]
         return dict(boxes=[list(o) for o in zip(b.x1, b.y1, b.x2, b.y2)], labels=b.label)
-    dblock = DataBlock(blocks=(ImageBlock, MultiOutputBlock(boxes=BBoxBlock, labels=BBoxLblBlock)), get_x=ColReader('file', pref=f'{shapes}/'), get_y=get_y,
-                       splitter=RandomSplitter(0.2, seed=0), item_tfms=Resize(64))
+    dblock = DataBlock(blocks=(ImageBlock, MultiOutputBlock(boxes=BBoxBlock, labels=BBoxLblBlock)),
+                       get_x=ColReader('file', pref=f'{shapes}/'), get_y=get_y, splitter=RandomSplitter(0.2, seed=0),
+                       item_tfms=Resize(64))
     dls = dblock.dataloaders(pd.read_csv(shapes/'items.csv'), bs=8, num_workers=0)
     with pytest.raises(ValueError, match="There is no head of our own for output 'boxes'.*heads="): learner(dls)
 
@@ -317,11 +351,14 @@ def test_items_and_classes_that_count_more(shapes, mix, tmp_path):
     df = pd.read_csv(shapes/'items.csv')
     df['w'] = np.where(df.index%2, 0., 1.)
     df.loc[0,'w'] = np.nan                                  # counts once
-    kw = dict(image='file', outputs=dict(kind=CategoryBlock, area=RegressionBlock), valid_col='valid', bs=16, item_tfms=Resize(32), num_workers=0)
+    kw = dict(image='file', outputs=dict(kind=CategoryBlock, area=RegressionBlock), valid_col='valid', bs=16,
+              item_tfms=Resize(32), num_workers=0)
     df['valid'] = df.index%5==4
     weighed = MultiDataLoaders.from_df(df, shapes, weight='w', **kw)
-    half = MultiDataLoaders.from_df(df[(df.index%2==0)], shapes, **{**kw, 'outputs': dict(kind=CategoryBlock(vocab=list(weighed.train.parts[1][1]['kind'].vocab)), area=RegressionBlock)})
-    learn = multi_learner(weighed, partial(simple_cnn, width=4), class_weights=dict(kind='balanced'), cbs=mix, path=tmp_path)
+    outputs = dict(kind=CategoryBlock(vocab=list(describe(weighed).outputs['kind'].vocab)), area=RegressionBlock)
+    half = MultiDataLoaders.from_df(df[df.index%2==0], shapes, **{**kw, 'outputs': outputs})
+    learn = multi_learner(weighed, partial(simple_cnn, width=4), class_weights=dict(kind='balanced'), cbs=mix,
+                          path=tmp_path)
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
     if mix: return
     plain = MultiLearner(half, learn.model)
@@ -334,4 +371,5 @@ def test_items_and_classes_that_count_more(shapes, mix, tmp_path):
         dl = again.dls.test_dl(df[['file']])
         assert again.get_preds(dl=dl)[0].keys()==('kind','area')
         assert again.predict(df.iloc[0])[0].keys()==('kind','area')
-    with pytest.raises(KeyError, match="`weight` names the column 'ww'"): MultiDataLoaders.from_df(df, shapes, weight='ww', **kw)
+    with pytest.raises(KeyError, match="`weight` names the column 'ww'"):
+        MultiDataLoaders.from_df(df, shapes, weight='ww', **kw)

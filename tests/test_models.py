@@ -8,10 +8,11 @@ from fastai_multi.models.encoders import *
 from fastai_multi.models.split import *
 
 # name: (stages, picture, whether strides are exact: networks without padding lose a few more pixels)
-families = dict(resnet18=(4,64,True), resnet50=(4,64,True), mobilenet_v2=(5,64,True), mobilenet_v3_small=(4,64,True), mobilenet_v3_large=(5,64,True),
-                efficientnet_b0=(5,64,True), convnext_tiny=(4,64,True), densenet121=(4,64,True), regnet_y_400mf=(4,64,True), shufflenet_v2_x0_5=(3,64,True),
-                mnasnet0_5=(5,64,True), squeezenet1_1=(3,64,False), vgg11=(4,64,True), alexnet=(2,96,False), swin_t=(4,64,True), maxvit_t=(4,224,True),
-                inception_v3=(5,160,False))
+families = dict(resnet18=(4,64,True), resnet50=(4,64,True), mobilenet_v2=(5,64,True), mobilenet_v3_small=(4,64,True),
+                mobilenet_v3_large=(5,64,True), efficientnet_b0=(5,64,True), convnext_tiny=(4,64,True),
+                densenet121=(4,64,True), regnet_y_400mf=(4,64,True), shufflenet_v2_x0_5=(3,64,True),
+                mnasnet0_5=(5,64,True), squeezenet1_1=(3,64,False), vgg11=(4,64,True), alexnet=(2,96,False),
+                swin_t=(4,64,True), maxvit_t=(4,224,True), inception_v3=(5,160,False))
 
 def build(name):
     kw = dict(init_weights=False) if name=='inception_v3' else {}     # its slow initialisation is not what is tested
@@ -35,7 +36,8 @@ def test_every_depth_of_a_torchvision_model(name):
     x = torch.randn(1, 3, px, px if name=='maxvit_t' else px*3//2)
     nodes = {last_node(s, model): s for s in full.stages}
     with torch.no_grad():
-        own,maps = create_feature_extractor(model, nodes)(x),full.maps(x)
+        own = create_feature_extractor(model, nodes)(x)
+        maps = full.maps(x)
     for i,(s,m) in enumerate(zip(full.stages, maps)):
         o = own[s]
         if name=='swin_t' and i<n-1: o = o.permute(0,3,1,2)
@@ -47,11 +49,14 @@ def test_every_depth_of_a_torchvision_model(name):
     pickled = pickle.loads(pickle.dumps(full))
     for d in range(1, n+1):
         enc = image_encoder(model, depth=d).eval()
-        assert (enc.stages, enc.channels, enc.strides, enc.n_features)==(full.stages[:d], full.channels[:d], full.strides[:d], full.channels[d-1])
+        assert (enc.stages, enc.channels, enc.strides, enc.n_features)==(
+            full.stages[:d], full.channels[:d], full.strides[:d], full.channels[d-1]
+        )
         if d<n: assert sum(p.numel() for p in enc.parameters()) < sum(p.numel() for p in full.parameters())
         y = enc(x)
         torch.testing.assert_close(y.detach(), maps[d-1], atol=1e-5, rtol=1e-5)
-        enc.zero_grad(); y.sum().backward()
+        enc.zero_grad()
+        y.sum().backward()
         assert all(p.grad is not None for p in enc.parameters())       # nothing that the depth does not need
         early,late = enc.param_groups()
         assert len(early)+len(late)==len(list(enc.parameters())) and (len(early)>0)==(d>1) and late
@@ -59,20 +64,25 @@ def test_every_depth_of_a_torchvision_model(name):
     with pytest.raises(ValueError, match=f'has {n} stages: 1: '): image_encoder(model, depth=n+1)
 
 def test_the_last_map_is_what_the_classifier_pools():
-    for name,head in (('mobilenet_v3_small','classifier'), ('densenet121','classifier'), ('resnet18','fc'), ('swin_t','head'), ('efficientnet_b0','classifier')):
-        model,seen = build(name),[]
+    for name,head in (('mobilenet_v3_small','classifier'), ('densenet121','classifier'), ('resnet18','fc'),
+                      ('swin_t','head'), ('efficientnet_b0','classifier')):
+        model = build(name)
+        seen = []
         h = model.get_submodule(head).register_forward_pre_hook(lambda m, a: seen.append(a[0]))
         x = torch.randn(2,3,64,64)
         with torch.no_grad():
-            model(x); h.remove()
-            torch.testing.assert_close(image_encoder(model).eval()(x).mean((2,3)), seen[0].flatten(1), atol=1e-5, rtol=1e-4)
+            model(x)
+            h.remove()
+            torch.testing.assert_close(image_encoder(model).eval()(x).mean((2,3)), seen[0].flatten(1), atol=1e-5,
+                                       rtol=1e-4)
 
 def test_a_vision_transformer():
     model = torchvision.models.vit_b_16(weights=None).eval()
     enc = image_encoder(model, depth=2).eval()
     assert enc.stages==['layer1','layer2'] and enc.channels==[768]*2 and enc.strides==[16]*2
     assert enc(torch.randn(1,3,64,96)).shape==(1,768,4,6)
-    full,x = image_encoder(model).eval(),torch.randn(1,3,224,224)
+    full = image_encoder(model).eval()
+    x = torch.randn(1,3,224,224)
     with torch.no_grad():
         tokens = model.encoder(torch.cat([model.class_token, model._process_input(x)], 1))
         torch.testing.assert_close(full(x).flatten(2).transpose(1,2), tokens[:,1:], atol=1e-5, rtol=1e-5)
@@ -81,7 +91,8 @@ def test_a_vision_transformer():
 @pytest.mark.parametrize('name', ['resnet18','mobilenet_v2'])
 def test_a_cut_network_trains_as_the_whole_one(name):
     "Batch norm in training mode sees the same numbers"
-    model,x = build(name),torch.randn(4,3,64,64)
+    model = build(name)
+    x = torch.randn(4,3,64,64)
     enc = pickle.loads(pickle.dumps(image_encoder(model)))
     own = create_feature_extractor(model, {last_node(enc.stages[-1], model): 'y'})
     torch.testing.assert_close(enc.train()(x), own.train()(x)['y'])
@@ -90,11 +101,14 @@ def test_a_cut_network_trains_as_the_whole_one(name):
 
 def flat_key(k):
     "A name in timm's network, or in the chain made of it, without its containers"
-    return re.sub(r'^(body_stages_\d+_|body_vit_|body_net_|model_)|^', '', re.sub(r'^body_stages_(\d+)_(?=norm1|attn|norm2|mlp|ls)', r'blocks_\1_', k.replace('.','_')))
+    return re.sub(r'^(body_stages_\d+_|body_vit_|body_net_|model_)|^', '',
+                  re.sub(r'^body_stages_(\d+)_(?=norm1|attn|norm2|mlp|ls)', r'blocks_\1_', k.replace('.','_')))
 
-timm_levels = dict(resnet18=[4,8,16,32], mobilenetv3_small_050=[4,8,16,32], efficientnet_b0=[2,4,8,16,32], convnext_atto=[4,8,16,32], vit_tiny_patch16_224=[16]*12,
-    swin_tiny_patch4_window7_224=[4,8,16,32], densenet121=[4,8,16,32], regnety_002=[4,8,16,32], hrnet_w18_small=[4,8,16,32], pvt_v2_b0=[4,8,16,32],
-    edgenext_xx_small=[4,8,16,32], mobilevit_xxs=[2,4,8,16,32], mobilenetv4_conv_small=[4,8,16,32], ese_vovnet19b_dw=[4,8,16,32])
+timm_levels = dict(resnet18=[4,8,16,32], mobilenetv3_small_050=[4,8,16,32], efficientnet_b0=[2,4,8,16,32],
+                   convnext_atto=[4,8,16,32], vit_tiny_patch16_224=[16]*12, swin_tiny_patch4_window7_224=[4,8,16,32],
+                   densenet121=[4,8,16,32], regnety_002=[4,8,16,32], hrnet_w18_small=[4,8,16,32], pvt_v2_b0=[4,8,16,32],
+                   edgenext_xx_small=[4,8,16,32], mobilevit_xxs=[2,4,8,16,32], mobilenetv4_conv_small=[4,8,16,32],
+                   ese_vovnet19b_dw=[4,8,16,32])
 
 def timm_whole(name):
     "timm's own feature network of all its levels; a vision transformer may see pictures of other sizes, as ours does"
@@ -107,8 +121,11 @@ def timm_whole(name):
 @pytest.mark.parametrize('name', timm_levels)
 def test_every_depth_of_a_timm_model(name):
     pytest.importorskip('timm', reason="timm is the extra [timm]")
-    levels,px,n = timm_levels[name],224 if name[:4]=='swin' else 64,None
-    whole,x = timm_whole(name),torch.randn(1,3,px,px)
+    levels = timm_levels[name]
+    px = 224 if name[:4]=='swin' else 64
+    n = None
+    whole = timm_whole(name)
+    x = torch.randn(1,3,px,px)
     with torch.no_grad(): own = whole(x)[-len(levels):]
     if name[:4]=='swin': own = [o.permute(0,3,1,2) for o in own]
     theirs = {flat_key(k): v for k,v in whole.state_dict().items()}
@@ -125,18 +142,21 @@ def test_every_depth_of_a_timm_model(name):
         n = sum(p.numel() for p in enc.parameters())
         maps[-1].sum().backward()
         used = all(p.grad is not None for p in enc.parameters())
-        assert used or 'hrnet' in name                                 # whose branches run beside each other: all are needed for any of its levels, not all of each
+        # whose branches run beside each other: all are needed for any of its levels, not all of each
+        assert used or 'hrnet' in name
         early,late = enc.param_groups()
         assert late and (len(early)>0)==(d>1) and len(early)+len(late)==len(list(enc.parameters()))
     with pytest.raises(ValueError, match=f'has {len(levels)} stages'): image_encoder('timm/'+name, depth=99)
 
 def test_a_network_of_one_pass_is_shared_or_apart_and_never_split():
     pytest.importorskip('timm', reason="timm is the extra [timm]")
-    enc,x = image_encoder('timm/hrnet_w18_small', depth=2),torch.randn(2,3,64,64)
+    enc = image_encoder('timm/hrnet_w18_small', depth=2)
+    x = torch.randn(2,3,64,64)
     for split in (None, 0):
         model = MultiModel(dict(image=enc), dict(a=2, b=3), split=split).eval()
         assert [o.shape for o in model(x)]==[(2,2),(2,3)]
-    with pytest.raises(ValueError, match='none of them can be copied alone. `split` can be None .all shared. or 0'): MultiModel(dict(image=enc), dict(a=2, b=3), split=1)
+    with pytest.raises(ValueError, match='none of them can be copied alone. `split` can be None .all shared. or 0'):
+        MultiModel(dict(image=enc), dict(a=2, b=3), split=1)
     with pytest.raises(ValueError, match='choose its depth when it is made'): enc.cut(1)
 
 # weights
@@ -151,17 +171,23 @@ def test_weights_by_name(monkeypatch):
     model = build('mobilenet_v3_small')
     monkeypatch.setattr('torchvision.models._api.load_state_dict_from_url', fake_download(model.state_dict()))
     x = torch.randn(1,3,64,64)
-    for kw in (dict(pretrained=True), dict(weights='IMAGENET1K_V1'), dict(weights=torchvision.models.MobileNet_V3_Small_Weights.DEFAULT)):
+    for kw in (dict(pretrained=True), dict(weights='IMAGENET1K_V1'),
+               dict(weights=torchvision.models.MobileNet_V3_Small_Weights.DEFAULT)):
         enc = image_encoder('mobilenet_v3_small', depth=3, **kw).eval()
         torch.testing.assert_close(enc(x), model.features[:9](x))
         assert enc.pretrained and enc.stats==([0.485,0.456,0.406],[0.229,0.224,0.225])
     grey = image_encoder('mobilenet_v3_small', n_in=1, pretrained=True).eval()
     torch.testing.assert_close(grey(x[:,:1]), model.features(x[:,:1].expand(-1,3,-1,-1)), atol=1e-4, rtol=1e-4)
-    assert len(grey.stats[0])==1 and not image_encoder('mobilenet_v3_small').pretrained and image_encoder('mobilenet_v3_small').stats is None
+    assert len(grey.stats[0])==1
+    assert not image_encoder('mobilenet_v3_small').pretrained
+    assert image_encoder('mobilenet_v3_small').stats is None
 
 def test_weights_that_cannot_be_downloaded(monkeypatch):
     monkeypatch.setattr('torchvision.models._api.load_state_dict_from_url', fake_download(OSError('no route')))
-    with pytest.raises(ConnectionError, match="resnet18 could not be downloaded .*weights='file.pth', or start untrained, pretrained=False"):
+    with pytest.raises(
+        ConnectionError,
+        match="resnet18 could not be downloaded .*weights='file.pth', or start untrained, pretrained=False"
+    ):
         image_encoder('resnet18', pretrained=True)
 
 def test_a_real_file_of_weights(real):
@@ -175,14 +201,17 @@ def test_a_real_file_of_weights(real):
             enc = image_encoder(torchvision.models.mobilenet_v2, depth=d, weights=file).eval()
             torch.testing.assert_close(enc(x), model.features[:end](x), atol=1e-5, rtol=1e-4)
         assert enc.stats==([0.485,0.456,0.406],[0.229,0.224,0.225])
-    with pytest.raises(ValueError, match='The weights in .* do not fit resnet18: it lacks conv1.weight, bn1.weight'): image_encoder('resnet18', weights=file)
+    with pytest.raises(ValueError, match='The weights in .* do not fit resnet18: it lacks conv1.weight, bn1.weight'):
+        image_encoder('resnet18', weights=file)
 
 # the whole model
 
 def model_of_all():
     torch.manual_seed(0)
-    return MultiModel(dict(image=image_encoder('resnet18', depth=2), text=text_encoder('lstm', 30), title=text_encoder('bag', 30), nums=vector_encoder(4)),
-                      dict(kind=5, tags=7, price=1, box=4, eyes=4), kinds=dict(box='box', eyes='points', price='number'))
+    return MultiModel(dict(image=image_encoder('resnet18', depth=2), text=text_encoder('lstm', 30),
+                           title=text_encoder('bag', 30), nums=vector_encoder(4)),
+                      dict(kind=5, tags=7, price=1, box=4, eyes=4),
+                      kinds=dict(box='box', eyes='points', price='number'))
 
 def batch_of_all(bs=16):
     torch.manual_seed(1)
@@ -192,7 +221,8 @@ def batch_of_all(bs=16):
     return x
 
 def test_one_by_one_and_in_a_batch_give_the_same_numbers():
-    model,x = model_of_all().eval(),batch_of_all()
+    model = model_of_all().eval()
+    x = batch_of_all()
     with torch.no_grad():
         y = model(*x)
         for i in (0,1,2,3,4,15):
@@ -209,10 +239,12 @@ def test_a_step_asks_the_device_for_nothing():
     assert y.box.shape==(16,4) and all(p.grad is not None for p in model.parameters())
 
 def test_channels_last_and_autocast():
-    model,x = model_of_all().eval(),batch_of_all()
+    model = model_of_all().eval()
+    x = batch_of_all()
     with torch.no_grad():
         y = model(*x)
-        model.to(memory_format=torch.channels_last); x[0] = x[0].to(memory_format=torch.channels_last)
+        model.to(memory_format=torch.channels_last)
+        x[0] = x[0].to(memory_format=torch.channels_last)
         for a,b in zip(model(*x), y): torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
         with torch.autocast('cpu', torch.bfloat16): z = model(*x)
     for a,b in zip(z, y): assert a.isfinite().all() and (a.float()-b).abs().max() < 0.15*max(1., b.abs().max())
@@ -227,7 +259,8 @@ def test_groups_follow_the_stages_that_are_kept():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
 def test_on_cuda_without_a_wait():
-    model,x = model_of_all().cuda().train(),[o.cuda() for o in batch_of_all()]
+    model = model_of_all().cuda().train()
+    x = [o.cuda() for o in batch_of_all()]
     sum(o.float().sum() for o in model(*x)).backward()
     torch.cuda.set_sync_debug_mode('error')
     try:
@@ -236,5 +269,6 @@ def test_on_cuda_without_a_wait():
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 def test_features_that_depend_on_the_size_of_the_picture():
-    with pytest.raises(ValueError, match='put an nn.AdaptiveAvgPool2d before'): image_encoder(nn.Sequential(simple_cnn(widths=[8]), nn.Flatten()))
+    with pytest.raises(ValueError, match='put an nn.AdaptiveAvgPool2d before'):
+        image_encoder(nn.Sequential(simple_cnn(widths=[8]), nn.Flatten()))
     assert image_encoder(nn.Sequential(simple_cnn(widths=[8]), nn.AdaptiveAvgPool2d(4), nn.Flatten())).n_features==128

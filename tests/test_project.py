@@ -14,7 +14,8 @@ settings.read(root/'settings.ini', encoding='utf-8')
 settings = settings['DEFAULT']
 
 def in_fresh_process(task, data=None):
-    r = subprocess.run([sys.executable, root/'tests/state_of_fastai.py', task], input=json.dumps(data or []), capture_output=True, text=True, cwd=root)
+    r = subprocess.run([sys.executable, root/'tests/state_of_fastai.py', task], input=json.dumps(data or []),
+                       capture_output=True, text=True, cwd=root)
     assert r.returncode == 0, r.stderr
     return json.loads(r.stdout.splitlines()[-1])
 
@@ -24,7 +25,7 @@ def cost(): return in_fresh_process('cost')
 # What importing it does
 
 def test_star_import_is_quick():
-    "At most half a second on top of `fastai.vision.all`: the best of a few, as other work on the machine only ever adds"
+    "At most half a second on top of `fastai.vision.all`: the best of a few, as other work only ever adds"
     seconds = [cost()['seconds']]
     while min(seconds) > .5 and len(seconds) < 5: seconds.append(in_fresh_process('cost')['seconds'])
     assert min(seconds) <= .5, seconds
@@ -40,16 +41,19 @@ def test_star_import_hides_no_name_of_fastai():
 def test_importing_after_fastai_changes_nothing_in_it():
     r = in_fresh_process('after', cost()['modules'])
     assert r['changed'] == []
-    for what in ('fastai.learner.Learner.fit', 'setting warnings', 'setting random', 'setting env'): assert what in r['noticed']
+    for what in ('fastai.learner.Learner.fit', 'setting warnings', 'setting random', 'setting env'):
+        assert what in r['noticed']
     assert any('_show_anything' in n for n in r['noticed'])
 
 def test_importing_before_fastai_changes_nothing_in_it():
-    with_us,without = in_fresh_process('before'),in_fresh_process('without', cost()['modules'])
+    with_us = in_fresh_process('before')
+    without = in_fresh_process('without', cost()['modules'])
     assert len(without['state']) > 300
     assert with_us['state'].keys() == without['state'].keys()
     for name,was in without['state'].items(): assert with_us['state'][name] == was, name
     own_to_each_process = {'random', 'numpy', 'torch'}   # random states that nothing has seeded
-    for k in without['settings'].keys() - own_to_each_process: assert with_us['settings'][k] == without['settings'][k], k
+    for k in without['settings'].keys() - own_to_each_process:
+        assert with_us['settings'][k] == without['settings'][k], k
 
 def test_a_low_module_brings_no_other():
     assert in_fresh_process('alone') == ['fastai_multi', 'fastai_multi.core']
@@ -65,14 +69,17 @@ def test_a_name_that_is_not_there():
 def test_metadata_is_that_of_settings_ini():
     meta = metadata('fastai_multi')
     assert meta['Version'] == settings['version'] == cost()['version']
-    assert meta['Requires-Python'] == f">={settings['min_python']}" and meta['License-Expression'] == settings['license']
+    assert meta['Requires-Python'] == f">={settings['min_python']}"
+    assert meta['License-Expression'] == settings['license']
     plain = {r for r in meta.get_all('Requires-Dist') if 'extra ==' not in r}
-    assert {re.split('[<>=]', r)[0] for r in plain} == {re.split('[<>=]', r)[0] for r in settings['requirements'].split()}
+    assert {re.split('[<>=]', r)[0] for r in plain} == {re.split('[<>=]', r)[0]
+                                                        for r in settings['requirements'].split()}
     assert {*meta.get_all('Provides-Extra')} == {'hf', 'timm', 'balance', 'dev'}
 
 # Notebooks and modules
 
-def cells(nb, kind): return [''.join(c['source']) for c in json.loads(nb.read_text(encoding='utf-8'))['cells'] if c['cell_type']==kind]
+def cells(nb, kind):
+    return [''.join(c['source']) for c in json.loads(nb.read_text(encoding='utf-8'))['cells'] if c['cell_type']==kind]
 
 def exported_to(nb):
     "The module that a notebook writes, or nothing"
@@ -84,7 +91,8 @@ modules = {m: nb for nb in notebooks if (m := exported_to(nb))}   # in the order
 path_of = lambda m: (lib/Path(*m.split('.'))).with_suffix('.py')
 
 def test_every_module_has_its_notebook_and_number():
-    there = {'.'.join(p.relative_to(lib).with_suffix('').parts) for p in lib.rglob('*.py') if not p.name.startswith('_')}
+    there = {'.'.join(p.relative_to(lib).with_suffix('').parts) for p in lib.rglob('*.py')
+             if not p.name.startswith('_')}
     assert there == {*modules}
     for m,nb in modules.items(): assert re.fullmatch(rf'\d\d_{re.escape(m)}', nb.stem), nb.name
     numbers = [nb.name[:2] for nb in notebooks if exported_to(nb)]
@@ -96,27 +104,31 @@ def test_readme_says_what_every_module_is_for():
 
 @pytest.mark.parametrize('m', modules)
 def test_module_introduces_itself(m):
-    "`default_exp` in the first cell, a title with its sentence in the first prose, which becomes the module's docstring"
-    code,prose = cells(modules[m], 'code'),cells(modules[m], 'markdown')
+    "`default_exp` in the first cell, a title with its sentence in the first prose: the module's docstring"
+    code = cells(modules[m], 'code')
+    prose = cells(modules[m], 'markdown')
     assert re.match(r'#\|\s*default_exp ', code[0])
     assert re.search(r'^# \S.*\n+> \S', prose[0], re.M)
     assert len(ast.get_docstring(ast.parse(path_of(m).read_text(encoding='utf-8'))).split()) > 3
 
 @pytest.mark.parametrize('m', modules)
 def test_no_cell_is_kept_from_running(m):
-    flags = [l for s in cells(modules[m], 'code') for l in s.splitlines() if re.match(r'#\|\s*(eval:\s*false|notest|slow|cuda)', l)]
+    flags = [l for s in cells(modules[m], 'code') for l in s.splitlines()
+             if re.match(r'#\|\s*(eval:\s*false|notest|slow|cuda)', l)]
     assert not flags and 'skip_exec' not in ''.join(cells(modules[m], 'raw'))
 
 @pytest.mark.parametrize('nb', notebooks, ids=lambda nb: nb.stem)
 def test_stored_outputs_are_for_a_reader(nb):
-    "What `.ci/execute.py` leaves: no progress bars, style sheets, paths of a machine or rows of numbers without names; each picture told in words"
+    "`.ci/execute.py` leaves no progress bar, style sheet or path of a machine; each picture has its words"
     assert nb.stat().st_size < 300*1024
     for c in json.loads(nb.read_text(encoding='utf-8'))['cells']:
         if c['cell_type']!='code': continue
-        source,out = ''.join(c['source']),json.dumps([o for o in c['outputs']])
+        source = ''.join(c['source'])
+        out = json.dumps([o for o in c['outputs']])
         assert 'image/png' not in out or '#| fig-alt: ' in source, source
         texts = re.sub(r'"image/png": (\[[^]]*\]|"[^"]*")', '', out)
-        for bad in ('<progress', 'progress-bar', 'progress::', '"stderr"', '/home/', '/root/', '/tmp/', '/Users/'): assert bad not in texts, (bad, source)
+        for bad in ('<progress', 'progress-bar', 'progress::', '"stderr"', '/home/', '/root/', '/tmp/', '/Users/'):
+            assert bad not in texts, (bad, source)
         assert not re.search(r'"\[\d+, [\d.]+, ', texts), source
 
 def imported(m):
@@ -124,11 +136,13 @@ def imported(m):
     found = set()
     for n in ast.walk(ast.parse(path_of(m).read_text(encoding='utf-8'))):
         if isinstance(n, ast.ImportFrom):
-            base = m.split('.')[:-n.level] if n.level else (n.module or '').split('.')[1:] if (n.module or '').split('.')[0] == lib.name else None
+            names = (n.module or '').split('.')
+            base = m.split('.')[:-n.level] if n.level else names[1:] if names[0] == lib.name else None
             if base is None: continue
             target = '.'.join([*base, *(n.module.split('.') if n.level and n.module else [])])
             found |= {target} if target in modules else {f'{target}.{a.name}'.strip('.') for a in n.names}
-        elif isinstance(n, ast.Import): found |= {a.name.partition('.')[2] for a in n.names if a.name.split('.')[0] == lib.name}
+        elif isinstance(n, ast.Import):
+            found |= {a.name.partition('.')[2] for a in n.names if a.name.split('.')[0] == lib.name}
     return found
 
 @pytest.mark.parametrize('m', modules)
@@ -137,7 +151,8 @@ def test_imports_follow_the_order(m):
     above = {*order[:order.index(m)]}
     assert imported(m) <= above
     domain = m.split('.')[0]
-    apart = dict(data={'models'}, models={'data'}, losses={'data', 'models'}, metrics={'data', 'models'}, callback={'data', 'models'})
+    apart = dict(data={'models'}, models={'data'}, losses={'data', 'models'}, metrics={'data', 'models'},
+                 callback={'data', 'models'})
     assert not {i for i in imported(m) if i.split('.')[0] in apart.get(domain, ())}
 
 def test_a_public_name_has_one_home():

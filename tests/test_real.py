@@ -11,7 +11,8 @@ def test_sixteen_photos_can_be_overfitted(real, weights):
     learn = coco.overfit(real('coco_mini'), weights=weights)
     res = learn.evaluate()
     assert res['label_accuracy']==1 and res['box_iou']>=0.8, res
-    learn.dls.show_batch(max_n=4); learn.show_results(max_n=4)
+    learn.dls.show_batch(max_n=4)
+    learn.show_results(max_n=4)
 
 def test_pretrained_weights_from_a_file_are_used_frozen_and_normalised(real, weights):
     df = coco.largest(real('coco_mini')).iloc[:32]

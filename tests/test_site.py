@@ -1,5 +1,6 @@
-"""The site without its renderer: what a page says of a name, that every public name is documented, that links and tables can be trusted.
-`make docs` builds it, with no warning and no dead link, and `bash .ci/docs` opens it in a browser."""
+"""The site without its renderer: what a page says of a name, that every public name is documented, that links and
+tables can be trusted. `make docs` builds it, with no warning and no dead link, and `bash .ci/docs` opens it in a
+browser."""
 import json, re, sys
 from fnmatch import fnmatch
 from pathlib import Path
@@ -15,15 +16,17 @@ import api, check_links, links, measured, names, outputs, stage
 @pytest.fixture(scope='module')
 def report(): return names.report()
 
-@pytest.mark.parametrize('what', ['stands in no module that a notebook writes', 'without a one-line summary', 'with parameters that no comment explains',
-                                  'without an example that is run below its definition'])
+@pytest.mark.parametrize('what',
+                         ['stands in no module that a notebook writes', 'without a one-line summary',
+                          'with parameters that no comment explains',
+                          'without an example that is run below its definition'])
 def test_every_public_name_is_documented(report, what):
     assert not report[what], f'{len(report[what])} public names {what}: {", ".join(report[what])}'
 
 def test_what_counts_as_explained():
     assert names.unexplained('MultiMixUp')==[] and names.has_summary('multi_learner') and names.example('multi_learner')
     names.homes()['did_you_mean'] = 'fastai_multi.core'
-    try: assert names.unexplained('did_you_mean')==['name', 'options']     # not of the public ones, and without comments
+    try: assert names.unexplained('did_you_mean')==['name', 'options']    # not of the public ones, and without comments
     finally: del names.homes()['did_you_mean']
 
 # Pages
@@ -31,10 +34,14 @@ def test_what_counts_as_explained():
 @pytest.fixture(scope='module')
 def pages(tmp_path_factory):
     "All pages as Sphinx gets them: name -> text"
-    was,stage.build = stage.build,tmp_path_factory.mktemp('pages')
+    was = stage.build
+    stage.build = tmp_path_factory.mktemp('pages')
     try:
         stage.stage()
-        text = lambda f: '\n\n'.join(c['source'] if isinstance(c['source'], str) else ''.join(c['source']) for c in json.loads(f.read_text(encoding='utf-8'))['cells']) if f.suffix=='.ipynb' else f.read_text(encoding='utf-8')
+        def text(f):
+            if f.suffix!='.ipynb': return f.read_text(encoding='utf-8')
+            cells = json.loads(f.read_text(encoding='utf-8'))['cells']
+            return '\n\n'.join(c['source'] if isinstance(c['source'], str) else ''.join(c['source']) for c in cells)
         return {f.stem: text(f) for f in [*stage.build.glob('*.ipynb'), *stage.build.glob('*.md')]}
     finally: stage.build = was
 
@@ -55,7 +62,8 @@ def test_a_name_on_its_page(pages):
     assert "| `image` | `None` | Column of the picture's file |" in p
     assert '{py:classmethod} MultiDataLoaders.from_df(df, path=' in p and '| `valid_pct` |' in p
     assert '{py:data} IGNORE\n:module: fastai_multi.core\n:value: -100' in pages['core']
-    assert '| `**kwargs` |' in pages['learner'] and not re.search(r'0x[0-9a-f]{6}', ''.join(re.findall(r'\{py:.*', '\n'.join(pages.values()))))
+    assert '| `**kwargs` |' in pages['learner']
+    assert not re.search(r'0x[0-9a-f]{6}', ''.join(re.findall(r'\{py:.*', '\n'.join(pages.values()))))
 
 def test_pages_have_no_directives_and_no_exported_code(pages):
     for n,t in pages.items():
@@ -64,15 +72,18 @@ def test_pages_have_no_directives_and_no_exported_code(pages):
 
 def test_outputs_are_tidied():
     assert outputs.as_on_screen('10%\r100%\nx') == '100%\nx'
-    assert stage.clean_html('<style>a{}</style><table border="1" class="dataframe"><tr></tr></table>') == '<table><tr></tr></table>'
+    styled = '<style>a{}</style><table border="1" class="dataframe"><tr></tr></table>'
+    assert stage.clean_html(styled) == '<table><tr></tr></table>'
 
 def test_outputs_are_stored_for_a_reader():
     from importlib.util import module_from_spec, spec_from_file_location
     from nbformat.v4 import new_output
     spec = spec_from_file_location('execute', root/'.ci/execute.py')
-    ex = module_from_spec(spec); spec.loader.exec_module(ex)
+    ex = module_from_spec(spec)
+    spec.loader.exec_module(ex)
     html = lambda h: new_output('display_data', {'text/html': h, 'text/plain': 'x'})
-    gone = [new_output('stream', name='stderr', text='a warning'), html('<div><progress value="1"></progress></div>'), html('\n<style>\n    progress { border: none }</style>'), html('<div></div>')]
+    gone = [new_output('stream', name='stderr', text='a warning'), html('<div><progress value="1"></progress></div>'),
+            html('\n<style>\n    progress { border: none }</style>'), html('<div></div>')]
     assert [ex.for_the_reader(o) for o in gone] == [None]*4
     kept = ex.for_the_reader(html('<div><div></div><table class="fastprogress"><tr><td>1</td></tr></table></div>'))
     assert kept.data['text/html']=='<table><tr><td>1</td></tr></table>'
@@ -80,14 +91,19 @@ def test_outputs_are_stored_for_a_reader():
     assert [o.text for o in ex.joined([a, b])]==['ab'] and len(ex.joined([a, html('<p>'), b]))==3
     import base64, io, numpy as np
     from PIL import Image
-    def png(a): f = io.BytesIO(); Image.fromarray(a).save(f, 'png'); return base64.b64encode(f.getvalue()).decode()
+    def png(a):
+        f = io.BytesIO()
+        Image.fromarray(a).save(f, 'png')
+        return base64.b64encode(f.getvalue()).decode()
     noise = np.random.default_rng(0).integers(0, 255, (64,64,3), dtype=np.uint8)
     assert len(ex.smaller(png(noise)))<len(png(noise))/2 and ex.smaller(png(noise*0))==png(noise*0)
 
 def test_links_between_notebooks_are_links_between_pages(monkeypatch):
     nb = next(stage.nbs.glob('12_*.ipynb'))
-    for url in (nb.name, f'nbs/{nb.name}', f'../nbs/{nb.name}', 'models.split.html'): assert stage.links(f'[a]({url}#b)') == '[a](models.split.ipynb#b)', url
-    assert stage.links('[a](CONTRIBUTING.md) [b](https://x.org/y.ipynb) [c](#d)') == '[a](contributing.md) [b](https://x.org/y.ipynb) [c](#d)'
+    for url in (nb.name, f'nbs/{nb.name}', f'../nbs/{nb.name}', 'models.split.html'):
+        assert stage.links(f'[a]({url}#b)') == '[a](models.split.ipynb#b)', url
+    got = stage.links('[a](CONTRIBUTING.md) [b](https://x.org/y.ipynb) [c](#d)')
+    assert got == '[a](contributing.md) [b](https://x.org/y.ipynb) [c](#d)'
     monkeypatch.setattr(stage, 'git_url', 'https://github.com/a/b')
     assert stage.links('[a](LICENSE)') == '[a](https://github.com/a/b/blob/main/LICENSE)'
 
@@ -98,9 +114,12 @@ def test_names_listed_by_hand_are_there(key):
     assert [n for n in links.BY_HAND[key].split() if not links.there(key[0], n)] == []
 
 def test_where_names_are_documented():
-    for name,page in dict(Learner='https://docs.fast.ai/learner.html#learner', lr_find='https://docs.fast.ai/callback.schedule.html#learner.lr_find', delegates='https://fastcore.fast.ai/meta.html#delegates').items():
+    for name,page in dict(Learner='https://docs.fast.ai/learner.html#learner',
+                          lr_find='https://docs.fast.ai/callback.schedule.html#learner.lr_find',
+                          delegates='https://fastcore.fast.ai/meta.html#delegates').items():
         assert links.elsewhere(name) == page
-    assert links.elsewhere('nn.Module') == links.elsewhere('torch.nn.Module') == 'https://docs.pytorch.org/docs/stable/generated/torch.nn.Module.html'
+    module = 'https://docs.pytorch.org/docs/stable/generated/torch.nn.Module.html'
+    assert links.elsewhere('nn.Module') == links.elsewhere('torch.nn.Module') == module
     assert links.elsewhere('text') is None and links.elsewhere('no_such_name') is None
 
 # Measured
@@ -116,17 +135,23 @@ def test_every_measured_table_has_its_command(pages):
 def test_figures_have_the_decimals_that_they_need():
     import pandas as pd
     assert measured.figures(pd.Series([1.,2.,None])) == ['1','2','']
-    assert measured.figures(pd.Series([.12345,1])) == ['0.123','1.000'] and measured.figures(pd.Series([1234.5,2])) == ['1,234','2']
+    assert measured.figures(pd.Series([.12345,1])) == ['0.123','1.000']
+    assert measured.figures(pd.Series([1234.5,2])) == ['1,234','2']
 
 # The check of links
 
 def test_the_check_finds_what_is_dead(tmp_path):
-    (tmp_path/'a.html').write_text('<a href="b.html#here">1</a><a href="b.html#gone">2</a><a href="c.html">3</a><a href="#top" id="top">4</a><a href="https://x.org">5</a><img src="p.png" alt=""><img src="data:,x">')
+    (tmp_path/'a.html').write_text('<a href="b.html#here">1</a><a href="b.html#gone">2</a><a href="c.html">3</a>'
+                                   '<a href="#top" id="top">4</a><a href="https://x.org">5</a>'
+                                   '<img src="p.png" alt=""><img src="data:,x">')
     (tmp_path/'b.html').write_text('<p id="here"></p><p id="here"></p>')
     (tmp_path/'p.png').touch()
     pages,checked,dead = check_links.check(tmp_path)
     assert (pages,checked) == (2,5)
-    assert len(dead) == 4 and all(any(w in d for d in dead) for w in ("'b.html#gone' leads to no anchor", "'c.html' leads to no page", 'no alternative text', "'here' is there twice"))
+    assert len(dead) == 4
+    assert all(any(w in d for d in dead)
+               for w in ("'b.html#gone' leads to no anchor", "'c.html' leads to no page", 'no alternative text',
+                         "'here' is there twice"))
 
 # Quarto, for those who have it
 
@@ -135,8 +160,11 @@ def test_quartos_files_are_what_nbdev_makes_and_take_in_every_notebook():
     from nbdev.quarto import _nbdev_yml
     cfg = get_config(root)
     vals = {k: cfg[k] for k in ('title','description','branch','git_url','doc_host','doc_baseurl')}
-    assert (root/'nbs/nbdev.yml').read_text() == _nbdev_yml.format(doc_path=cfg.doc_path.name, **vals), 'run `nbdev-docs`, or `python -c "from nbdev.quarto import *; refresh_quarto_yml()"`'
-    assert cfg.custom_sidebar and yaml.safe_load((root/'nbs/_quarto.yml').read_text())['metadata-files'] == ['nbdev.yml','sidebar.yml']
+    assert (root/'nbs/nbdev.yml').read_text() == _nbdev_yml.format(
+        doc_path=cfg.doc_path.name, **vals
+    ), 'run `nbdev-docs`, or `python -c "from nbdev.quarto import *; refresh_quarto_yml()"`'
+    assert cfg.custom_sidebar
+    assert yaml.safe_load((root/'nbs/_quarto.yml').read_text())['metadata-files'] == ['nbdev.yml','sidebar.yml']
     contents = yaml.safe_load((root/'nbs/sidebar.yml').read_text())['website']['sidebar']['contents']
     patterns = [c if isinstance(c, str) else c['contents'] for c in contents]
     for nb in stage.nbs.glob('*.ipynb'): assert sum(fnmatch(nb.name, p) for p in patterns)==1, nb.name

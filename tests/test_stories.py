@@ -22,7 +22,8 @@ class Captions:
 @pytest.fixture(scope='module')
 def folders(shapes, tmp_path_factory):
     "The drawn pictures in a folder for each kind"
-    path,df = tmp_path_factory.mktemp('folders'),pd.read_csv(shapes/'items.csv')
+    path = tmp_path_factory.mktemp('folders')
+    df = pd.read_csv(shapes/'items.csv')
     for f,k in zip(df.file, df.kind):
         (path/k).mkdir(exist_ok=True)
         shutil.copy(shapes/f, path/k/Path(f).name)
@@ -30,8 +31,8 @@ def folders(shapes, tmp_path_factory):
 
 def test_s0_image_and_text_in_a_plain_datablock(folders):
     path,df = folders
-    dblock = DataBlock(blocks=(ImageTextBlock, CategoryBlock), get_items=get_image_files, get_x=Captions(df), get_y=parent_label,
-                       splitter=RandomSplitter(0.2, seed=42), item_tfms=Resize(92),
+    dblock = DataBlock(blocks=(ImageTextBlock, CategoryBlock), get_items=get_image_files, get_x=Captions(df),
+                       get_y=parent_label, splitter=RandomSplitter(0.2, seed=42), item_tfms=Resize(92),
                        batch_tfms=[*aug_transforms(size=64, min_scale=0.75), Normalize.from_stats(*imagenet_stats)])
     dls = dblock.dataloaders(path, bs=8, num_workers=0)
     x,y = dls.one_batch()
@@ -50,21 +51,23 @@ def test_s0_image_and_text_in_a_plain_datablock(folders):
 # S1: several tasks on one input of tensors, then several inputs of tensors
 
 def tensor_item(r): return torch.tensor([r[f'x{i}'] for i in range(10)], dtype=torch.float32)
-def tensor_targets(r): return dict(values=torch.tensor([r[f'y{i}'] for i in range(5)], dtype=torch.float32), label=int(r['label']))
+def tensor_targets(r):
+    return dict(values=torch.tensor([r[f'y{i}'] for i in range(5)], dtype=torch.float32), label=int(r['label']))
 def as_floats(o): return torch.as_tensor(o, dtype=torch.float32)
 
 def test_s1_two_heads_give_the_numbers_of_the_hand_written_loop():
     rng = np.random.default_rng(0)
-    df = pd.DataFrame({**{f'x{i}': rng.normal(size=100) for i in range(10)}, **{f'y{i}': rng.normal(size=100) for i in range(5)},
-                       'label': rng.integers(0, 3, 100)})
+    df = pd.DataFrame({**{f'x{i}': rng.normal(size=100) for i in range(10)},
+                       **{f'y{i}': rng.normal(size=100) for i in range(5)}, 'label': rng.integers(0, 3, 100)})
     values = TransformBlock(type_tfms=as_floats)      # a block of the user's own
-    dblock = DataBlock(blocks=(FeaturesBlock, MultiOutputBlock(values=values, label=CategoryBlock)), get_x=tensor_item, get_y=tensor_targets,
-                       splitter=IndexSplitter([0,1]))
+    dblock = DataBlock(blocks=(FeaturesBlock, MultiOutputBlock(values=values, label=CategoryBlock)), get_x=tensor_item,
+                       get_y=tensor_targets, splitter=IndexSplitter([0,1]))
     dls = dblock.dataloaders(df, bs=98, shuffle=False, drop_last=False, num_workers=0)
     heads = dict(values=nn.Linear(10,5), label=nn.Linear(10,3))
     by_hand = deepcopy(heads)
-    learn = quiet(multi_learner(dls, nn.Identity(), heads=heads, loss_func=dict(values=nn.MSELoss(), label=nn.CrossEntropyLoss()),
-                                metrics={}, opt_func=partial(SGD, mom=0.), wd=0.))
+    learn = quiet(multi_learner(dls, nn.Identity(), heads=heads,
+                                loss_func=dict(values=nn.MSELoss(), label=nn.CrossEntropyLoss()), metrics={},
+                                opt_func=partial(SGD, mom=0.), wd=0.))
     learn.fit(100, 0.01)
 
     x = torch.stack([tensor_item(r) for _,r in df[2:].iterrows()])
@@ -72,8 +75,10 @@ def test_s1_two_heads_give_the_numbers_of_the_hand_written_loop():
     c = torch.tensor(df.label[2:].to_numpy())
     opt = torch.optim.SGD([p for m in by_hand.values() for p in m.parameters()], lr=0.01)
     for _ in range(100):
-        loss = F.mse_loss(by_hand['values'](x), y) + F.cross_entropy(by_hand['label'](x), c)     # the sum is the default
-        loss.backward(); opt.step(); opt.zero_grad()
+        loss = F.mse_loss(by_hand['values'](x), y) + F.cross_entropy(by_hand['label'](x), c)    # the sum is the default
+        loss.backward()
+        opt.step()
+        opt.zero_grad()
     preds,targs = learn.get_preds(act=noop, ds_idx=0)
     torch.testing.assert_close(preds['values'], by_hand['values'](x).detach(), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(preds.label, by_hand['label'](x).detach(), atol=1e-5, rtol=1e-4)
@@ -86,8 +91,10 @@ def test_s1_two_tensor_inputs_are_fused():
     codes = rng.normal(size=(10,1000))
     df = pd.DataFrame(dict(a=list((codes[label] + 0.5*rng.normal(size=(200,1000))).astype('float32')),
                            b=list((codes[label] + 0.5*rng.normal(size=(200,1000))).astype('float32')), label=label))
-    dblock = DataBlock(blocks=(MultiInputBlock(a=FeaturesBlock, b=FeaturesBlock), MultiOutputBlock(label=CategoryBlock)),
-                       get_x=lambda r: dict(a=r.a, b=r.b), get_y=lambda r: dict(label=r.label), splitter=RandomSplitter(0.2, seed=0))
+    dblock = DataBlock(blocks=(MultiInputBlock(a=FeaturesBlock, b=FeaturesBlock),
+                               MultiOutputBlock(label=CategoryBlock)),
+                       get_x=lambda r: dict(a=r.a, b=r.b), get_y=lambda r: dict(label=r.label),
+                       splitter=RandomSplitter(0.2, seed=0))
     dls = dblock.dataloaders(df, bs=32, num_workers=0)
     x,_ = dls.one_batch()
     assert x.a.shape==(32,1000) and x.b.shape==(32,1000)
@@ -103,7 +110,8 @@ def test_s1_two_tensor_inputs_are_fused():
 def test_s2_category_and_box(shapes):
     dls = MultiDataLoaders.from_csv(shapes, 'items.csv', image='file', outputs=dict(label=CategoryBlock, box=BBoxBlock),
         columns=dict(label='kind', box=['x1','y1','x2','y2']), seed=0, bs=16, item_tfms=Resize(64), num_workers=0)
-    learn = quiet(multi_learner(dls, simple_cnn(widths=[32,64]), heads=dict(label=[128], box=[256]), opt_func=Adam, lr=1e-3))
+    learn = quiet(multi_learner(dls, simple_cnn(widths=[32,64]), heads=dict(label=[128], box=[256]), opt_func=Adam,
+                                lr=1e-3))
     widths = {n: [m.out_features for m in h.modules() if isinstance(m, nn.Linear)] for n,h in learn.model.heads.items()}
     assert widths == dict(label=[128,4], box=[256,4])
     before = learn.evaluate()
@@ -119,14 +127,14 @@ def test_s2_category_and_box(shapes):
 def test_s3_picture_and_text_from_a_dataframe_in_one_call(shapes):
     df = pd.read_csv(shapes/'items.csv')
     df['big'] = (df.area > df.area.median()).map({True:'big', False:'small'})
-    dls = MultiDataLoaders.from_df(df, shapes, image='file', text='caption', outputs=dict(big=CategoryBlock), valid_pct=0.2, seed=1, bs=32,
-                                   item_tfms=Resize(64), num_workers=0)
+    dls = MultiDataLoaders.from_df(df, shapes, image='file', text='caption', outputs=dict(big=CategoryBlock),
+                                   valid_pct=0.2, seed=1, bs=32, item_tfms=Resize(64), num_workers=0)
     learn = quiet(multi_learner(dls, simple_cnn(depth=3), text='lstm'))
     emb = first(m for m in learn.model.modules() if isinstance(m, nn.Embedding))
     lstm = first(m for m in learn.model.modules() if isinstance(m, nn.LSTM))
     assert emb.embedding_dim==100 and lstm.hidden_size==256
     train_words = set(' '.join(df.caption[dls.train_ds.items.index].dropna()).lower().replace(',',' ').split())
-    assert set(learn.input_parts['text'].vocab[2:]) <= train_words                # the validation texts are not in the vocabulary
+    assert set(learn.input_parts['text'].vocab[2:]) <= train_words    # the validation texts are not in the vocabulary
     learn.fit(1)
     assert 0 <= learn.evaluate()['big_accuracy'] <= 1
 
@@ -135,7 +143,8 @@ def test_s3_picture_and_text_from_a_dataframe_in_one_call(shapes):
 @pytest.fixture(scope='module')
 def cifar(real, tmp_path_factory):
     "A few pictures of four classes, in CIFAR-10's folders"
-    src,path = real('cifar10'),tmp_path_factory.mktemp('cifar')
+    src = real('cifar10')
+    path = tmp_path_factory.mktemp('cifar')
     for part,n in (('train',40),('test',10)):
         for c in ('airplane','cat','frog','truck'):
             (path/part/c).mkdir(parents=True)
@@ -150,7 +159,8 @@ def cifar_dls(path):
 @pytest.mark.parametrize('depth', [2,3,4])
 def test_s4_a_cnn_of_any_depth(cifar, depth):
     dls = cifar_dls(cifar)
-    plain = quiet(Learner(dls, simple_cnn(depth=depth, n_out=dls.c), loss_func=CrossEntropyLossFlat(), metrics=accuracy))
+    plain = quiet(Learner(dls, simple_cnn(depth=depth, n_out=dls.c), loss_func=CrossEntropyLossFlat(),
+                          metrics=accuracy))
     multi = quiet(multi_learner(dls, simple_cnn(depth=depth), loss_func=CrossEntropyLossFlat(), metrics=accuracy))
     for learn in (plain, multi):
         assert len([m for m in learn.model.modules() if isinstance(m, nn.Conv2d)]) == depth

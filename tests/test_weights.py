@@ -1,4 +1,5 @@
-"Weighting callbacks and early stopping of single outputs on a real `MultiLearner`: with everything else a fit does, and with everything that can end one"
+"""Weighting callbacks and early stopping of single outputs on a real `MultiLearner`: with everything else a fit does,
+and with everything that can end one"""
 import pickle, warnings
 import numpy as np, pandas as pd, pytest, torch
 from torch import nn
@@ -12,8 +13,10 @@ from fastai_multi import *
 from fastai_multi.callback.weights import *
 from fastai_multi.callback.stopping import *
 
-METHODS = dict(fixed=lambda: FixedWeights(box=2.), scheduled=lambda: ScheduledWeights(box=SchedLin(1,5)), random=lambda: RandomWeighting(3), dwa=DynamicWeightAverage,
-               geometric=GeometricMean, uncertainty=UncertaintyWeighting, closed=lambda: UncertaintyWeighting(closed_form=True), gradnorm=GradNorm, famo=lambda: FAMO(every=1))
+METHODS = dict(fixed=lambda: FixedWeights(box=2.), scheduled=lambda: ScheduledWeights(box=SchedLin(1,5)),
+               random=lambda: RandomWeighting(3), dwa=DynamicWeightAverage, geometric=GeometricMean,
+               uncertainty=UncertaintyWeighting, closed=lambda: UncertaintyWeighting(closed_form=True),
+               gradnorm=GradNorm, famo=lambda: FAMO(every=1))
 every_method = pytest.mark.parametrize('method', METHODS)
 torch.set_num_threads(1)
 OUTPUTS = dict(kind=CategoryBlock, box=BBoxBlock, area=RegressionBlock)
@@ -23,15 +26,18 @@ def holes(shapes, tmp_path_factory):
     "The drawn set, half of its kinds and a third of its areas unlabelled"
     path = tmp_path_factory.mktemp('holes')
     df = pd.read_csv(shapes/'items.csv')
-    df.loc[df.index%2==0, 'kind'] = np.nan; df.loc[df.index%3==0, 'area'] = np.nan
+    df.loc[df.index%2==0, 'kind'] = np.nan
+    df.loc[df.index%3==0, 'area'] = np.nan
     df['file'] = [str(shapes/f) for f in df.file]
     df.to_csv(path/'items.csv', index=False)
     return path
 
 def loaders(path, outputs=OUTPUTS, **kwargs):
-    columns = dict(box=['x1','y1','x2','y2']) if isinstance(outputs, dict) and 'box' in outputs else None if isinstance(outputs, dict) else 'kind'
-    return MultiDataLoaders.from_csv(path, 'items.csv', image='file', outputs=outputs, columns=columns, item_tfms=Resize(32),
-                                     **{**dict(bs=16, num_workers=0, seed=0), **kwargs})
+    columns = None
+    if not isinstance(outputs, dict): columns = 'kind'
+    elif 'box' in outputs: columns = dict(box=['x1','y1','x2','y2'])
+    return MultiDataLoaders.from_csv(path, 'items.csv', image='file', outputs=outputs, columns=columns,
+                                     item_tfms=Resize(32), **{**dict(bs=16, num_workers=0, seed=0), **kwargs})
 
 def learner(dls, cbs=None, **kwargs):
     torch.manual_seed(0)
@@ -41,21 +47,27 @@ def learner(dls, cbs=None, **kwargs):
     return learn
 
 def fit(learn, n=1, **kwargs):
-    torch.manual_seed(1); learn.dls.train.rng = random.Random(1)
+    torch.manual_seed(1)
+    learn.dls.train.rng = random.Random(1)
     learn.fit(n, **kwargs)
     return learn
 
-def same(a, b): return a.keys()==b.keys() and all(torch.equal(v.nan_to_num(-1.) if v.is_floating_point() else v, b[k].nan_to_num(-1.) if v.is_floating_point() else b[k]) for k,v in a.items())
+def same(a, b):
+    return (a.keys()==b.keys()
+            and all(torch.equal(v.nan_to_num(-1.), b[k].nan_to_num(-1.)) for k,v in a.items()))
 def params(learn): return torch.cat([p.detach().flatten() for p in learn.model.parameters()])
 def hooks(model): return sum(len(m._forward_hooks) for m in model.modules())
 
 def left_behind(learn):
     "All that a callback could have changed"
-    opt,lf = learn.opt,learn.loss_func
+    opt = learn.opt
+    lf = learn.loss_func
     names = {id(p): n for n,p in learn.model.named_parameters()}
-    return dict(loss=type(lf), weights=dict(lf.weights), reduction=lf.reduction, groups=[[names[id(p)] for p in g] for g in opt.param_lists], hypers=[sorted(h) for h in opt.hypers],
-                requires_grad={n: p.requires_grad for n,p in learn.model.named_parameters()}, has_grad={n: p.grad is not None for n,p in learn.model.named_parameters()},
-                hooks=hooks(learn.model), metrics=learn.metrics.attrgot('name'), cbs=[type(cb).__name__ for cb in learn.cbs])
+    return dict(loss=type(lf), weights=dict(lf.weights), reduction=lf.reduction,
+                groups=[[names[id(p)] for p in g] for g in opt.param_lists], hypers=[sorted(h) for h in opt.hypers],
+                requires_grad={n: p.requires_grad for n,p in learn.model.named_parameters()},
+                has_grad={n: p.grad is not None for n,p in learn.model.named_parameters()}, hooks=hooks(learn.model),
+                metrics=learn.metrics.attrgot('name'), cbs=[type(cb).__name__ for cb in learn.cbs])
 
 # They train
 
@@ -64,15 +76,18 @@ def test_trains_with_missing_labels_and_reports_the_same_losses(holes, method):
     learn = fit(learner(loaders(holes), [METHODS[method](), ShowWeights()]), 2)
     assert params(learn).isfinite().all()
     names = learn.recorder.metric_names
-    assert names[-4:-1] == ['kind_weight','box_weight','area_weight'] and all(len(v)==len(names)-2 for v in learn.recorder.values)
+    assert names[-4:-1] == ['kind_weight','box_weight','area_weight']
+    assert all(len(v)==len(names)-2 for v in learn.recorder.values)
     row = dict(zip(names[1:-1], learn.recorder.values[-1]))
-    assert row['valid_loss']==pytest.approx(sum(row[f'{o}_loss'] for o in OUTPUTS), rel=.05)     # under the user's own weights
+    # under the user's own weights
+    assert row['valid_loss']==pytest.approx(sum(row[f'{o}_loss'] for o in OUTPUTS), rel=.05)
     assert all(0<row[f'{o}_weight']<1e4 for o in OUTPUTS)
     assert learn.evaluate()['valid_loss']==pytest.approx(row['valid_loss'], rel=1e-4)
 
 def test_the_same_step_as_weights_of_the_loss(holes):
     dls = loaders(holes)
-    a,b = fit(learner(dls, FixedWeights(box=3., kind=.5))),fit(learner(dls, loss_weights=dict(box=3., kind=.5)))
+    a = fit(learner(dls, FixedWeights(box=3., kind=.5)))
+    b = fit(learner(dls, loss_weights=dict(box=3., kind=.5)))
     assert torch.equal(params(a), params(b))
     c = fit(learner(dls, FixedWeights(box=1.5), loss_weights=dict(box=2., kind=.5)))
     assert torch.equal(params(c), params(b)) and c.loss_func.weights['box']==2.
@@ -99,7 +114,9 @@ def test_two_at_once_are_refused(shapes):
 # With other callbacks
 
 @every_method
-@pytest.mark.parametrize('cbs', [lambda: [GradientAccumulation(32)], lambda: [GradientAccumulation(32), GradientClip(.1)]], ids=['accumulation','and clip'])
+@pytest.mark.parametrize('cbs',
+                         [lambda: [GradientAccumulation(32)], lambda: [GradientAccumulation(32), GradientClip(.1)]],
+                         ids=['accumulation','and clip'])
 def test_accumulation_and_clipping(holes, method, cbs):
     learn = fit(learner(loaders(holes), [METHODS[method](), *cbs()]))
     assert params(learn).isfinite().all()
@@ -113,7 +130,9 @@ def test_accumulated_weights_act_once(shapes):
         torch.manual_seed(0)
         learn = learner(dls, [FixedWeights(box=7.), *cbs], opt_func=SGD, arch=simple_cnn(depth=1, width=4))
         for m in learn.model.modules():
-            if isinstance(m, nn.modules.batchnorm._BatchNorm): m.eval(); m.train = lambda mode=True, m=m: m
+            if isinstance(m, nn.modules.batchnorm._BatchNorm):
+                m.eval()
+                m.train = lambda mode=True, m=m: m
             if isinstance(m, nn.Dropout): m.p = 0.
         res.append(params(fit(learn)))
     torch.testing.assert_close(*res, rtol=1e-4, atol=1e-5)
@@ -145,9 +164,12 @@ def test_bfloat16(holes, method):
 
 class Weights(Callback):
     "The weights of every step"
-    order,run_valid = 70,False
+    order = 70
+    run_valid = False
     def __init__(self): self.ws = []
-    def after_batch(self): self.ws.append(torch.stack([torch.as_tensor(w) for w in first(cb for cb in self.learn.cbs if isinstance(cb, Balancer)).weights.values()]))
+    def after_batch(self):
+        balancer = first(cb for cb in self.learn.cbs if isinstance(cb, Balancer))
+        self.ws.append(torch.stack([torch.as_tensor(w) for w in balancer.weights.values()]))
 
 @every_method
 def test_freezing_and_rates_of_the_model_are_not_touched(shapes, method):
@@ -155,26 +177,33 @@ def test_freezing_and_rates_of_the_model_are_not_touched(shapes, method):
     plain,learn = (learner(dls, cbs, arch=simple_cnn(depth=3, width=8)) for cbs in (None, METHODS[method]()))
     assert len(learn.splitter(learn.model))>2
     for l in (plain, learn):
-        l.freeze(); fit(l, lr=slice(1e-3))
+        l.freeze()
+        fit(l, lr=slice(1e-3))
     assert left_behind(learn)['requires_grad']==left_behind(plain)['requires_grad']
     for l in (plain, learn):
-        l.unfreeze(); l.fit_one_cycle(1, slice(1e-5, 1e-3))
+        l.unfreeze()
+        l.fit_one_cycle(1, slice(1e-5, 1e-3))
     assert learn.opt.hypers.attrgot('lr')==plain.opt.hypers.attrgot('lr')
     assert left_behind(learn)['groups']==left_behind(plain)['groups']
     for p in learn.model.encoders.parameters(): p.requires_grad_(False)
-    fit(learn); assert params(learn).isfinite().all()
+    fit(learn)
+    assert params(learn).isfinite().all()
     learn.fine_tune(1)
 
 def test_mixup_and_weights(shapes):
-    learn = fit(learner(loaders(shapes, dict(kind=CategoryBlock, area=RegressionBlock)), [UncertaintyWeighting(), MixUp()]))
+    learn = fit(learner(loaders(shapes, dict(kind=CategoryBlock, area=RegressionBlock)),
+                        [UncertaintyWeighting(), MixUp()]))
     assert params(learn).isfinite().all()
 
 # However a fit ends
 
 class Bang(Callback):
     "Raises at the second training batch, in the given event"
-    order,run_valid = 30,False
-    def __init__(self, event, e): self.e = e; setattr(self, event, self._raise)
+    order = 30
+    run_valid = False
+    def __init__(self, event, e):
+        self.e = e
+        setattr(self, event, self._raise)
     def _raise(self):
         if self.learn.train_iter==1: raise self.e
 
@@ -187,7 +216,8 @@ def test_nothing_is_left_behind_however_a_fit_ends(shapes, event, e):
         learn = learner(dls, loss_weights=dict(box=2.))
         try: learn.fit(1, cbs=[Bang(event, e), *cbs])
         except RuntimeError: pass
-        with torch.no_grad(): learn.model.eval()(dls.valid.one_batch()[0])     # a hook that an error kept from its only call is gone now
+        # a hook that an error kept from its only call is gone now
+        with torch.no_grad(): learn.model.eval()(dls.valid.one_batch()[0])
         return left_behind(learn)
     dls = loaders(shapes)
     plain = _after([])
@@ -200,7 +230,8 @@ def test_a_crash_inside_the_trunk_leaves_no_hook_that_lives(shapes):
     h = first(learn.model.encoders.values()).register_forward_pre_hook(boom)
     with pytest.raises(Once): learn.fit(1, cbs=GradNorm())
     h.remove()
-    learn.validate(); assert hooks(learn.model)==0
+    learn.validate()
+    assert hooks(learn.model)==0
     pickle.dumps(learn.model)
 
 # Again, saved, loaded, exported
@@ -209,18 +240,23 @@ def test_a_crash_inside_the_trunk_leaves_no_hook_that_lives(shapes):
 def test_fit_twice_lr_find_fine_tune(shapes, method, tmp_path):
     learn = fit(learner(loaders(shapes), METHODS[method](), path=tmp_path))
     cb = first(o for o in learn.cbs if isinstance(o, Balancer))
-    before,ps = {k: v.clone() for k,v in cb.state.items()},params(learn)
+    before = {k: v.clone() for k,v in cb.state.items()}
+    ps = params(learn)
     assert 1e-8 < learn.lr_find(num_it=6, show_plot=False).valley < 11
     assert torch.equal(ps, params(learn))
     learn.validate()                                        # as any use of the learner it takes up what was loaded
     assert same(before, cb.state)
-    fit(learn); learn.fine_tune(1, freeze_epochs=1)
-    fit(learn, reset_opt=True); assert params(learn).isfinite().all()
+    fit(learn)
+    learn.fine_tune(1, freeze_epochs=1)
+    fit(learn, reset_opt=True)
+    assert params(learn).isfinite().all()
     if before: assert not same(before, cb.state)
 
 OPTS = dict(Adam=Adam, ranger=ranger, AdamW=partial(OptimWrapper, opt=torch.optim.AdamW))
 
-@pytest.mark.parametrize('method,opt', [(m, 'Adam') for m in METHODS] + [('uncertainty', 'ranger'), ('uncertainty', 'AdamW'), ('famo', 'AdamW')])
+@pytest.mark.parametrize('method,opt',
+                         [(m, 'Adam') for m in METHODS] + [('uncertainty', 'ranger'), ('uncertainty', 'AdamW'),
+                                                           ('famo', 'AdamW')])
 def test_saved_and_loaded_with_the_learner(shapes, method, opt, tmp_path):
     opt_func = OPTS[opt]
     dls = loaders(shapes)
@@ -233,8 +269,11 @@ def test_saved_and_loaded_with_the_learner(shapes, method, opt, tmp_path):
     assert same(cb.state, got)
     with warnings.catch_warnings():
         warnings.simplefilter('error', UserWarning)
-        plain = learner(dls, path=tmp_path, opt_func=opt_func).load('it')       # nor is the file another one for a learner without
-    fit(plain); plain.save('plain'); fit(new.load('plain'))
+        # nor is the file another one for a learner without
+        plain = learner(dls, path=tmp_path, opt_func=opt_func).load('it')
+    fit(plain)
+    plain.save('plain')
+    fit(new.load('plain'))
 
 @every_method
 def test_export(shapes, method, tmp_path):
@@ -245,14 +284,18 @@ def test_export(shapes, method, tmp_path):
     cb,old = (first(o for o in l.cbs if isinstance(o, Balancer)) for l in (new, learn))
     assert same(cb.state, old.state)
     for n,p in learn.predict(row)[2].items(): torch.testing.assert_close(new.predict(row)[2][n], p)
-    fit(learn); assert params(learn).isfinite().all()
+    fit(learn)
+    assert params(learn).isfinite().all()
 
 def test_log_variances_go_on_with_a_new_optimizer(shapes):
     cb = UncertaintyWeighting()
     learn = fit(learner(loaders(shapes), cb))
     s = cb.state['log_vars'].clone()
-    fit(learn, 0, reset_opt=True); assert torch.equal(cb.state['log_vars'], s)
-    learn.opt.clear_state(); fit(learn, 0); assert torch.equal(cb.state['log_vars'], s)
+    fit(learn, 0, reset_opt=True)
+    assert torch.equal(cb.state['log_vars'], s)
+    learn.opt.clear_state()
+    fit(learn, 0)
+    assert torch.equal(cb.state['log_vars'], s)
 
 def test_loggers_see_the_columns(shapes, tmp_path):
     learn = learner(loaders(shapes), [UncertaintyWeighting(), ShowWeights()], path=tmp_path)
@@ -260,19 +303,22 @@ def test_loggers_see_the_columns(shapes, tmp_path):
     df = pd.read_csv(tmp_path/'history.csv')
     assert {'kind_weight','box_weight','area_weight'} <= set(df.columns) and df.box_weight.between(.1, 10).all()
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    ea = EventAccumulator(str(tmp_path/'tb')); ea.Reload()
+    ea = EventAccumulator(str(tmp_path/'tb'))
+    ea.Reload()
     assert 'box_weight' in ea.Tags()['scalars']
 
 # No wait for the device
 
 class NoSync(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        assert not any(o in str(func) for o in ('_local_scalar_dense','nonzero','masked_select','is_nonzero')), f'{func} waits for the device'
+        waits = ('_local_scalar_dense','nonzero','masked_select','is_nonzero')
+        assert not any(o in str(func) for o in waits), f'{func} waits for the device'
         return func(*args, **(kwargs or {}))
 
 @every_method
 def test_no_number_is_asked_for_in_a_step(shapes, method, monkeypatch):
-    cb,n = METHODS[method](),[]
+    cb = METHODS[method]()
+    n = []
     for ev in ('before_batch','after_loss','after_step'):
         f = getattr(cb, ev, None)
         if not callable(f): continue
@@ -280,7 +326,8 @@ def test_no_number_is_asked_for_in_a_step(shapes, method, monkeypatch):
             n.append(ev)
             with NoSync(): f()
         object.__setattr__(cb, ev, _run)
-    fit(learner(loaders(shapes), cb), 3); assert n
+    fit(learner(loaders(shapes), cb), 3)
+    assert n
 
 # Beside TorchJD
 
@@ -295,20 +342,30 @@ def test_the_same_as_torchjds_scalarizers():
     for v in seq:
         a,b = GeometricMean().weigh(v, ones),weights(tj.GeometricMean(), v)
         torch.testing.assert_close(a/a.sum(), b/b.sum())
-    cb,uw = UncertaintyWeighting(lr=.02),tj.UW(3); cb.state = {}
+    cb = UncertaintyWeighting(lr=.02)
+    uw = tj.UW(3)
+    cb.state = {}
     opt = torch.optim.Adam(uw.parameters(), lr=.02)
     for v in seq:
         torch.testing.assert_close(cb.weigh(v, ones), 2*weights(uw, v))
-        opt.zero_grad(); (2*uw(v)).backward(); opt.step()
-    cb,dwa = DynamicWeightAverage(),tj.DWA(2.); cb.state = {}
+        opt.zero_grad()
+        (2*uw(v)).backward()
+        opt.step()
+    cb = DynamicWeightAverage()
+    dwa = tj.DWA(2.)
+    cb.state = {}
     for epoch in range(4):
         cb.before_train()
         for v in seq[epoch*3:epoch*3+3]: torch.testing.assert_close(cb.weigh(v, 5*ones), weights(dwa, v))
-        cb.after_train(); dwa.step()
-    cb,famo = FAMO(),tj.FAMO(3); cb.state = {}
+        cb.after_train()
+        dwa.step()
+    cb = FAMO()
+    famo = tj.FAMO(3)
+    cb.state = {}
     for v,after in zip(seq, seq[1:]):
         torch.testing.assert_close(cb.weigh(v, ones), 3*weights(famo, v), rtol=1e-4, atol=1e-5)
-        cb.learn_shares(v, after, ones.bool()); famo.update(after)
+        cb.learn_shares(v, after, ones.bool())
+        famo.update(after)
 
 # Early stopping
 
@@ -317,16 +374,24 @@ def test_a_stopped_output_no_longer_moves(shapes, method):
     class Now(TaskEarlyStopping):
         "`box` stops after the first epoch"
         def after_epoch(self):
-            if not self.fresh and 'box' not in self.stopped: self._keep('box'); self.best['box'].update(1., self.epoch); self._stop('box')
+            if not self.fresh and 'box' not in self.stopped:
+                self._keep('box')
+                self.best['box'].update(1., self.epoch)
+                self._stop('box')
     stop = Now()
     learn = learner(loaders(shapes), [stop, ShowWeights(), *([METHODS[method]()] if method else [])], wd=.1)
     class Keep(Callback):
         order = 70
-        def after_epoch(self): self.learn.ws.append({n: torch.cat([p.detach().flatten() for p in self.model.owned_parameters(n)]) for n in OUTPUTS})
+        def after_epoch(self):
+            self.learn.ws.append({n: torch.cat([p.detach().flatten() for p in self.model.owned_parameters(n)])
+                                  for n in OUTPUTS})
     learn.ws = []
     learn.fit(3, cbs=Keep())
-    assert torch.equal(learn.ws[0]['box'], learn.ws[2]['box']) and not torch.equal(learn.ws[0]['kind'], learn.ws[2]['kind'])
-    assert stop.stopped==dict(box=0) and all(p.requires_grad for p in learn.model.parameters()) and learn.loss_func.weights['box']==1.
+    assert torch.equal(learn.ws[0]['box'], learn.ws[2]['box'])
+    assert not torch.equal(learn.ws[0]['kind'], learn.ws[2]['kind'])
+    assert stop.stopped==dict(box=0)
+    assert all(p.requires_grad for p in learn.model.parameters())
+    assert learn.loss_func.weights['box']==1.
     row = dict(zip(learn.recorder.metric_names[1:], learn.recorder.values[-1]))
     assert row['box_weight']==0 and row['kind_weight']>0 and row['box_loss']>0
 
@@ -336,5 +401,9 @@ def test_early_stopping_by_metric_with_best_state(shapes, capsys):
     assert stop.best['kind'].sign==-1 and stop.stopped['kind']==1 and stop.stopped['box']==1
     assert 'Epoch 1: kind stopped, kind_accuracy was best in epoch 0' in capsys.readouterr().out
     assert len(learn.recorder.values)<=8
-    was = dict(stop.stopped); learn.validate(); learn.get_preds(); assert stop.stopped==was
-    learn = fit(learner(loaders(shapes, CategoryBlock), TaskEarlyStopping(1, min_delta=1e3)), 6); assert len(learn.recorder.values)==2
+    was = dict(stop.stopped)
+    learn.validate()
+    learn.get_preds()
+    assert stop.stopped==was
+    learn = fit(learner(loaders(shapes, CategoryBlock), TaskEarlyStopping(1, min_delta=1e3)), 6)
+    assert len(learn.recorder.values)==2
