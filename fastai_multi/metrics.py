@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['box_iou', 'point_distance', 'f1_multi', 'mask_accuracy', 'RowMetric', 'metric_direction', 'column_name',
-           'OutputMetric', 'LossSums', 'OutputLoss', 'ValidLoss', 'SmoothLoss', 'exact_losses', 'output_metrics',
-           'set_direction']
+           'OutputMetric', 'output_metrics', 'set_direction']
 
 # %% ../nbs/31_metrics.ipynb #1fd1620a
 from fastai.basics import *
@@ -154,11 +153,6 @@ class _FunctionMean:
     def value(self): return self.s/self.n if self.n else math.nan
 
 # %% ../nbs/31_metrics.ipynb #72f7a2af
-def _step_of(learn):
-    "The losses of the last call of the learner's `MultiLoss`, or `None` for another loss"
-    lf = getattr(learn, 'loss_func', None)
-    return lf.step if isinstance(lf, MultiLoss) else None
-
 class _OneOutput:
     "A learner that has one output"
     def __init__(self, learn, output, pred, targ):
@@ -169,7 +163,7 @@ class _OneOutput:
         self.yb = (targ,)
     @property
     def loss(self):
-        step = _step_of(self.learn)
+        step = step_of(self.learn)
         return self.learn.loss if step is None else step.live[self.output].detach()
     def __getattr__(self, k): return getattr(self.learn, k)
     def to_detach(self, b, cpu=True, gather=False): return to_detach(b, cpu, False)    # gathered already
@@ -190,11 +184,7 @@ class _FastaiMetric:
         self.n += len(p)
     def value(self): return ifnone(self.m.value, math.nan) if self.n else math.nan
 
-# %% ../nbs/31_metrics.ipynb #c3560888
-def _all_processes(t):
-    "The sum of `t` over the processes of a distributed run"
-    return maybe_gather(t[None]).sum(0) if num_distrib()>1 else t
-
+# %% ../nbs/31_metrics.ipynb #6327a831
 class _LossMetric:
     "A fastai `AvgLoss` or `Perplexity` on one output"
     weighs = False
@@ -206,14 +196,14 @@ class _LossMetric:
         self.m.reset()
         self.sums = None
     def add(self, p, t, learn, w=None):
-        step = _step_of(learn)
+        step = step_of(learn)
         if step is None:
             loss = learn.loss.detach().mean()
             n = loss.new_tensor(len(p))
         else:
             loss = step.live[self.output].detach()
             n = step.labelled[self.output]
-        new = _all_processes(torch.stack([loss*n, n.to(loss.dtype)]))
+        new = sum_processes(torch.stack([loss*n, n.to(loss.dtype)]))
         self.sums = new if self.sums is None else self.sums+new
     def value(self):
         if self.sums is None: return math.nan
@@ -369,134 +359,6 @@ class OutputMetric(Metric):
 
     def __repr__(self): return f'OutputMetric({self.name!r})'
 
-# %% ../nbs/31_metrics.ipynb #8b8dd10c
-class LossSums:
-    "Sums of the losses of a `MultiLoss` and of what was labelled, all outputs in one tensor"
-    def __init__(self): self.reset()
-
-    def reset(self):
-        "Forget what was added"
-        self.s = 0.            # n, sums of the losses
-        self.n = 0.            # n, how much was labelled
-        self.weights = None    # n, the weights of the last step
-        self.seen = None
-        self.names = ()
-
-    def add(self, loss_func):
-        "Add the last call of `loss_func`, once, however often you ask"
-        step = loss_func.step if isinstance(loss_func, MultiLoss) else None
-        if step is None or self.seen is step.counts: return
-        self.seen = step.counts
-        self.names = step.names
-        self.weights = step.weights
-        v = step.values.detach()
-        sums = _all_processes(torch.stack([v, torch.ones_like(v)])*step.counts)    # 2,n
-        self.s = self.s+sums[0]
-        self.n = self.n+sums[1]
-
-    def value(self, name):
-        "The mean of one output's loss; NaN where nothing was labelled"
-        if name not in self.names: return math.nan
-        i = self.names.index(name)
-        return self.s[i]/self.n[i]
-
-    def total(self):
-        "The weighted sum of the means over the outputs that have labels; NaN where none has"
-        if not self.names: return math.nan
-        return _total_of_means(self.s, self.n, self.weights)
-
-def _total_of_means(s, n, w):
-    labelled = n>0
-    counts = labelled if w is None else labelled & (w!=0)
-    means = torch.where(counts, s/n, 0.)
-    if w is not None: means = means*w.detach()
-    return torch.where(labelled.any(), means.sum(), math.nan)
-
-# %% ../nbs/31_metrics.ipynb #605b9efa
-class OutputLoss(Metric):
-    "The mean of one output's loss, unweighted, over what is labelled"
-    direction = 'min'
-    def __init__(self, output:str, # The output's name
-                 name:str=None, # The column's name, `output_loss` if not given
-                 sums:LossSums=None): # Shared with the columns of the other outputs
-        self.output = output
-        self._name = name or f'{output}_loss'
-        self.sums = sums or LossSums()
-    @property
-    def name(self): return self._name
-    @name.setter
-    def name(self, v): self._name = v
-    def reset(self): self.sums.reset()
-    def accumulate(self, learn): self.sums.add(learn.loss_func)
-    @property
-    def value(self): return self.sums.value(self.output)
-    def __repr__(self): return f'OutputLoss({self.name!r})'
-
-# %% ../nbs/31_metrics.ipynb #14b801a7
-def _rest(learn, step):
-    "What a user's own terms add to the loss of a batch"
-    if step.total is None: return step.values.new_zeros(())
-    total = step.total.detach()
-    return torch.where(total.isfinite(), learn.loss.detach()-total, 0.)
-
-# %% ../nbs/31_metrics.ipynb #959edf33
-class ValidLoss(AvgLoss):
-    "The weighted sum of the means of the outputs' losses, over what is labelled"
-    direction = 'min'
-    def __init__(self):
-        self.sums = LossSums()
-        self.reset()
-    def reset(self):
-        super().reset()
-        self.sums.reset()
-        self.rest = 0.          # 2, what a user's own terms add, times items; items
-    def accumulate(self, learn):
-        step = _step_of(learn)
-        if step is None: return super().accumulate(learn)
-        self.sums.add(learn.loss_func)
-        bs = find_bs(learn.yb)
-        rest_and_bs = torch.stack([_rest(learn, step)*bs, step.values.new_tensor(float(bs))])
-        self.rest = self.rest+_all_processes(rest_and_bs)
-    @property
-    def value(self):
-        if not self.sums.names: return super().value
-        return self.sums.total() + self.rest[0]/self.rest[1]
-
-class SmoothLoss(AvgSmoothLoss):
-    "The smoothed loss of training, for each output over what is labelled"
-    def __init__(self, beta:float=0.98): # How much of the past stays, as in `AvgSmoothLoss`
-        super().__init__(beta)
-        self.reset()
-    def reset(self):
-        super().reset()
-        self.sums = 0.          # 2,n, smoothed: losses times labels (weighted), labels
-        self.rest = 0.
-    def accumulate(self, learn):
-        step = _step_of(learn)
-        if step is None: return super().accumulate(learn)
-        self.count += 1
-        new = _all_processes(self._new(step)).cpu()
-        rest = _all_processes(_rest(learn, step)).cpu()/max(num_distrib(), 1)
-        self.sums = self.beta*self.sums + (1-self.beta)*new
-        self.rest = self.beta*self.rest + (1-self.beta)*rest
-    def _new(self, step):
-        v = step.values.detach()
-        if step.weights is not None: v = torch.where(step.weights!=0, v*step.weights.detach(), 0.)
-        n = step.counts.to(v.dtype)
-        return torch.stack([torch.where(n>0, v*n, 0.), n])
-    @property
-    def value(self):
-        if isinstance(self.sums, float): return super().value
-        return _total_of_means(*self.sums, None) + self.rest/(1-self.beta**self.count)
-
-# %% ../nbs/31_metrics.ipynb #0d9b27cf
-def exact_losses(recorder:Recorder # Of a learner with a `MultiLoss`
-                ) -> Recorder:
-    "Let `recorder` count labels, not batches, in its training and validation loss"
-    if type(recorder.loss) is AvgLoss: recorder.loss = ValidLoss()
-    if type(recorder.smooth_loss) is AvgSmoothLoss: recorder.smooth_loss = SmoothLoss(recorder.smooth_loss.beta)
-    return recorder
-
 # %% ../nbs/31_metrics.ipynb #28e7a84d
 def _unique(ms):
     "`ms`, with names that differ from each other and from Recorder's columns"
@@ -557,7 +419,7 @@ class _Columns:
         if not self.named: res.name = res.use.name
         return res
 
-# %% ../nbs/31_metrics.ipynb #f931ab9d
+# %% ../nbs/31_metrics.ipynb #a0114f75
 def _ready(ms, outputs):
     "The list `ms`, which may only hold metrics that know their output, or the whole learner"
     ms = list(L(ms))
@@ -606,7 +468,7 @@ def _right_comparison(name, columns):
     else: is_less = 'loss' in name
     return np.less if is_less else np.greater
 
-# %% ../nbs/31_metrics.ipynb #afa02290
+# %% ../nbs/31_metrics.ipynb #9f4af59b
 def set_direction(cb:TrackerCallback, # `SaveModelCallback`, `EarlyStoppingCallback`, `ReduceLROnPlateau`, …
                   metrics, # The learner's metrics
                   strict:bool=True # Raise if there is no such column

@@ -14,11 +14,11 @@ from .core import *
 # %% ../nbs/28_targets.ipynb #b8f41da9
 _extras = ((), ('weight',), ('other','share'), ('weight','other','share'))
 
-# %% ../nbs/28_targets.ipynb #93a67bb3
+# %% ../nbs/28_targets.ipynb #17bf69dd
 class Targets(Outputs):
     "Targets by name and, beyond the names, what travels with them: item weights, other targets and the share of these"
     def __new__(cls,
-        vals=(), # The targets in the order of the names, then, if any, item weights, other targets and share
+        vals=(), # The targets in the order of the names, then item weights, other targets, share (if any)
         /, *more,
         **kwargs # Targets by name, which make a class of these names
     ):
