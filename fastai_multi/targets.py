@@ -14,11 +14,11 @@ from .core import *
 # %% ../nbs/28_targets.ipynb #b8f41da9
 _extras = ((), ('weight',), ('other','share'), ('weight','other','share'))
 
-# %% ../nbs/28_targets.ipynb #17bf69dd
+# %% ../nbs/28_targets.ipynb #d7c2caca
 class Targets(Outputs):
     "Targets by name and, beyond the names, what travels with them: item weights, other targets and the share of these"
     def __new__(cls,
-        vals=(), # The targets in the order of the names, then item weights, other targets, share (if any)
+        vals=(), # The targets in the order of the names, then those beyond the names
         /, *more,
         **kwargs # Targets by name, which make a class of these names
     ):
@@ -30,8 +30,8 @@ class Targets(Outputs):
 
     @classmethod
     def _wrong_number(cls, n):
-        return (f'Targets of {list(cls._names)} hold {len(cls._names)} values and up to three more (item weights, '
-                f'other targets, share), and were given {n}.')
+        return (f'Targets of {list(cls._names)} hold {len(cls._names)} values and up to three more (item '
+                f'weights, other targets, share), and were given {n}.')
 
     def map(self, f, *args, **kwargs):
         "The result of `f` on every tensor, those beyond the names and those of the other targets included"
