@@ -6,21 +6,24 @@ import torch.nn.functional as F
 from torch import nn, Tensor
 from fastcore.all import L
 from fastai.data.all import DataLoader, DataLoaders
-from fastai.learner import Learner, CastToTensor
-from fastai.callback.all import (Callback, MixUp, ProgressCallback, TrackerCallback, SaveModelCallback,
+from fastai.learner import AvgLoss, AvgSmoothLoss, CastToTensor, Learner, Recorder
+from fastai.callback.all import (Callback, CutMix, MixUp, ProgressCallback, TrackerCallback, SaveModelCallback,
                                  EarlyStoppingCallback, ReduceLROnPlateau)
-from fastai.losses import CrossEntropyLossFlat, MSELossFlat
-from fastai.metrics import accuracy, F1Score
+from fastai.losses import (BCEWithLogitsLossFlat, CrossEntropyLossFlat, FocalLoss, FocalLossFlat,
+                           LabelSmoothingCrossEntropy, MSELossFlat)
+from fastai.metrics import accuracy, mae, F1Score, Perplexity
 from fastai.optimizer import SGD
 from torch.utils._python_dispatch import TorchDispatchMode
+from fastai.torch_core import apply, to_device
 from fastai_multi.core import *
+from fastai_multi.targets import *
 from fastai_multi.losses import *
 from fastai_multi.metrics import *
 from fastai_multi.callback.mixup import *
 
-KINDS = dict(kind='category', tags='tags', area='number', box='box')
+USUAL = dict(kind=[accuracy], tags=[f1_multi], area=[mae], box=[box_iou])
 SIZES = dict(kind=3, tags=4, area=1, box=4)
-Y = Outputs.of(*KINDS)
+Y = Outputs.of(*SIZES)
 nan = math.nan
 
 class Items:
@@ -50,13 +53,14 @@ class Names(Callback):
     order = CastToTensor.order
     def before_batch(self): self.learn.yb = (Y(flat(self.yb)),)
 
-def losses(): return {n: default_loss(k) for n,k in KINDS.items()}
+def losses(): return dict(kind=CrossEntropyLossFlat(), tags=BCEWithLogitsLossFlat(), area=MSELossFlat(), box=BoxLoss())
 
 def learner(items=None, model=None, loss=None, metrics=None, cbs=None, path=None, bs=8):
     items = items or Items()
     dls = DataLoaders(DataLoader(items, bs=bs), DataLoader(items, bs=bs))
-    learn = Learner(dls, model or Model(), loss or MultiLoss(losses()), lr=.01, metrics=output_metrics(metrics, KINDS),
+    learn = Learner(dls, model or Model(), loss or MultiLoss(losses()), lr=.01, metrics=output_metrics(metrics, USUAL),
                     path=path)
+    exact_losses(learn.recorder)
     learn.remove_cbs([CastToTensor, ProgressCallback])
     learn.add_cb(Names())
     for cb in L(cbs):
@@ -130,7 +134,7 @@ def test_rows_without_label_weigh_nothing():
     "The gradient of a batch is the gradient of its labelled rows, for each output"
     items = Items()
     model = Model()
-    for n in KINDS:
+    for n in SIZES:
         lf = MultiLoss({n: losses()[n]})
         def grad(x, t):
             model.zero_grad()
@@ -161,7 +165,7 @@ def test_each_metric_reads_its_own_head():
     for right in names:
         dls = DataLoaders(DataLoader(Ds(), bs=5), DataLoader(Ds(), bs=5))
         learn = Learner(dls, Fixed(right), MultiLoss({n: CrossEntropyLossFlat() for n in names}),
-                        metrics=output_metrics({n: makes() for n in names}, {n: 'category' for n in names}))
+                        metrics=output_metrics({n: makes() for n in names}, {n: [] for n in names}))
         with learn.no_bar(): vals = dict(zip(['valid_loss', *learn.metrics.attrgot('name')], learn.validate()))
         for n in names:
             for k,v in vals.items():
@@ -185,7 +189,7 @@ def test_a_step_waits_for_nothing():
     items = Items()
     model = Model()
     lf = MultiLoss(losses(), weights=dict(box=2.))
-    metrics = output_metrics(None, KINDS)
+    metrics = output_metrics(None, USUAL)
     class Learn: training = True
     learn = Learn()
     learn.loss_func = lf
@@ -247,7 +251,7 @@ def test_mixup_by_fastais_name():
     model = Model({n: SIZES[n] for n in kinds})
     dls = DataLoaders(DataLoader(items, bs=8), DataLoader(items, bs=8))
     lf = MultiLoss({n: l for n,l in losses().items() if n in kinds})
-    learn = Learner(dls, model, lf, cbs=as_multi(MixUp()), metrics=output_metrics(None, {n: KINDS[n] for n in kinds}))
+    learn = Learner(dls, model, lf, cbs=as_multi(MixUp()), metrics=output_metrics(None, {n: USUAL[n] for n in kinds}))
     learn.remove_cbs([CastToTensor, ProgressCallback])
     learn.add_cb(Some())
     fit(learn, 2)
@@ -257,12 +261,12 @@ def test_mixup_by_fastais_name():
     with pytest.raises(ValueError, match="MixUp cannot blend output 'box'"): fit(learner(cbs=MixUp()))
 
 def test_export_keeps_losses_and_metrics(tmp_path):
-    lf,ms = pickle.loads(pickle.dumps((MultiLoss(losses(), weights=dict(box=2.)), output_metrics(None, KINDS))))
+    lf,ms = pickle.loads(pickle.dumps((MultiLoss(losses(), weights=dict(box=2.)), output_metrics(None, USUAL))))
     items = Items()
     model = Model()
     assert torch.allclose(lf(model(items.x), items.y),
                           MultiLoss(losses(), weights=dict(box=2.))(model(items.x), items.y))
-    assert [m.name for m in ms] == [m.name for m in output_metrics(None, KINDS)]
+    assert [m.name for m in ms] == [m.name for m in output_metrics(None, USUAL)]
 
 def test_typed_predictions_and_targets():
     "As a batch taken by hand has them: `x,y = dls.one_batch(); learn.loss_func(learn.model(x), y)`"
@@ -273,3 +277,206 @@ def test_typed_predictions_and_targets():
     t = (torch.tensor([0,1,2,0]),torch.randn(4,1,4))
     typed = lf(Outputs(a=TensorImage(p[0]), b=TensorImage(p[1])), Outputs(a=TensorCategory(t[0]), b=TensorBBox(t[1])))
     assert type(typed) is torch.Tensor and torch.equal(typed, lf(Outputs(a=p[0], b=p[1]), Outputs(a=t[0], b=t[1])))
+
+# Issue 12 B: what an output means does not depend on its loss
+
+WEIGHTS = torch.tensor([1.,2.,5.])
+CLASS_LOSSES = [
+    CrossEntropyLossFlat(weight=WEIGHTS), CrossEntropyLossFlat(ignore_index=0), nn.CrossEntropyLoss(ignore_index=0),
+    nn.CrossEntropyLoss(label_smoothing=.1, weight=WEIGHTS), nn.CrossEntropyLoss(reduction='sum'), nn.MultiMarginLoss(),
+    FocalLoss(), FocalLossFlat(weight=WEIGHTS), LabelSmoothingCrossEntropy(weight=WEIGHTS),
+    LabelSmoothingCrossEntropy(eps=.2), F.cross_entropy, partial(F.cross_entropy, weight=WEIGHTS),
+    partial(F.cross_entropy, ignore_index=0, label_smoothing=.2), partial(F.cross_entropy, reduction='sum'),
+    lambda p,t: F.cross_entropy(p, t, weight=WEIGHTS), lambda p,t: F.cross_entropy(p, t, reduction='none')]
+
+@pytest.mark.parametrize('loss', CLASS_LOSSES, ids=str)
+def test_a_batch_with_all_labels_has_the_loss_itself(loss):
+    g = torch.Generator().manual_seed(1)
+    p = torch.randn(9, 3, generator=g, requires_grad=True)
+    t = torch.tensor([0,1,2,2,1,0,0,1,2])
+    own = loss(p, t).mean()
+    holes = torch.cat([t, torch.full((4,), IGNORE)])
+    both = torch.cat([p, torch.randn(4, 3, generator=g)])
+    for pred,targ in ((p,t), (both,holes)):
+        ours = MultiLoss(dict(kind=loss))(Outputs(kind=pred), Outputs(kind=targ))
+        assert torch.allclose(ours, own, atol=1e-6)
+        for a,b in zip(torch.autograd.grad(ours, p), torch.autograd.grad(own, p, retain_graph=True)):
+            assert torch.allclose(a, b, atol=1e-6)
+
+def test_probabilities_and_classes_whatever_the_loss():
+    p = torch.randn(5, 3)
+    given = dict(activations=dict(kind=partial(F.softmax, dim=-1)), decoders=dict(kind=partial(torch.argmax, dim=-1)))
+    for loss in CLASS_LOSSES:
+        lf = MultiLoss(dict(kind=loss), **given)
+        act = lf.activation(Outputs(kind=p))
+        assert torch.allclose(act.kind, p.softmax(-1)), loss
+        assert torch.equal(lf.decodes(act).kind, p.argmax(-1)), loss
+
+def regression_learner(metric, shape, bs=5):
+    class Ds:
+        def __len__(self): return 14
+        def __getitem__(self, i): return torch.tensor([float(i)]), Outputs(n=TARGETS[i].view(shape))
+    class Half(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.tensor(.5))
+        def forward(self, x): return Outputs(n=self.w*x+(x%3))                        # bs,1
+    dls = DataLoaders(DataLoader(Ds(), bs=bs), DataLoader(Ds(), bs=bs))
+    learn = Learner(dls, Half(), MultiLoss(dict(n=MSELossFlat())), metrics=output_metrics(dict(n=metric), dict(n=[])))
+    learn.remove_cbs([CastToTensor, ProgressCallback])
+    return learn
+
+TARGETS = torch.rand(14, generator=torch.Generator().manual_seed(0))*9+1
+PREDS = .5*torch.arange(14.)+torch.arange(14.)%3
+def own_error(p, t): return (p-t).abs().max()
+
+@pytest.mark.parametrize('shape', [(), (1,)])
+@pytest.mark.parametrize('metric', ['MeanAbsoluteError', 'MeanSquaredError', 'R2Score', 'PearsonCorrCoef',
+                                    'SpearmanCorrCoef', 'KendallRankCorrCoef', 'ConcordanceCorrCoef',
+                                    'ExplainedVariance', 'MeanAbsolutePercentageError', 'LogCoshError', 'own'])
+def test_a_number_has_one_shape_in_metrics(metric, shape):
+    make = (lambda: own_error) if metric=='own' else getattr(torchmetrics.regression, metric)
+    learn = regression_learner(make(), shape, bs=14 if metric=='own' else 5)
+    with learn.no_logging(): got = float(learn.validate()[-1])
+    assert abs(got-float(make()(PREDS, TARGETS))) < 1e-4
+
+def test_loss_metrics_read_their_output():
+    items = Items()
+    model = Model()
+    with torch.no_grad(): p = model(items.x)
+    here = present(items.y.kind)
+    want = F.cross_entropy(p.kind[here], items.y.kind[here])
+    for bs in (24, 5):
+        learn = learner(items, model, metrics=dict(kind=[Perplexity(), AvgLoss()], area=AvgLoss()), bs=bs)
+        with learn.no_logging(): got = dict(zip(learn.metrics.attrgot('name'), learn.validate()[1:]))
+        assert abs(got['kind_perplexity']-want.exp()) < 1e-4
+        assert abs(got['kind_loss_2']-want) < 1e-5
+        assert abs(got['area_loss_2']-got['area_loss']) < 1e-6
+
+def test_class_weights_leave_the_plain_name_alone():
+    items = Items()
+    model = Model()
+    with torch.no_grad(): right = (model(items.x).kind.argmax(1)==items.y.kind).float()
+    here = present(items.y.kind)
+    w = WEIGHTS[items.y.kind.clamp(min=0)]*here
+    learn = learner(items, model)
+    learn.metrics = output_metrics(dict(kind=accuracy), USUAL, class_weights=dict(kind=WEIGHTS))
+    with learn.no_logging(): got = dict(zip(learn.metrics.attrgot('name'), learn.validate()[1:]))
+    assert abs(got['kind_accuracy']-right[here].mean()) < 1e-6
+    assert abs(got['kind_weighted_accuracy']-(right*w).sum()/w.sum()) < 1e-6
+    assert got['kind_accuracy'] != got['kind_weighted_accuracy']
+
+def test_total_loss_does_not_depend_on_the_batches():
+    "Neither in validation nor in training, and is the weighted sum of the columns"
+    items = Items()
+    model = Model()
+    seen = []
+    for bs in (2, 7, 24):
+        learn = learner(items, model, MultiLoss(losses(), weights=dict(kind=2., box=.5)), bs=bs)
+        learn.remove_cb(Recorder)
+        learn.add_cb(exact_losses(Recorder(train_metrics=True, add_time=False, beta=0.)))
+        fit(learn, 1, lr=0.)
+        cols = columns(learn)
+        total = 2*cols['valid_kind_loss']+cols['valid_tags_loss']+cols['valid_area_loss']+.5*cols['valid_box_loss']
+        assert abs(cols['valid_loss']-total) < 1e-5
+        if bs==24: assert abs(cols['train_loss']-cols['valid_loss']) < 1e-4
+        seen.append(cols['valid_loss'])
+    assert max(seen)-min(seen) < 1e-5
+
+def test_no_label_in_validation_is_no_best_loss():
+    items = Items()
+    empty = Items()
+    for i,t in enumerate(empty.y): t[:] = IGNORE if i==0 else nan
+    learn = learner(items)
+    learn.dls = DataLoaders(DataLoader(items, bs=8), DataLoader(empty, bs=8))
+    best = TrackerCallback()
+    learn.add_cb(best)
+    fit(learn, 2)
+    assert math.isnan(columns(learn)['valid_loss'])
+    assert best.best == math.inf and not best.new_best
+
+def test_a_penalty_of_your_own_is_in_the_total_loss():
+    class Penalised(MultiLoss):
+        def __call__(self, pred, *targs): return super().__call__(pred, *targs)+3.
+    items = Items()
+    learn = learner(items, loss=Penalised(losses()))
+    with learn.no_logging(): got = dict(zip(['valid_loss', *learn.metrics.attrgot('name')], learn.validate()))
+    assert abs(got['valid_loss']-3-sum(got[f'{n}_loss'] for n in SIZES)) < 1e-4
+
+def test_smoothed_loss_is_fastais_where_all_is_labelled():
+    items = Items(holes=False)
+    got = []
+    for exact in (False, True):
+        torch.manual_seed(0)
+        learn = learner(items, Model())
+        if not exact:
+            learn.recorder.loss = AvgLoss()
+            learn.recorder.smooth_loss = AvgSmoothLoss()
+        fit(learn, 3)
+        got.append(torch.stack(list(learn.recorder.losses)+[torch.tensor(v[1]) for v in learn.recorder.values]))
+    assert torch.allclose(got[0], got[1], atol=1e-4)
+
+# Item weights and mixtures are values
+
+def test_weights_and_mixtures_survive_what_happens_to_a_batch():
+    y = Items(n=6).y
+    w = torch.arange(1., 7.)
+    other = torch.tensor([5,4,3,2,1,0])
+    mixed = mix_targets(weigh_items(y, w), weigh_items(y, w).map(lambda t: t[other]), torch.full((6,), .75))
+    p = Model()(Items(n=6).x)
+    want = MultiLoss(losses())(p, mixed)
+    assert abs(want-MultiLoss(losses())(p, y)) > 1e-3
+    for same in (mixed.map(lambda t: t.clone()), apply(lambda t: t+0, mixed), to_device((mixed,), 'cpu')[0],
+                 pickle.loads(pickle.dumps(mixed)), copy.deepcopy(mixed)):
+        assert same.keys() == y.keys() and isinstance(same, Outputs)
+        assert torch.equal(item_weights((same,)), w)
+        assert torch.equal(MultiLoss(losses())(p, same), want)
+    rows = torch.tensor([4,1])
+    few = mixed.map(lambda t: t[rows])
+    assert torch.equal(item_weights(few), w[rows])
+    assert torch.equal(item_weights(mixture(few)[0]), w[other][rows])
+
+class Weighed(Names):
+    "Names, and the item's position as its weight"
+    def before_batch(self):
+        y = Y(flat(self.yb))
+        self.learn.yb = (weigh_items(y, y.area.nan_to_num().abs()+.5),)
+
+def test_weights_are_gathered_with_the_targets():
+    learn = learner(bs=7)
+    learn.remove_cb(Names)
+    learn.add_cb(Weighed())
+    _,targs = learn.get_preds()
+    assert torch.allclose(item_weights(targs), targs.area.nan_to_num().abs()+.5)
+    assert len(item_weights(targs)) == 24
+    assert type(plain_targets(targs)) is Y
+
+def test_mixed_targets_keep_each_items_weight_in_training():
+    "Under MixUp the partner counts by its own weight"
+    kinds = ['kind','area']
+    class Some(Weighed):
+        def before_batch(self):
+            super().before_batch()
+            w = item_weights(self.yb)
+            self.learn.yb = (weigh_items(Outputs.make({n: self.yb[0][n] for n in kinds}), w),)
+    seen = []
+    class Check(Callback):
+        order = 9.8
+        run_valid = False
+        def before_batch(self):
+            other,share = mixture(self.yb)
+            assert torch.allclose(item_weights(other), other.area.nan_to_num().abs()+.5)
+            seen.append(share)
+    items = Items()
+    dls = DataLoaders(DataLoader(items, bs=8), DataLoader(items, bs=8))
+    lf = MultiLoss({n: l for n,l in losses().items() if n in kinds})
+    learn = Learner(dls, Model({n: SIZES[n] for n in kinds}), lf, cbs=[as_multi(MixUp()), Check()])
+    learn.remove_cbs([CastToTensor, ProgressCallback])
+    learn.add_cb(Some())
+    fit(learn, 2)
+    assert len(seen) == 6 and all((s<1).any() for s in seen)
+
+def test_mixup_and_cutmix_together_are_refused():
+    learn = learner(loss=MultiLoss(dict(kind=CrossEntropyLossFlat())))
+    for cb in (as_multi(MixUp()), as_multi(CutMix())): learn.add_cb(cb)
+    with pytest.raises(ValueError, match='both blend the batch'): fit(learn)
