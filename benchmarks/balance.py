@@ -6,7 +6,7 @@ from statistics import median
 from fastai.basics import *
 from fastai_multi.losses import *
 from fastai_multi.models.image import *
-from fastai_multi.models.split import *
+from fastai_multi.models.multi import *
 from fastai_multi.callback.weights import *
 from fastai_multi.callback.gradients import *
 

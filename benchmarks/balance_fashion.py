@@ -4,7 +4,7 @@ import argparse, time
 import numpy as np, pandas as pd, torch
 from fastai.vision.all import *
 from fastai_multi import *
-from fastai_multi.models.split import Neck
+from fastai_multi.models.heads import Neck
 from benchmarks.data import data_path
 from benchmarks.fashion import OUTPUTS, loaders, picture_features
 

@@ -7,7 +7,7 @@ from statistics import median
 from torch import nn
 from torch.nn import functional as F
 from fastai_multi.models.image import image_encoder
-from fastai_multi.models.split import MultiModel
+from fastai_multi.models.multi import MultiModel
 
 STEM = ['conv1','bn1','relu','maxpool']
 

@@ -7,7 +7,7 @@ from sklearn.linear_model import LogisticRegression
 from fastai.vision.all import *
 from fastai_multi import *
 from fastai_multi.models.image import image_encoder
-from fastai_multi.models.split import Neck, Pool
+from fastai_multi.models.heads import Neck, Pool
 from benchmarks.data import data_path
 
 OUTPUTS = ['gender', 'masterCategory', 'subCategory', 'baseColour', 'season']

@@ -62,9 +62,9 @@ def epoch_of(dl):
 
 def fastai(path, df, outputs, bs, workers, item_tfms=None):
     "The same with fastai's own blocks and loader"
-    dblock = DataBlock((ImageBlock, *[CategoryBlock]*len(outputs)), n_inp=1, splitter=IndexSplitter([0]),
-        item_tfms=item_tfms or Resize(128),
-                       get_x=ColReader('file', pref=path), get_y=[ColReader(o) for o in outputs])
+    dblock = DataBlock((ImageBlock, *[CategoryBlock for _ in outputs]), n_inp=1, splitter=IndexSplitter([0]),
+                       item_tfms=item_tfms or Resize(128), get_x=ColReader('file', pref=path),
+                       get_y=[ColReader(o) for o in outputs])
     return epoch_of(dblock.dataloaders(df, bs=bs, num_workers=workers, device='cpu').train)
 
 def ours(path, df, outputs, bs, workers, item_tfms=None, text=None, **kwargs):
@@ -104,10 +104,13 @@ class Report:
     def ratio(self, what, num, den, at_least=None):
         "Speed of `den`'s loop in units of `num`'s: above 1 is faster"
         v = [a/b for a,b in zip(num, den)]
-        self.line(what, spread(v), at_least is None or median(v)>=at_least, at_least and f'at least {at_least}')
-    def line(self, what, figure, ok, target):
+        if at_least is None: self.line(what, spread(v))
+        else: self.line(what, spread(v), median(v)>=at_least, f'at least {at_least}')
+    def line(self, what, figure, ok=True, target=None):
         if not ok: self.missed.append(what)
-        print(f"  {what:<58}{figure:<32}{'' if not target else ('PASS' if ok else 'miss')+f' ({target})'}", flush=True)
+        verdict = ''
+        if target is not None: verdict = f'PASS ({target})' if ok else f'miss ({target})'
+        print(f'  {what:<58}{figure:<32}{verdict}', flush=True)
 
 def main():
     ap = argparse.ArgumentParser(description=__doc__.splitlines()[0])

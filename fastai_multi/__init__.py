@@ -9,14 +9,15 @@ from importlib.metadata import PackageNotFoundError as _NotInstalled, version as
 try: __version__ = _version(__name__)
 except _NotInstalled: __version__ = '0+not.installed'
 
-# What a notebook needs under a short name; the rest of a module's `__all__` is one import away, as in `from fastai_multi.core import flat`.
-_public = """IGNORE Inputs Outputs absent is_missing
-    ImageText Numericaliser safe_tfms MultiDL FeaturesBlock ImageTextBlock MultiInputBlock MultiOutputBlock OneOutputBlock PlainTextBlock describe
+# What a notebook needs under a short name.
+# The rest of a module's `__all__` is one import away, as in `from fastai_multi.core import flat`.
+_public = """Inputs Outputs ImageText Numericaliser safe_tfms MultiDL
+    FeaturesBlock ImageTextBlock MultiInputBlock MultiOutputBlock OneOutputBlock PlainTextBlock WeightBlock describe
     InputReader OutputReader MultiDataLoaders multi_shapes
-    ImageEncoder image_encoder simple_cnn text_encoder vector_encoder MultiModel model_tree plot_tree split_params
-    BoxLoss MultiLoss default_loss OutputLoss OutputMetric RowMetric box_iou f1_multi mask_accuracy point_distance
-    Balancer LossWeights FixedWeights ScheduledWeights RandomWeighting DynamicWeightAverage GeometricMean UncertaintyWeighting GradNorm FAMO ShowWeights
-    GradientBalance TaskMonitor TaskEarlyStopping task_gradients cosines compare_single_task WeightBlock
+    image_encoder simple_cnn text_encoder vector_encoder MultiModel
+    BoxLoss MultiLoss f1_multi mask_accuracy point_distance
+    FixedWeights ScheduledWeights RandomWeighting DynamicWeightAverage GeometricMean UncertaintyWeighting GradNorm FAMO
+    GradientBalance ShowWeights TaskMonitor TaskEarlyStopping task_gradients compare_single_task
     MultiCutMix MultiMixUp MultiLearner multi_learner plot_model depth_finder stage_agreement""".split()
 
 # The modules are read when a public name is first asked for: `import fastai_multi.core` reads `core` alone,

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['absent', 'IGNORE', 'palette', 'did_you_mean', 'UnknownName', 'check_in', 'check_keys', 'BadItem', 'short_repr',
-           'Named', 'Inputs', 'Outputs', 'Absent', 'is_missing', 'present', 'format_value', 'flat', 'untyped',
-           'eval_mode']
+           'Named', 'Inputs', 'Outputs', 'Absent', 'is_missing', 'which_item', 'is_class', 'check_classes', 'present',
+           'format_value', 'flat', 'untyped', 'eval_mode']
 
 # %% ../nbs/00_core.ipynb #a9a38b7b
 from fastcore.all import *
+from collections.abc import Hashable
 from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import lru_cache
@@ -198,6 +199,52 @@ def is_missing(v # A raw value
         return len(v)>0 and all(is_missing(o) for o in v)
     try: return not bool(v == v)
     except (TypeError, ValueError): return type(v).__name__ in ('NAType', 'NaTType')
+
+# %% ../nbs/00_core.ipynb #c0re26a2
+def which_item(items, i) -> str: # The items of a data set, and a position among them
+    "Item `i` in words, for a message"
+    if hasattr(items, 'iloc'):
+        label = items.index[i]
+        if hasattr(label, 'item'): label = label.item()
+        return f'item {i}, row {label!r} of the table'
+    return f'item {i}: {short_repr(items[i], 120)}'
+
+# %% ../nbs/00_core.ipynb #c0re26a4
+def is_class(v) -> bool: # A raw value
+    "Whether `v` can be a class: not missing, and neither a list nor any other container"
+    return isinstance(v, Hashable) and not isinstance(v, tuple) and not is_missing(v)
+
+def check_classes(
+    rows:list,      # For each item, the list of its classes
+    what:str,       # What messages call the part
+    sort:bool=True  # The classes must be comparable: the vocabulary is made from them
+):
+    "Raise a `BadItem` unless every class is one value, and of one type with the others"
+    for i,classes in enumerate(rows):
+        for v in classes:
+            if not is_class(v): refuse_class(v, i, what)
+    if not sort: return
+    try: sorted({v for classes in rows for v in classes})
+    except TypeError: refuse_mixed_classes(rows, what)
+
+# %% ../nbs/00_core.ipynb #c0re26a5
+def refuse_class(v, i, what):
+    if is_missing(v):
+        raise BadItem(f'{what} has {v!r} among its classes. Leave it out of the list, or empty the whole cell: that '
+                      'is an item without a label.', at=i)
+    raise BadItem(f'{what} has the class {short_repr(v)}, of type {type(v).__name__}; a class is one value, such as '
+                  'a text or a number.', at=i)
+
+def refuse_mixed_classes(rows, what):
+    found = [(i,v) for i,classes in enumerate(rows) for v in classes]
+    one = found[0][1]
+    i,other = first((i,v) for i,v in found if not are_comparable(one, v))
+    raise BadItem(f'{what} mixes classes of the types {type(one).__name__} and {type(other).__name__}: {one!r} and '
+                  f'{other!r}. Make them one type, for example texts with `.astype(str)`.', at=i)
+
+def are_comparable(a, b):
+    try: return (a<b) in (True,False)
+    except TypeError: return False
 
 # %% ../nbs/00_core.ipynb #e8783c53
 def present(t:Tensor): # A batch of targets (or of inputs), its first dimension the items

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['LossCall', 'check_loss', 'Labelled', 'OutputTerm']
 
-# %% ../nbs/29_terms.ipynb #c2895ab0
+# %% ../nbs/29_terms.ipynb #97368e7e
 from fastai.basics import *
 from fastai.losses import BaseLoss, FocalLoss
 from torchvision.ops import sigmoid_focal_loss
+from functools import cached_property
 import inspect
 from .core import *
 from .targets import *
@@ -153,16 +154,16 @@ def check_loss(output, loss):
     raise TypeError(f'The loss of output {output!r} is {loss!r}; pass a function `(pred, targ)`, a module or one of '
                     "fastai's losses.")
 
-# %% ../nbs/29_terms.ipynb #3ab79b4c
+# %% ../nbs/29_terms.ipynb #8833f959
 class Labelled:
     "Which elements and rows of a target `t` have a label"
     def __init__(self, t):
         self.t = t
         self.is_float = t.is_floating_point()
         self.elements = ~t.isnan() if self.is_float else t!=IGNORE        # as `t`
-        self.rows = self._rows()                                          # bs
 
-    def _rows(self):
+    @cached_property
+    def rows(self): # bs
         "The rows that a loss of whole items can read: floats all labelled, integers labelled somewhere"
         if self.is_float and self.t.ndim>1: return self.elements.flatten(1).all(1)
         return present(self.t)
@@ -195,8 +196,10 @@ class OutputTerm:
     def sums(self, p, *weighted):
         "Sum of the loss over what is labelled, and how much that is, for pairs of a target and item weights or `None`"
         pairs = [self._sums(*self.prepare(p, t), w) for t,w in weighted]
-        s = sum(s for s,_ in pairs)
-        n = sum(n for _,n in pairs)
+        s,n = pairs[0]
+        for s_more,n_more in pairs[1:]:
+            s = s+s_more
+            n = n+n_more
         if self.call.own=='sum': n = (n>0).to(s.dtype)
         return s, n
 
@@ -232,12 +235,13 @@ class OutputTerm:
         t = here.t if self.call.leaves_out else here.filled(self.call.ignored)
         v = self.call(p, t, 'none')
         self._check_values(v, here.t)
-        if v.numel()==here.t.numel(): v = v.view(here.t.shape)
+        if v.shape!=here.t.shape and v.numel()==here.t.numel(): v = v.view(here.t.shape)
         e = here.mask_like(v)
         if here.is_float or v.shape!=here.t.shape: return v, e, e
         if self.call.ignored!=IGNORE: e = e & (here.t!=self.call.ignored)
-        if self.call.class_weights is None: return v, e, e
-        w = self.call.class_weights[torch.where(e, here.t, 0)]
+        of_class = self.call.class_weights
+        if of_class is None: return v, e, e
+        w = of_class[torch.where(e, here.t, 0)]
         return v, e, torch.where(e, w, 0.)
 
     def _own_mean(self, p, here):

@@ -10,7 +10,8 @@ from fastai.vision.augment import (CropPad, Dihedral, DihedralItem, Flip, FlipIt
 from fastai.vision.core import Image, PILImage, TensorPoint
 from fastai.vision.data import BBoxBlock, BBoxLblBlock, MaskBlock, PointBlock
 from PIL import ImageDraw
-from fastai_multi.data.augment import frame, safe_tfms, to_pixels
+from fastai_multi.data.geometry import frame, safe_tfms, to_pixels
+from fastai_multi.data.block import describe
 from fastai_multi.data.loaders import MultiDataLoaders
 
 colours = dict(red=(255,0,0), blue=(0,0,255))
@@ -64,7 +65,7 @@ def check(dl, tol=2., hull=False, seed=0):
     for x,y in dl:
         h,w = x.shape[-2:]
         sz = torch.tensor([w,h]).float()
-        vocab = dl.all_parts[1][1]['what'].vocab
+        vocab = describe(dl).outputs['what'].vocab
         assert x.isfinite().all()
         for k in range(len(x)):
             labels = [vocab[i] for i in y.what[k].tolist()]
@@ -95,15 +96,24 @@ def check(dl, tol=2., hull=False, seed=0):
             if f is not None and m is not None and (f[2:]-f[:2]).min()>3: assert (f-m).abs().max()<=tol+1, (f,m)
     return seen
 
-items = [[Resize(64, method=m)] for m in ('crop','squish')] + [[Resize((48,80), method='pad', pad_mode='zeros')],
-    [Resize((80,48), method='squish')], [RandomResizedCrop(64, min_scale=.4)],
-    [RandomResizedCrop((48,64), min_scale=.5)], [RandomCrop(56)], [RandomCrop(110)], [CropPad(72, pad_mode='zeros')],
-        [FlipItem(), Resize(64, method='squish')],
-    [DihedralItem(), Resize((48,64), method='squish')], [CropPad(90, pad_mode='zeros'), FlipItem(), DihedralItem(),
-        RandomResizedCrop(64, min_scale=.6)], [RatioResize(70), CropPad(64)]]
+def tfm_names(o): return ' '.join(type(t).__name__ for t in o) if isinstance(o, list) else str(o)
+
+items = [[Resize(64, method='crop')],
+         [Resize(64, method='squish')],
+         [Resize((48,80), method='pad', pad_mode='zeros')],
+         [Resize((80,48), method='squish')],
+         [RandomResizedCrop(64, min_scale=.4)],
+         [RandomResizedCrop((48,64), min_scale=.5)],
+         [RandomCrop(56)],
+         [RandomCrop(110)],
+         [CropPad(72, pad_mode='zeros')],
+         [FlipItem(), Resize(64, method='squish')],
+         [DihedralItem(), Resize((48,64), method='squish')],
+         [CropPad(90, pad_mode='zeros'), FlipItem(), DihedralItem(), RandomResizedCrop(64, min_scale=.6)],
+         [RatioResize(70), CropPad(64)]]
 
 @pytest.mark.parametrize('tfms', items,
-                         ids=lambda o: ' '.join(type(t).__name__ for t in o) if isinstance(o, list) else str(o))
+                         ids=tfm_names)
 def test_item_transforms(table, tfms):
     for dl in loaders(table, tfms): assert check(dl) > 12
 
@@ -115,9 +125,9 @@ batches = [([Flip(p=.5)], False), ([Dihedral(p=.8, pad_mode='zeros')], False), (
              for s in (1.,.75,.3)]]
 
 @pytest.mark.parametrize('tfms,hull', batches,
-                         ids=lambda o: ' '.join(type(t).__name__ for t in o) if isinstance(o, list) else str(o))
+                         ids=tfm_names)
 @pytest.mark.parametrize('size', [(56,80)],
-                         ids=lambda o: ' '.join(type(t).__name__ for t in o) if isinstance(o, list) else str(o))
+                         ids=tfm_names)
 def test_batch_transforms(table, tfms, hull, size):
     for dl in loaders(table, Resize(size, method='squish'), tfms): assert check(dl, hull=hull) > 12
 
@@ -141,7 +151,7 @@ def test_the_crop_that_removes_every_box(table):
 @pytest.mark.parametrize('tfms',
                          [[Resize(48)], [Resize((48,80), method='pad')], [Resize(48, method='squish')],
                           [RandomResizedCrop(48)], [CropPad(110), Resize((40,56))]],
-                         ids=lambda o: ' '.join(type(t).__name__ for t in o) if isinstance(o, list) else str(o))
+                         ids=tfm_names)
 @pytest.mark.parametrize('batch_tfms',
                          [None, aug_transforms(size=32, min_scale=.5), [RandomResizedCropGPU((24,40), valid_scale=.8)]],
                          ids=['none','aug','crop'])

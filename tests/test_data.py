@@ -427,7 +427,7 @@ def test_show_results_marks_right_and_wrong(table):
     (dict(columns=dict(knd='kind')), "Unknown output in `columns` 'knd'. Did you mean 'kind'?"),
     (dict(columns=dict(kind='kin')), "`columns['kind']` names the column 'kin'"),
     (dict(outputs=dict(kinds=CategoryBlock)), "Output 'kinds' is no column of the table. Did you mean 'kind'?"),
-    (dict(outputs=dict(where=BBoxBlock)), "If it stands in another one, or in several, say so: columns={'where': …}."),
+    (dict(outputs=dict(where=BBoxBlock)), "or if it has several, give them: columns={'where': …}."),
     (dict(outputs=None), '`outputs` is missing'),
     (dict(outputs=CategoryBlock), 'one block without a name needs its column'),
     (dict(outputs=dict(kind=3)), "The block of output 'kind' is 3"),
@@ -492,7 +492,7 @@ def test_mistakes_in_the_data(table):
     mistake(table, ["is a text: give one column for each number"], dict(box=BBoxBlock),
             df=df.assign(box='[1, 2, 3, 4]'), columns=None)
     mistake(table, ["pd.to_numeric(column, errors='coerce')"], dict(price=RegressionBlock), df=df.assign(price='1,99'))
-    mistake(table, ["`valid_col`='v' holds texts, such as 'False'"], df=df.assign(v='False'), valid_col='v')
+    mistake(table, ["`valid_col`='v' holds the texts 'False'"], df=df.assign(v='False'), valid_col='v')
     mistake(table, ["without rows"], df=df[:0])
     mistake(table, ["`columns['kind']` names the column 'kind', which the table has 2 times"],
             df=pd.concat([df, df[['kind']]], axis=1))
@@ -501,6 +501,121 @@ def test_mistakes_in_the_data(table):
     v = df.assign(v=df.index>=20, kind=[k if i<20 else 'boat' for i,k in enumerate(df.kind)])
     mistake(table, ["Output 'kind' has the class 'boat', which the training split never had", 'vocab=', 'item 20'],
             df=v, valid_col='v')
+
+# Tables and splits
+
+def split_of(table, df, **kw):
+    "The rows of the training and the validation split"
+    d = loaders(table, dict(kind=CategoryBlock), df=df, image=None, item_tfms=None, **kw)
+    return [sorted(ds.items.index) for ds in (d.train_ds, d.valid_ds)]
+
+@pytest.mark.parametrize('values,valid_value', [
+    ([i>=18 for i in range(24)], None),
+    ([int(i>=18) for i in range(24)], None),
+    ([float(i>=18) for i in range(24)], None),
+    (['train']*18+['valid']*6, 'valid'),
+    ([0]*9+[1]*9+[2]*6, 2),
+    (['train']*18+['valid']*3+['test']*3, ['valid','test']),
+    ([True]*18+[False]*6, False),
+])
+def test_a_column_that_splits(table, values, valid_value):
+    split = split_of(table, table[1].assign(v=values), valid_col='v', valid_value=valid_value)
+    assert split==[list(range(18)), list(range(18, 24))]
+
+@pytest.mark.parametrize('values,words', [
+    (['False','True']*12, "`valid_col`='v' holds the texts 'False', 'True'; it takes True and False, or 1 and 0"),
+    ([i%4 for i in range(24)], "`valid_col`='v' holds the values 0, 1, 2, 3; it takes True and False"),
+    ([1.,math.nan]*12, "`valid_col`='v' is empty in 12 of 24 rows, first in row 1"),
+    ([True,None]*12, "is empty in 12 of 24 rows"),
+    (pd.array([1,None]*12, dtype='Int64'), "is empty in 12 of 24 rows"),
+    ([0]*24, 'puts 0 of 24 rows into validation'),
+])
+def test_a_column_that_does_not_say_how_to_split(table, values, words):
+    with pytest.raises(ValueError) as e: split_of(table, table[1].assign(v=values), valid_col='v')
+    assert words in str(e.value)
+
+def test_nullable_booleans_split(table):
+    values = pd.array([False]*18+[True]*6, dtype='boolean')
+    assert split_of(table, table[1].assign(v=values), valid_col='v')[1]==list(range(18, 24))
+
+def test_columns_of_0_and_1_are_tags(table):
+    warm = [i%3!=0 for i in range(24)]
+    big = [float(i%3==2) for i in range(24)]
+    warm[5] = None
+    big[5] = None
+    df = table[1].assign(warm=pd.Series(warm, dtype=object), big=big)
+    kw = dict(columns=dict(tags=['warm','big']), image=None, item_tfms=None)
+    d = loaders(table, dict(tags=MultiCategoryBlock), df=df, **kw)
+    assert list(describe(d).outputs['tags'].vocab)==['big','warm']
+    y = d.test_dl(df.iloc[:6], with_labels=True).one_batch()[1].tags
+    assert y[:5].tolist()==[[0,0],[0,1],[1,1],[0,0],[0,1]]
+    assert not present(y)[5]
+    names = df.assign(warm='a', big=['b','c']*12)     # two columns of tags
+    assert list(describe(loaders(table, dict(tags=MultiCategoryBlock), df=names, **kw)).outputs['tags'].vocab)==[*'abc']
+    coded = MultiCategoryBlock(encoded=True, vocab=['warm','big'])
+    d = loaders(table, dict(tags=coded), df=df.dropna(subset=['warm']), **kw)
+    assert list(describe(d).outputs['tags'].vocab)==['warm','big']
+
+def test_a_csv_file_keeps_its_classes(table, tmp_path):
+    df = pd.DataFrame(dict(caption=['a','b']*12, code=['007','7','NA','']*6, level=['1','2','3','']*6,
+                           flag=['True','False']*12, price=['1.5','','2','3']*6))
+    df.to_csv(tmp_path/'items.csv', index=False)
+    outputs = dict(code=CategoryBlock, level=CategoryBlock, flag=CategoryBlock, price=RegressionBlock)
+    kw = dict(text='caption', outputs=outputs, seed=1, num_workers=0, bs=4, device='cpu')
+    with pytest.warns(UserWarning, match="the column 'code' holds 'NA' in 6 rows, and 'NA' is read as a class"):
+        d = MultiDataLoaders.from_csv(tmp_path, **kw)
+    vocabs = {n: list(p.vocab) for n,p in describe(d).outputs.items() if p.vocab is not None}
+    assert vocabs==dict(code=['007','7','NA'], level=[1,2,3], flag=[False,True])
+    y = d.train.new(bs=len(d.train_ds), shuffle=False).one_batch()[1]
+    rows = d.train_ds.items
+    assert present(y.code).tolist()==[not is_missing(v) for v in rows.code]
+    d = MultiDataLoaders.from_csv(tmp_path, na_values=['NA'], **kw)     # as pandas reads it
+    assert list(describe(d).outputs['code'].vocab)==[7.]
+    df.to_csv(tmp_path/'latin.csv', index=False, encoding='utf-16', sep=';')
+    d = MultiDataLoaders.from_csv(tmp_path, 'latin.csv', encoding='utf-16', sep=';', dtype=dict(code=str), **kw)
+    assert list(describe(d).outputs['code'].vocab)==['007','7']
+
+@pytest.mark.parametrize('kw,words', [
+    (dict(bs=0), '`bs` is 0; the batch size is at least 1'),
+    (dict(bs=-1), '`bs` is -1'),
+    (dict(bs='x'), "`bs` is 'x', of type str; it must be a whole number"),
+    (dict(bs=2.5), '`bs` is 2.5, of type float'),
+    (dict(seed='x'), "`seed` is 'x', of type str"),
+    (dict(valid_pct=20), '`valid_pct` is 20; it is the share of the items for validation, between 0 and 1'),
+    (dict(valid_pct=-.1), '`valid_pct` is -0.1'),
+    (dict(outputs={3: CategoryBlock}, columns={3: 'kind'}), "The name of an output is 3, of type int; it must be"),
+    (dict(outputs={}), '`outputs` is empty'),
+])
+def test_numbers_and_names_that_cannot_be(table, kw, words):
+    with pytest.raises((ValueError,TypeError)) as e: loaders(table, **{**dict(outputs=dict(kind=CategoryBlock)), **kw})
+    assert words in str(e.value), str(e.value)
+
+def test_numbers_of_numpy_and_names_like_self(table):
+    df = table[1].rename(columns=dict(kind='self'))
+    d = loaders(table, {'self': CategoryBlock}, df=df, bs=np.int64(1), seed=np.int64(1))
+    assert d.train.one_batch()[1]['self'].shape==(1,)
+    assert sorted(d.train_ds.items.index)==sorted(loaders(table, {'self': CategoryBlock}, df=df).train_ds.items.index)
+
+@pytest.mark.parametrize('block,values,words', [
+    (CategoryBlock, [1,'a'], "mixes classes of the types"),
+    (CategoryBlock, [True,'a'], "Make them one type, for example texts with `.astype(str)`"),
+    (CategoryBlock, ['a',[1]], "has the class [1], of type list; a class is one value"),
+    (CategoryBlock, ['a',(1,2)], "has the class (1, 2), of type tuple; a class is one value"),
+    (CategoryBlock, ['a',{'a':1}], "has the class {'a': 1}, of type dict"),
+    (MultiCategoryBlock, [['a'],['b',None]], "has None among its classes. Leave it out of the list"),
+    (MultiCategoryBlock, [['a'],['b',math.nan]], "has nan among its classes"),
+    (MultiCategoryBlock, [['a'],['b',1]], "mixes classes of the types str and int"),
+    (MultiCategoryBlock, [['a'],['b',['c']]], "has the class ['c'], of type list"),
+    (MultiCategoryBlock(vocab=['a','b']), [['a'],['b',None]], "has None among its classes"),
+])
+def test_classes_that_are_none(table, block, values, words):
+    "The message names output and row"
+    odd = pd.Series([values[0]]*20+[values[1]]*4, dtype=object)
+    kw = dict(df=table[1].assign(odd=odd, v=[i<3 for i in range(24)]), image=None, item_tfms=None, valid_col='v')
+    with pytest.raises(ValueError) as e: loaders(table, dict(odd=block), **kw)
+    assert words in str(e.value), str(e.value)
+    assert "Output 'odd'" in str(e.value)
+    assert 'row 20 of the table' in str(e.value), str(e.value)
 
 def test_an_attribute_error_of_a_getter_is_told_as_it_is(table):
     folder,df = table

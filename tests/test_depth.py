@@ -7,7 +7,6 @@ from fastai.vision.all import *
 from fastai.callback.training import BnFreeze
 from fastai_multi import *
 from fastai_multi.core import flat
-from fastai_multi.models.split import Taps
 from fastai_multi.depth import DepthResults
 
 OUTPUTS = dict(kind=CategoryBlock, tags=MultiCategoryBlock, box=BBoxBlock, area=RegressionBlock)
@@ -228,15 +227,15 @@ def test_trained_weights_are_in_every_branch(shapes, weights, kw):
     assert t.stats[0]==[0.485,0.456,0.406]
     assert len([f for f in learn.dls.train.after_batch.fs if isinstance(f, Normalize)])==1
     parts = [t.trunk] if t.split else []
-    parts += t.own.values()
+    parts += t.branches.values()
     for m in parts:
         for p in m.parameters(): assert any(torch.equal(p, v) for v in plain[tuple(p.shape)])
         assert not any(p.requires_grad for p in m.parameters() if p.ndim>1)            # frozen, to begin with
-    convs = [p for n,v in t.own.items() for p in v.parameters() if p.ndim>1][:1]
+    convs = [p for n,v in t.branches.items() for p in v.parameters() if p.ndim>1][:1]
     learn.unfreeze()
     learn.fit(1)
-    if len(t.own)>1:
-        a,b = [next(p for p in m.parameters() if p.ndim>1) for m in t.own.values()][:2]
+    if len(t.branches)>1:
+        a,b = [next(p for p in m.parameters() if p.ndim>1) for m in t.branches.values()][:2]
         assert a.shape==b.shape and not torch.equal(a, b)                              # each learns by itself
 
 class PILImageRGBA(PILImage): _open_args = {'mode': 'RGBA'}

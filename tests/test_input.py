@@ -14,8 +14,9 @@ from fastai.vision.augment import (CropPad, DihedralItem, FlipItem, RandomCrop, 
 from fastai.vision.core import Image, PILImage, PILImageBW
 from fastai.vision.data import BBoxBlock, BBoxLblBlock, ImageBlock, MaskBlock, PointBlock
 from fastai_multi.core import flat, present
-from fastai_multi.data.load import MultiDL, Plan
+from fastai_multi.data.load import MultiDL
 from fastai_multi.data.loaders import MultiDataLoaders
+from fastai_multi.data.reader import BatchReader
 
 n = 21
 
@@ -50,8 +51,8 @@ def loaders(table, names=tuple(blocks), image='file', text='caption', item_tfms=
     df = df.assign(mask=[str(path/m) for m in df['mask']])
     cols = dict(box=['x1','y1','x2','y2'])
     return MultiDataLoaders.from_df(df, path, image=image, text=text, outputs={k: blocks[k] for k in names},
-        columns={k:v for k,v in cols.items() if k in names},
-        label_delim='|', valid_col='is_valid', item_tfms=list(item_tfms), bs=4, device='cpu', **kwargs)
+                                    columns={k:v for k,v in cols.items() if k in names}, label_delim='|',
+                                    valid_col='is_valid', item_tfms=list(item_tfms), bs=4, device='cpu', **kwargs)
 
 def the_long_way(dl): return dl.new(create_item=partial(MultiDL.create_item, dl))
 
@@ -73,10 +74,11 @@ def same(a, b):
 
 def agree(dl, whole=None):
     "Epochs of `dl` both ways are the same"
-    plan = Plan.of(dl) if dl.before_iter() is None else None
-    assert plan is not None and (whole is None or plan.whole == whole)
+    reader = BatchReader.of(dl) if dl.before_iter() is None else None
+    assert reader is not None
+    assert whole is None or reader.whole == whole
     long = the_long_way(dl)
-    assert Plan.of(long) is None
+    assert BatchReader.of(long) is None
     a,b = epoch(dl),epoch(long)
     assert len(a) == len(b) > 0
     for o,p in zip(a, b): same(o, p)
@@ -96,7 +98,7 @@ crops = [[Resize(24)], [Resize((20,32), method='pad', pad_mode='zeros')], [Resiz
          [Resize(24, method='squish')], [RandomResizedCrop(24, min_scale=.3)], [RandomResizedCrop((20,28))],
          [RandomCrop(30)], [CropPad(70), Resize(16)]]
 own = [[Darker(), Resize(24)], [Resize(24), Darker(order=2)], [FlipItem(), RandomResizedCrop(24), DihedralItem()],
-    [CropPad(70), Darker(), Resize(24), Whole()]]
+       [CropPad(70), Darker(), Resize(24), Whole()]]
 
 @pytest.mark.parametrize('tfms', crops, ids=str)
 def test_known_transforms(table, tfms):
@@ -141,16 +143,16 @@ def test_a_picture_type_of_one_s_own(table):
     "Known transforms treat a type that was added to them as fastai does"
     from fastai.data.block import TransformBlock
     from fastai.data.transforms import ToTensor
-    from fastai_multi.data.augment import SafeResize
+    from fastai_multi.data.geometry import SafeResize
     @SafeResize
     def encodes(self, x:Photo): return Photo(x.im.resize((5,6)))
     @ToTensor
     def encodes(self, x:Photo): return torch.from_numpy(np.array(x.im.convert('L')))
     path,df = table
     df = df[df.file.notna()].assign(again=[str(path/f) for f in df.file[df.file.notna()]])
-    dls = MultiDataLoaders.from_df(df, path, image='file', outputs=dict(kind=CategoryBlock,
-        again=TransformBlock(type_tfms=lambda f: Photo(Image.open(f)))),
-                                   valid_col='is_valid', item_tfms=Resize(24), bs=4, device='cpu')
+    outputs = dict(kind=CategoryBlock, again=TransformBlock(type_tfms=lambda f: Photo(Image.open(f))))
+    dls = MultiDataLoaders.from_df(df, path, image='file', outputs=outputs, valid_col='is_valid', item_tfms=Resize(24),
+                                   bs=4, device='cpu')
     assert agree(dls.train, whole=True)[0][1].again.shape == (4,6,5)
 
 def test_absent_pictures_are_marked(table):
@@ -214,8 +216,8 @@ def test_pixels_are_fastai_s(table, tfm, cls):
     ours = MultiDataLoaders.from_df(df, path, image='file', outputs=CategoryBlock, columns='kind', valid_col='is_valid',
                                     item_tfms=tfm, img_cls=cls, bs=4, device='cpu', shuffle=False)
     for a,b in zip(ours, theirs):
-        plan = Plan.of(a) if a.before_iter() is None else None
-        assert plan.whole
+        reader = BatchReader.of(a) if a.before_iter() is None else None
+        assert reader.whole
         for o,p in zip(epoch(a), epoch(b)):
             same(o[0], p[0])
             assert o[1].tolist() == p[1].tolist()

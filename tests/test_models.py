@@ -7,7 +7,8 @@ from fastai_multi.core import Inputs
 from fastai_multi.models.image import *
 from fastai_multi.models.text import *
 from fastai_multi.models.tabular import *
-from fastai_multi.models.split import *
+from fastai_multi.models.heads import *
+from fastai_multi.models.multi import *
 
 # name: (stages, picture, whether strides are exact: networks without padding lose a few more pixels)
 families = dict(resnet18=(4,64,True), resnet50=(4,64,True), mobilenet_v2=(5,64,True), mobilenet_v3_small=(4,64,True),
@@ -213,7 +214,7 @@ def model_of_all():
     return MultiModel(dict(image=image_encoder('resnet18', depth=2), text=text_encoder('lstm', 30),
                            title=text_encoder('bag', 30), nums=vector_encoder(4)),
                       dict(kind=5, tags=7, price=1, box=4, eyes=4),
-                      kinds=dict(box='box', eyes='points', price='number'))
+                      head_classes=dict(box=BoxHead, eyes=PointsHead, price=NumberHead))
 
 def batch_of_all(bs=16):
     torch.manual_seed(1)
@@ -274,3 +275,148 @@ def test_features_that_depend_on_the_size_of_the_picture():
     with pytest.raises(ValueError, match='put an nn.AdaptiveAvgPool2d before'):
         image_encoder(nn.Sequential(simple_cnn(widths=[8]), nn.Flatten()))
     assert image_encoder(nn.Sequential(simple_cnn(widths=[8]), nn.AdaptiveAvgPool2d(4), nn.Flatten())).n_features==128
+
+# the outputs' order, names, and other tools
+
+def image_and_text(outputs, **kwargs):
+    "A small model of a picture and a text"
+    torch.manual_seed(0)
+    encoders = dict(image=image_encoder(simple_cnn(3, width=4, bn=True)), text=text_encoder('bag', 30))
+    classes = dict(box=BoxHead, mask=MaskHead)
+    classes = {n: c for n,c in classes.items() if n in outputs}
+    return MultiModel(encoders, outputs, head_classes=classes, **kwargs).eval()
+
+def picture_and_words(bs=4):
+    torch.manual_seed(1)
+    picture = torch.randn(bs,3,32,32)
+    words = torch.randint(1, 30, (bs,7))
+    picture[0] = float('nan')
+    words[1] = 0
+    return picture,words
+
+def close(a, b, atol=1e-5):
+    assert a.keys()==b.keys()
+    for n in a.keys(): torch.testing.assert_close(a[n], b[n], atol=atol, rtol=1e-4)
+
+OUTPUTS = dict(kind=5, tags=7, box=4)
+FORMS = [{}, dict(depth=dict(box=2)), dict(split=2), dict(split=0), dict(heads=dict(kind=dict(pool='avg'), tags=[8])),
+         dict(depth=dict(box=1), split=2, after=dict(tags='kind'))]
+
+@pytest.mark.parametrize('form', FORMS, ids=str)
+def test_the_order_of_the_outputs_does_not_matter(form):
+    xb = picture_and_words()
+    model = image_and_text(OUTPUTS, **form)
+    other = image_and_text(dict(reversed(OUTPUTS.items())), **form)
+    for p in other.parameters(): torch.nn.init.constant_(p, 0.1)
+    assert {*model.state_dict()}=={*other.state_dict()}
+    other.load_state_dict(model.state_dict())
+    y = model(*xb)
+    z = other(*xb)
+    assert z.keys()==tuple(reversed(OUTPUTS))
+    for n in OUTPUTS: torch.testing.assert_close(z[n], y[n])
+
+@pytest.mark.parametrize('form', FORMS[:4], ids=str)
+def test_names_of_modules_do_not_depend_on_what_else_is_predicted(form):
+    model = image_and_text(OUTPUTS, **form)
+    fewer = image_and_text({n: OUTPUTS[n] for n in ('kind','box')}, **form)
+    assert {*fewer.state_dict()} < {*model.state_dict()}
+
+def test_inputs_are_read_by_name():
+    picture,words = picture_and_words()
+    model = image_and_text(OUTPUTS)
+    y = model(picture, words)
+    for xb in (Inputs(text=words, image=picture), dict(text=words, image=picture)):
+        close(model(xb), y)
+    close(model((Inputs(text=words, image=picture),)), y)
+    with pytest.raises(KeyError, match="Unknown input 'photo'"): model(Inputs(photo=picture, text=words))
+    with pytest.raises(KeyError, match=r"was given \['text'\]: \['image'\] are missing"): model(dict(text=words))
+    with pytest.raises(KeyError, match="Unknown input 'nums'"): model(dict(image=picture, text=words, nums=words))
+    with pytest.raises(ValueError, match="inputs .* and was given 3 tensors"): model(picture, words, words)
+
+def test_a_head_replaced_and_one_added():
+    xb = picture_and_words()
+    model = image_and_text(OUTPUTS, split=2, depth=dict(box=2))
+    before = model(*xb)
+    keys = {*model.state_dict()}
+    model.set_head('kind', [16], 6)
+    model.set_head('late', None, 3)
+    model.set_head('mask', dict(width=8), 2, MaskHead, like='tags', after='kind')
+    y = model(*xb)
+    assert y.keys()==('kind','tags','box','late','mask')
+    assert (y.kind.shape, y.late.shape, y.mask.shape)==((4,6), (4,3), (4,2,32,32))
+    for n in ('tags','box'): torch.testing.assert_close(y[n], before[n])
+    assert {k for k in keys if not k.startswith('heads.kind')} <= {*model.state_dict()}
+    assert model.plan.view_of['late']=='depth_2' and model.plan.view_of['mask']=='only_tags'
+    close(pickle.loads(pickle.dumps(model))(*xb), y)
+    groups = split_params(model)
+    assert sum(len(g) for g in groups)==len(list(model.parameters()))
+    with pytest.raises(ValueError, match=r"\['mask'\] come after 'kind' and read its 6 numbers"):
+        model.set_head('kind', [8], 5)
+    close(model(*xb), y)                                                # a refusal changes nothing
+
+def test_one_encoder_for_two_inputs_is_listed_once():
+    image = image_encoder(simple_cnn(3, width=4))
+    text = text_encoder('bag', 30)
+    model = MultiModel(dict(front=image, back=image, title=text, body=text), dict(a=2, b=3))
+    picture,words = picture_and_words()
+    for parameters in (model.shared_parameters(), [p for g in split_params(model) for p in g]):
+        ids = [id(p) for p in parameters]
+        assert len(ids)==len(set(ids))
+    assert {id(p) for p in image.parameters()} <= {id(p) for p in model.shared_parameters()}
+    hooks = model.shared_points()
+    assert len({id(m) for m in hooks})==len(hooks)
+    assert model(picture, picture, words, words).a.shape==(4,2)
+
+def tools_case(name):
+    "A model and what it is called with"
+    picture,words = picture_and_words()
+    both = dict(kind=5, box=4, mask=2)
+    lstm = dict(text=text_encoder('lstm', 30))
+    if name=='text': return MultiModel(lstm, dict(kind=5, price=1)).eval(),(words,)
+    if name=='bare text': return MultiModel(lstm, dict(kind=5), named=False).eval(),(words,)
+    if name=='image and text by name': return image_and_text(both, split=1),(Inputs(text=words, image=picture),)
+    if name=='image and text': return image_and_text(both, depth=dict(box=2), after=dict(box='kind')),(picture,words)
+    encoder = image_encoder('resnet18', depth=2)
+    classes = dict(eyes=PointsHead, box=BoxHead)
+    return MultiModel(dict(image=encoder), dict(kind=5, eyes=4, box=4), head_classes=classes).eval(),(picture,)
+
+TOOLS_CASES = ['image','text','bare text','image and text','image and text by name']
+
+@pytest.mark.parametrize('name', TOOLS_CASES)
+def test_compile_takes_the_whole_model(name):
+    model,xb = tools_case(name)
+    torch._dynamo.reset()
+    with torch.no_grad():
+        y = model(*xb)
+        z = torch.compile(model, fullgraph=True, backend='aot_eager')(*xb)
+    assert type(z) is type(y)
+    torch.testing.assert_close(tuple(z), tuple(y), atol=1e-5, rtol=1e-4)
+
+@pytest.mark.parametrize('name', TOOLS_CASES)
+def test_export_makes_a_program(name, tmp_path):
+    model,xb = tools_case(name)
+    torch._dynamo.reset()
+    with torch.no_grad(): y = model(*xb)
+    program = torch.export.export(model, xb, strict=True)
+    z = program.module()(*xb)
+    assert type(z) is type(y)
+    torch.testing.assert_close(tuple(z), tuple(y), atol=1e-5, rtol=1e-4)
+    torch.export.save(program, tmp_path/'model.pt2')
+    again = torch.export.load(tmp_path/'model.pt2').module()(*xb)
+    assert type(again) is type(y)
+    torch.testing.assert_close(tuple(again), tuple(y), atol=1e-5, rtol=1e-4)
+
+def test_a_compiled_model_trains():
+    model = image_and_text(dict(kind=5, box=4), split=1).train()
+    torch._dynamo.reset()
+    y = torch.compile(model, fullgraph=True, backend='aot_eager')(*picture_and_words())
+    sum(o.sum() for o in y).backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+def test_an_exported_program_takes_batches_of_any_size():
+    model = image_and_text(dict(kind=5, box=4))
+    torch._dynamo.reset()
+    size = {0: torch.export.Dim('items', min=2, max=64)}
+    program = torch.export.export(model, picture_and_words(), dynamic_shapes=((size,size),), strict=True).module()
+    xb = picture_and_words(9)
+    with torch.no_grad(): close(program(*xb), model(*xb))

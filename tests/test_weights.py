@@ -11,6 +11,7 @@ from fastai.callback.tensorboard import TensorBoardCallback
 import random
 from fastai_multi import *
 from fastai_multi.callback.weights import *
+from fastai_multi.callback.learned import *
 from fastai_multi.callback.stopping import *
 
 METHODS = dict(fixed=lambda: FixedWeights(box=2.), scheduled=lambda: ScheduledWeights(box=SchedLin(1,5)),
@@ -286,6 +287,115 @@ def test_export(shapes, method, tmp_path):
     for n,p in learn.predict(row)[2].items(): torch.testing.assert_close(new.predict(row)[2][n], p)
     fit(learn)
     assert params(learn).isfinite().all()
+
+@every_method
+def test_a_copy_predicts_and_goes_on(shapes, method):
+    learn = fit(learner(loaders(shapes), [METHODS[method](), ShowWeights(), TaskEarlyStopping()]))
+    new = deepcopy(learn)
+    row = pd.read_csv(shapes/'items.csv').iloc[0]
+    for n,p in learn.predict(row)[2].items(): torch.testing.assert_close(new.predict(row)[2][n], p)
+    assert same(balancer(new).state, balancer(learn).state) and balancer(new).state is not balancer(learn).state
+    assert torch.equal(params(fit(new)), params(fit(learn)))
+
+def test_a_plain_loss_in_prediction_is_no_mistake(shapes):
+    learn = fit(learner(loaders(shapes, CategoryBlock), [UncertaintyWeighting(), ShowWeights(), TaskEarlyStopping()]))
+    learn.loss_func = CrossEntropyLossFlat()
+    learn.remove_cb(Recorder)
+    assert len(learn.get_preds()[0])==len(learn.dls.valid_ds)
+
+# One object for several learners
+
+def balancer(learn): return first(cb for cb in learn.cbs if isinstance(cb, Balancer))
+
+@every_method
+@pytest.mark.parametrize('opt', ['Adam','AdamW'])
+def test_one_object_for_several_learners_starts_afresh(shapes, method, opt):
+    cb = METHODS[method]()
+    folds = [loaders(shapes, seed=k) for k in range(2)]
+    for dls in folds:
+        fresh = fit(learner(dls, METHODS[method](), opt_func=OPTS[opt]), 2)
+        again = fit(learner(dls, cb, opt_func=OPTS[opt]), 2)
+        assert torch.equal(params(again), params(fresh)) and same(cb.state, balancer(fresh).state)
+    for dls in folds:
+        fresh = fit(learner(dls, METHODS[method](), opt_func=OPTS[opt]), 2)
+        assert torch.equal(params(fit(learner(dls, opt_func=OPTS[opt]), 2, cbs=cb)), params(fresh))
+
+@every_method
+def test_the_learner_that_lost_its_callback_to_another_says_so(shapes, method):
+    cb = METHODS[method]()
+    a,b = (learner(loaders(shapes), [cb]) for _ in range(2))
+    with pytest.raises(ValueError, match='was also given to another learner'): fit(a)
+    fit(b)
+    a.get_preds()
+
+@pytest.mark.parametrize('every', [3, 5])
+def test_famo_resumes_exactly(shapes, every, tmp_path):
+    dls = loaders(shapes)
+    learn = fit(learner(dls, FAMO(every=every), path=tmp_path))
+    assert len(dls.train)%every!=0
+    learn.save('it')
+    new = learner(dls, FAMO(every=every), path=tmp_path).load('it')
+    for l in (learn, new): fit(l, 2)
+    assert torch.equal(params(learn), params(new)) and same(balancer(learn).state, balancer(new).state)
+    assert balancer(new).count==3*len(dls.train)
+
+# Loss terms of the user's own
+
+def penalty_of(pred): return sum(p.float().pow(2).mean() for p in pred)
+
+class Penalised(MultiLoss):
+    "A penalty in a subclass"
+    def __call__(self, pred, *targs): return super().__call__(pred, *targs) + penalty_of(pred)
+
+class Penalty(Callback):
+    "A penalty from a callback"
+    run_valid = False
+    def __init__(self, order, in_place): store_attr()
+    def after_loss(self):
+        if self.in_place: self.learn.loss_grad += penalty_of(self.pred)
+        else: self.learn.loss_grad = self.loss_grad + penalty_of(self.pred)
+
+class Grads(Callback):
+    "The gradients of the first step, by parameter"
+    order = -20
+    def before_step(self):
+        if self.train_iter: return
+        self.found = {n: p.grad.clone() for n,p in self.model.named_parameters() if p.grad is not None}
+
+def first_gradients(dls, cbs, change=noop, **kwargs):
+    grads = Grads()
+    fit(change(learner(dls, [*cbs, grads], opt_func=SGD, **kwargs)))
+    return grads.found
+
+def penalised(learn):
+    learn.loss_func = Penalised(learn.loss_func.funcs, dict(learn.loss_func.weights))
+    return learn
+
+@pytest.mark.parametrize('method', [None, *METHODS])
+def test_loss_terms_of_ones_own_add_their_gradient(holes, method):
+    "The first step with a penalty minus the step without is the same for every method, and is not nothing"
+    dls = loaders(holes, bs=32)
+    def _first(*cbs, change=noop, method=method):
+        if method: cbs = (*cbs, METHODS[method]())
+        return first_gradients(dls, cbs, change, loss_weights=dict(area=2.))
+    with_penalty,without = _first(change=penalised, method=None),_first(method=None)
+    extra = {n: g-without[n] for n,g in with_penalty.items()}
+    assert sum(g.norm() for g in extra.values())>.1
+    plain = _first()
+    steps = [_first(change=penalised)]
+    steps += [_first(Penalty(order, in_place)) for order in (-20,0) for in_place in (False,True)]
+    for step in steps:
+        for n,g in step.items(): torch.testing.assert_close(g-plain[n], extra[n], atol=1e-4, rtol=1e-3)
+
+def test_an_output_that_stopped_leaves_loss_terms_of_ones_own(shapes):
+    class Now(TaskEarlyStopping):
+        "Nothing of `kind` counts"
+        def before_train(self): self.muted = {'kind'}
+    dls = loaders(shapes)
+    got = first_gradients(dls, [Now()], penalised)
+    want = first_gradients(dls, [], penalised, loss_weights=dict(kind=0.))
+    assert want.keys()-got.keys()=={n for n in want if n.startswith('heads.kind')}
+    for n,g in got.items(): torch.testing.assert_close(g, want[n], atol=1e-5, rtol=1e-4)
 
 def test_log_variances_go_on_with_a_new_optimizer(shapes):
     cb = UncertaintyWeighting()

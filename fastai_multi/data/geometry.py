@@ -115,8 +115,9 @@ def to_unit(
 ):
     "Points or boxes in [-1,1] of the frame of their picture"
     w,h = size
-    scale = torch.tensor([2/w, 2/h]).repeat(t.shape[-1]//2)
-    return _like(t.as_subclass(Tensor)*scale - 1, t, size)
+    plain = t.as_subclass(Tensor)
+    p = plain.reshape(-1,2)*torch.tensor([2/w, 2/h]) - 1
+    return _like(p.reshape(plain.shape), t, size)
 
 # %% ../../nbs/02_data.geometry.ipynb #5ca1e003
 def from_unit(
@@ -125,8 +126,9 @@ def from_unit(
 ):
     "Points or boxes in the pixels of a picture: the inverse of `to_unit`"
     w,h = size
-    scale = torch.tensor([w/2, h/2], device=t.device).repeat(t.shape[-1]//2)
-    return _like((t.as_subclass(Tensor)+1)*scale, t, size)
+    plain = t.as_subclass(Tensor)
+    p = (plain.reshape(-1,2)+1)*torch.tensor([w/2, h/2], device=t.device)
+    return _like(p.reshape(plain.shape), t, size)
 
 # %% ../../nbs/02_data.geometry.ipynb #b34e7253
 def clean_boxes(

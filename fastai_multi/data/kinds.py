@@ -322,9 +322,14 @@ class ClassesPart(Part):
         if res.c is None and res.vocab is not None: res.c = len(res.vocab)
         return res
 
-    def check_vocab(self, found, what):
-        "Raise unless the training split or the block gives a class"
-        if not found and not getattr(self.tfms[0], 'vocab', None):
+    @property
+    def given_vocab(self):
+        "The classes that the block gives, or `None`"
+        return getattr(self.tfms[0], 'vocab', None) or None
+    def check_values(self, rows, what): # For each item, the list of its classes
+        "Raise unless there is a class to learn, and every class is one value"
+        check_classes(rows, self.what, sort=self.given_vocab is None)
+        if self.given_vocab is None and not any(rows):
             raise ValueError(f'{self.what} has no {what} in the training split: no class could be learned.')
     def unknown(self, found):
         "The error for a class that the training split does not have"
@@ -339,7 +344,7 @@ class CategoryPart(ClassesPart):
     "One class of several"
     kind,tensor_type = 'category',TensorCategory
     def setup(self, values):
-        self.check_vocab(len(values), 'label')
+        self.check_values([[v] for v in values], 'label')
         self.setup_tfms(values)
     def encode(self, v):
         if self.is_missing(v): return absent
@@ -398,7 +403,7 @@ class TagsPart(ClassesPart):
         return list(v)
     def setup(self, values):
         values = [self.as_list(v) for v in values]
-        self.check_vocab(any(values), 'tag')
+        self.check_values(values, 'tag')
         self.setup_tfms(values)
         self.c = len(self.vocab)
     def encode(self, v):
@@ -406,6 +411,9 @@ class TagsPart(ClassesPart):
         v = self.as_list(v)
         try: return self.pipe(v)
         except KeyError as e: raise self.unknown(first(o for o in v if o not in self.vocab.o2i)) from e
+        except TypeError:
+            check_classes([v], self.what, sort=False)
+            raise
     def has_fast_column(self): return self.tfm_types()==[MultiCategorize, OneHotEncode]
     def encode_together(self, values):
         res,o2i = np.zeros((len(values), self.c), dtype=np.float32),self.vocab.o2i

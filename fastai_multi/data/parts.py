@@ -423,8 +423,7 @@ class PartsTfm(Transform):
         getters = list(items.tfms.fs)
         train = items.train if train_setup and hasattr(items, 'train') else items
         raws = raw_values(getters, self, train.items)
-        for n,p in self.parts.items():
-            p.setup([v for v,missing in zip(raws[n], p.missing(raws[n])) if not missing])
+        for n,p in self.parts.items(): setup_part(p, raws[n], train.items)
         if train is not items and self.base is Outputs: self._check_later_splits(getters, items)
 
     def _check_later_splits(self, getters, items):
@@ -482,6 +481,14 @@ class PartsTfm(Transform):
 # %% ../../nbs/03_data.parts.ipynb #e2ce52ab
 def _one_column(cols):
     return first(cols.values()) if len(cols)==1 else [list(o) for o in zip(*cols.values())]
+
+def setup_part(part, values, items):
+    "Set up `part` with those of `values` that are not missing; an error names the item"
+    here = np.flatnonzero(~part.missing(values))
+    try: part.setup([values[i] for i in here])
+    except BadItem as e:
+        if e.at is None: raise
+        raise ValueError(f'{e} (Found in {which_item(items, here[e.at])}.)') from e
 
 def check_each(part, values, idxs):
     "Encode each of `values` and raise for the first that cannot be, with its index"

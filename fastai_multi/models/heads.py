@@ -217,7 +217,7 @@ def is_head_class(spec):
     "Whether `spec` is a class that is built with maps and options, and not just any module"
     return isinstance(spec, type) and hasattr(spec, 'options')
 
-# %% ../../nbs/25_models.heads.ipynb #f9ebaa4a
+# %% ../../nbs/25_models.heads.ipynb #445d1f7e
 def head_options(spec, # Hidden sizes, a dict of options, or `None`
                  head_class, # Its `options` are accepted
                  name # The output's name, for messages
@@ -228,7 +228,7 @@ def head_options(spec, # Hidden sizes, a dict of options, or `None`
     if isinstance(spec, (list,tuple,L)): spec = dict(hidden=list(spec))
     if not isinstance(spec, dict): refuse_head(spec, name)
     accepted = getattr(head_class, 'options', ())
-    options = dict(check_keys(spec, accepted, f'option of the head {name!r} ({head_class.__name__})'))
+    options = dict(check_keys(spec, accepted, f'option of the head {name!r}'))
     if 'hidden' in options: options['hidden'] = hidden_sizes(options['hidden'], name)
     return options
 
