@@ -422,7 +422,7 @@ def deepest(depth, outputs):
     depths = [depth.get(n) for n in outputs]
     return None if None in depths else max(depths)
 
-# %% ../nbs/45_learner.ipynb #4b24875e
+# %% ../nbs/45_learner.ipynb #0c96308b
 def multi_learner(
     dls:DataLoaders, # From `MultiDataLoaders`, a `DataBlock` of this package's blocks, or one of fastai's own blocks
     arch=None, # Of the picture: a torchvision constructor, a timm name, `simple_cnn`, a module; or a dict by input
@@ -438,7 +438,7 @@ def multi_learner(
     loss_weights:dict=None, # How much each output's loss counts, 1 where not given
     class_weights:dict=None, # By output of one class: 'balanced', or a weight by class, in loss and accuracy
     metrics=None, # By output; good defaults if `None`
-    pretrained:bool=True, # Start from the weights that `arch` has, with their normalisation, frozen as in `vision_learner`
+    pretrained:bool=True, # Start from the weights that `arch` has, with their normalisation, then frozen first
     weights=None, # A file of `arch`'s weights, in place of the library's
     normalize:bool=True, # Add the normalisation that belongs to the weights
     **kwargs # Passed to `Learner`: `opt_func`, `lr`, `cbs`, `path`, `wd`, `moms`, …
@@ -457,8 +457,8 @@ def multi_learner(
     for n,t in tasks.items(): t.check_head(heads.get(n))
     sizes = {n: t.part.c for n,t in tasks.items()}
     head_classes = {n: t.head_class for n,t in tasks.items()}
-    model = MultiModel(encoders, sizes, heads=heads, fusion=fusion, neck=neck, named=desc.named, head_classes=head_classes,
-                       depth=depth, split=split, after=after)
+    model = MultiModel(encoders, sizes, heads=heads, head_classes=head_classes, fusion=fusion, neck=neck,
+                       named=desc.named, depth=depth, split=split, after=after)
     stats = first(e.stats for e in encoders.values() if getattr(e, 'stats', None) is not None)
     if normalize: add_norm(dls, stats)
     kwargs = {'splitter': split_params, **kwargs}

@@ -247,7 +247,7 @@ def task_report(
     looks = BatchLooks(learn, n_batches, learn.dls.train if dl is None else dl)
     return TaskReport(learn.loss_func.names, looks, learn.loss_func.weights)
 
-# %% ../nbs/43_report.ipynb #574b1c75
+# %% ../nbs/43_report.ipynb #99ad671d
 def judged_column(learn, name, metric=None):
     "The column by which output `name` is judged, and whether more is better"
     own = [m for m in learn.metrics if getattr(m, 'output', None)==name]
@@ -284,8 +284,8 @@ def run_once(learn_fn, outputs, fit, seed, metrics):
     res = []
     for n in outputs:
         col,up = judged_column(learn, n, metrics.get(n))
-        res.append(dict(output=n, metric=col, up=up, value=float(vals[col]), seconds=seconds, parameters=size, seed=seed,
-                        together=len(outputs)>1))
+        res.append(dict(output=n, metric=col, up=up, value=float(vals[col]), seconds=seconds, parameters=size,
+                        seed=seed, together=len(outputs)>1))
     return res
 
 # %% ../nbs/43_report.ipynb #038d81ca

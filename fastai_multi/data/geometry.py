@@ -61,7 +61,7 @@ class LazyPicture:
         steps = crop_steps(t, self.size)
         self.crops.append((steps,t))
         last = steps[-1]
-        self.width,self.height = last[2] or last[1]
+        self.width,self.height = last[2] or last[1]    # resized to, or cut
         return self
 
     def decoded(self):
@@ -364,7 +364,8 @@ def crop_picture(
 def _cut(im, x, y, cut_w, cut_h, t):
     "The rectangle of `im` at `x,y`, padded where it reaches beyond"
     w,h = im.width,im.height    # `im.size` is patched by fastai, and slower
-    right,bottom = x+cut_w,y+cut_h
+    right = x+cut_w
+    bottom = y+cut_h
     box = max(x,0), max(y,0), min(right,w), min(bottom,h)
     if box != (0,0,w,h): im = im.crop(box)
     pad = [max(-x,0), max(-y,0), max(right-w,0), max(bottom-h,0)]

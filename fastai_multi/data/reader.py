@@ -203,7 +203,8 @@ class EncodedItems:
         encode # A function of a part and a raw value
     ) -> list: # A value for each name
         "Encoded values of one item, before any item transform"
-        res,row = [],None
+        res = []
+        row = None
         for n in names:
             if n in self.columns:
                 res.append(self.columns[n][i])
@@ -414,7 +415,8 @@ class BatchReader:
 
     def _untouched_columns(self):
         "The columns, by position, whose values no known step changes"
-        res,j = {},0
+        res = {}
+        j = 0
         for items,e in zip(self.dl.encoded_items(), self.elements):
             for n,p in e.parts.items():
                 if n in items.columns and not p.has_coordinates and p.rows_of is None: res[j] = items.columns[n]
@@ -423,7 +425,8 @@ class BatchReader:
 
     def _sources(self, skip):
         "What is read for an item: items, and the positions and names of their values, without the positions `skip`"
-        res,j = [],0
+        res = []
+        j = 0
         for items,e in zip(self.dl.encoded_items(), self.elements):
             slots = [(j+k,n) for k,n in enumerate(e.parts) if j+k not in skip]
             j += len(e.parts)

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['Pool', 'mean_and_spread', 'SpatialSoftmax', 'linear_layers', 'Head', 'NumberHead', 'MapSizes', 'PlaceHead',
-           'box_corners', 'BoxHead', 'check_box_size', 'PointsHead', 'MaskHead', 'make_head', 'is_head_class',
-           'head_options', 'hidden_sizes', 'refuse_head', 'check_known', 'check_maps', 'try_head', 'zero_maps', 'Neck']
+           'box_corners', 'BoxHead', 'PointsHead', 'MaskHead', 'make_head', 'is_head_class', 'Neck']
 
 # %% ../../nbs/25_models.heads.ipynb #61acac2b
 from fastai.torch_basics import *
@@ -20,17 +19,17 @@ class Pool(nn.Module):
     "Turn a map `bs,c,h,w` into a vector by average, maximum, or both side by side as in fastai; leave a vector alone"
     def __init__(self, kind:str='concat'): # 'concat', 'avg' or 'max'
         super().__init__()
-        self.kind = check_in(kind, ('concat','avg','max'), 'pool')
+        self.how = check_in(kind, ('concat','avg','max'), 'pool')
 
     def forward(self, x):
         if x.ndim<4: return x
-        if self.kind=='avg': return x.mean((2,3))
-        if self.kind=='max': return x.amax((2,3))
+        if self.how=='avg': return x.mean((2,3))
+        if self.how=='max': return x.amax((2,3))
         return torch.cat([x.mean((2,3)), x.amax((2,3))], 1)
 
     def n_features(self, c):
         "The length of the vector for a map of `c` channels"
-        if self.kind=='concat': return 2*c
+        if self.how=='concat': return 2*c
         return c
 
 # %% ../../nbs/25_models.heads.ipynb #c418a861
@@ -141,17 +140,17 @@ def box_corners(x:Tensor): # Centre and half size before softplus, `bs,4`
     half = F.softplus(x[:,2:])
     return torch.cat([centre-half, centre+half], 1)
 
-# %% ../../nbs/25_models.heads.ipynb #6b5f59c9
+# %% ../../nbs/25_models.heads.ipynb #fcaf9353
 class BoxHead(PlaceHead):
     "Turn features and maps into the corners of one box, which starts as the middle half of the frame"
     def __init__(self, n_in, n_out=4, maps=None, **options):
-        check_box_size(n_out)
+        _check_box_size(n_out)
         super().__init__(n_in, n_out, maps, **options)
         self.layers[-1].bias.data.copy_(tensor([0.,0.,-0.4328,-0.4328]))
 
     def last_step(self, x): return box_corners(x)
 
-def check_box_size(n_out):
+def _check_box_size(n_out):
     "Raise unless a box has 4 numbers"
     if n_out!=4: raise ValueError(f'A head for one box has 4 outputs, not {n_out}.')
 
@@ -193,7 +192,7 @@ class MaskHead(nn.Module):
         "The map `x` in the height and width of `like`"
         return F.interpolate(x, like.shape[2:], mode='bilinear')
 
-# %% ../../nbs/25_models.heads.ipynb #1fd3f186
+# %% ../../nbs/25_models.heads.ipynb #709af855
 def make_head(spec, # Hidden sizes, a dict of options, a head class, a module, a function of both sizes, or `None`
               n_in:int, # Number of features; `None` if not known, which only a module can bear
               n_out:int, # Size of the output; `None` if not known, which only a module can bear
@@ -203,22 +202,22 @@ def make_head(spec, # Hidden sizes, a dict of options, a head class, a module, a
              ) -> nn.Module:
     "Make the head of one output"
     maps = maps or {}
-    if isinstance(spec, nn.Module): return try_head(spec, n_in, maps, name)
-    check_known(n_in, n_out, name)
+    if isinstance(spec, nn.Module): return _try_head(spec, n_in, maps, name)
+    _check_known(n_in, n_out, name)
     if is_head_class(spec):
         head_class = spec
         spec = None
-    if callable(spec): return try_head(spec(n_in, n_out), n_in, maps, name)
-    options = head_options(spec, head_class, name)
-    check_maps(head_class, maps, name)
+    if callable(spec): return _try_head(spec(n_in, n_out), n_in, maps, name)
+    options = _head_options(spec, head_class, name)
+    _check_maps(head_class, maps, name)
     return head_class(n_in, n_out, maps=maps, **options)
 
 def is_head_class(spec):
     "Whether `spec` is a class that is built with maps and options, and not just any module"
     return isinstance(spec, type) and hasattr(spec, 'options')
 
-# %% ../../nbs/25_models.heads.ipynb #445d1f7e
-def head_options(spec, # Hidden sizes, a dict of options, or `None`
+# %% ../../nbs/25_models.heads.ipynb #884eed09
+def _head_options(spec, # Hidden sizes, a dict of options, or `None`
                  head_class, # Its `options` are accepted
                  name # The output's name, for messages
                 ) -> dict:
@@ -226,25 +225,25 @@ def head_options(spec, # Hidden sizes, a dict of options, or `None`
     if spec is None: return {}
     if isinstance(spec, int) and not isinstance(spec, bool): spec = [spec]
     if isinstance(spec, (list,tuple,L)): spec = dict(hidden=list(spec))
-    if not isinstance(spec, dict): refuse_head(spec, name)
+    if not isinstance(spec, dict): _refuse_head(spec, name)
     accepted = getattr(head_class, 'options', ())
     options = dict(check_keys(spec, accepted, f'option of the head {name!r}'))
-    if 'hidden' in options: options['hidden'] = hidden_sizes(options['hidden'], name)
+    if 'hidden' in options: options['hidden'] = _hidden_sizes(options['hidden'], name)
     return options
 
-def hidden_sizes(hidden, name):
+def _hidden_sizes(hidden, name):
     "`hidden`, one size or several, as a list of whole numbers"
     if isinstance(hidden, int): hidden = [hidden]
     hidden = list(hidden)
     if all(isinstance(h, int) and h>0 for h in hidden): return hidden
     raise ValueError(f'The hidden sizes of head {name!r} are whole numbers, not {hidden!r}.')
 
-def refuse_head(spec, name):
+def _refuse_head(spec, name):
     raise TypeError(f'The head {name!r} is hidden sizes such as [128], a dict of options, a head class or a module, '
                     f'and not {spec!r}.')
 
-# %% ../../nbs/25_models.heads.ipynb #c109e0e6
-def check_known(n_in, n_out, name):
+# %% ../../nbs/25_models.heads.ipynb #425f7c95
+def _check_known(n_in, n_out, name):
     "Raise if the sizes of a head that must be built are not known"
     if n_in is None:
         raise ValueError(f'The head {name!r} needs the number of features, which an encoder does not tell: '
@@ -253,14 +252,14 @@ def check_known(n_in, n_out, name):
         raise ValueError(f'The head {name!r} needs the size of its output: give a number in `outputs`, '
                          'or pass a module as head.')
 
-def check_maps(head_class, maps, name):
+def _check_maps(head_class, maps, name):
     "Raise if a head class needs a map and there is none"
     if maps or not getattr(head_class, 'needs_map', False): return
     raise ValueError(f'The head {name!r} ({head_class.__name__}) reads the maps of a picture, and no input gives maps. '
                      'Pass a module.')
 
-# %% ../../nbs/25_models.heads.ipynb #7377dd8d
-def try_head(m:nn.Module, # The head
+# %% ../../nbs/25_models.heads.ipynb #ffbeb7be
+def _try_head(m:nn.Module, # The head
              n_in:int, # Number of features; there is no trial if `None`
              maps:dict, # A `MapSizes` by picture's name
              name:str # The output's name, for messages
@@ -269,13 +268,13 @@ def try_head(m:nn.Module, # The head
     if n_in is None: return m
     args = [zeros_for(m, 2, n_in)]
     how = getattr(m, 'reads_map', False)
-    if how: args.append({n: zero_maps(m, o, how) for n,o in maps.items()})
+    if how: args.append({n: _zero_maps(m, o, how) for n,o in maps.items()})
     trial(m, *args, given=f'The head {name!r}, {type(m).__name__}, is given {n_in} features, (bs,{n_in})',
           hint="A head that needs the picture's map is called with (features, maps by input) "
                'if its attribute `reads_map` is true.')
     return m
 
-def zero_maps(m, sizes, how, px=64):
+def _zero_maps(m, sizes, how, px=64):
     "What a head with `reads_map` equal to `how` gets of one picture of `px` pixels: zeros"
     maps = []
     for channels,stride in zip(*sizes):
