@@ -181,7 +181,7 @@ def refuse_one_loss(loss_func):
     if isinstance(loss_func, MultiLoss): return
     raise TypeError(f'TaskMonitor watches the losses of several outputs, and this learner has one loss, {loss_func!r}.')
 
-# %% ../../nbs/36_callback.monitor.ipynb #a531dcf6
+# %% ../../nbs/36_callback.monitor.ipynb #16f524a3
 _line_styles = ('-','--','-.',':')
 _marks = 'osD^vPX*'
 
@@ -195,7 +195,7 @@ def _check_recorded(looks):
     if not len(looks): raise ValueError('TaskMonitor has recorded nothing yet: train first.')
 
 def _plot_curves(looks, ax, values, title, log):
-    for i,n in enumerate(looks.names): ax.plot(looks.steps, values[:,i], label=n, **_style(i, len(looks)))
+    for i,n in enumerate(looks.names): ax.plot(looks.steps, values[:,i].numpy(), label=n, **_style(i, len(looks)))
     ax.set(title=title, xlabel='step', ylabel=title.split()[0])
     if log and (values[values.isfinite()]>0).all(): ax.set_yscale('log')
 
@@ -218,7 +218,8 @@ def plot_cosines(looks:Looks, ax=None,
     if not names: raise ValueError(f'There is one output, {looks.names[0]!r}, and so no pair.')
     if ax is None: _,ax = plt.subplots(figsize=(7, .7+.4*len(names)), layout='constrained')
     extent = (looks.steps[0]-every/2, looks.steps[-1]+every/2, len(names)-.5, -.5)
-    im = ax.imshow(looks.cosines.T, cmap='RdBu', vmin=-1, vmax=1, aspect='auto', interpolation='nearest', extent=extent)
+    im = ax.imshow(looks.cosines.T.numpy(), cmap='RdBu', vmin=-1, vmax=1, aspect='auto', interpolation='nearest',
+                   extent=extent)
     ax.set(xlabel='step', yticks=range(len(names)), yticklabels=names, title='cosine of the gradients')
     ax.figure.colorbar(im, ax=ax)
     return ax

@@ -168,7 +168,7 @@ class TreeBuilder:
 
     def view_row(self, name, view):
         outputs = self.model.plan.readers(name)
-        how = [f'pool {view.pool.kind}']
+        how = [f'pool {view.pool.how}']
         how += [f'{n} through a neck' for n in view.necks]
         if len(self.model.encoders)>1: how.append(type(view.fusion).__name__.lower())
         what = f'{", ".join(how)} -> {view.n_features or "?"} features'
