@@ -282,7 +282,7 @@ def modality_of(part) -> Modality: # The input's `Part`
         if cls in _modalities: return _modalities[cls](part)
     return Modality(part)
 
-# %% ../nbs/40_tasks.ipynb #7cffb901
+# %% ../nbs/40_tasks.ipynb #bdf1f855
 _image_suffixes = {suffix for suffix,mime in mimetypes.types_map.items() if mime.startswith('image/')}
 
 def has_image_suffix(name:str) -> bool:
@@ -292,7 +292,10 @@ def has_image_suffix(name:str) -> bool:
 class ImageModality(Modality, part=ImagePart):
     "A picture, encoded by `arch`"
     has_stages = True
-    def recognises(self, raw): return not isinstance(raw, str) or has_image_suffix(raw)
+    def recognises(self, raw):
+        if isinstance(raw, str): return has_image_suffix(raw)
+        if isinstance(raw, (np.ndarray, Tensor)): return raw.ndim>1
+        return isinstance(raw, (Path, bytes, Image.Image))
     def typed(self, t): return t.as_subclass(self.part.tensor_type)
 
     @property

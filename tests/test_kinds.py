@@ -120,7 +120,7 @@ def learner(table, **kwargs):
 @pytest.fixture(scope='module')
 def trained(table):
     learn = learner(table)
-    learn.fit(6)
+    learn.fit(20)
     return learn
 
 def texts_of_figure():
