@@ -13,7 +13,7 @@ DEFS = ast.FunctionDef,ast.AsyncFunctionDef,ast.ClassDef
 # The source
 
 def module_file(module):
-    "`fastai_multi.data.items` -> its file"
+    "`fastai_multi.data.parts` -> its file"
     return (root/Path(*module.split('.'))).with_suffix('.py')
 
 @lru_cache

@@ -1,6 +1,6 @@
-"""A fastai item that is a picture **and** its text, a target that is several targets of different kinds (categories, tags, numbers, boxes, points),
-read by their names from the table to the prediction. What a fastai user knows works on it: `show_batch`, `lr_find`, `fine_tune`, `show_results`,
-`predict`, `get_preds`, `tta`, `export`, metrics and callbacks."""
+"""One fastai `Learner` that takes several inputs and predicts several outputs of different kinds: categories, tags, numbers, boxes, points, masks.
+Every input and output keeps its name from the table to the prediction, and what you know of fastai works: `show_batch`, `lr_find`, `fine_tune`,
+`show_results`, `predict`, `get_preds`, `tta`, `export`, metrics and callbacks."""
 
 import importlib as _importlib, pkgutil as _pkgutil
 from threading import RLock as _RLock

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['check_item_size', 'lone_input', 'raw_item', 'first_block_step', 'raw_dl', 'is_source_item', 'item_dl', 'row',
-           'Answers', 'table_cell', 'pad_ids_of', 'pad_rows', 'pad_all']
+           'Answers', 'table_cell', 'pad_ids_of', 'one_tensor', 'pad_all']
 
 # %% ../nbs/42_answers.ipynb #798ea2fa
 from fastai.basics import *
@@ -126,18 +126,18 @@ def table_cell(value):
     if isinstance(value, L): return list(value)
     return value
 
-# %% ../nbs/42_answers.ipynb #3ae6bdb8
+# %% ../nbs/42_answers.ipynb #7ea1a98b
 def pad_ids_of(parts):
     "The number that pads the rows of a part, for each of `parts` that has one"
     return {n: p.pad_id for n,p in parts.items() if getattr(p, 'pad_id', None) is not None}
 
-def pad_rows(x, pad_id=None):
+def one_tensor(x, pad_id=None):
     "`x` as one tensor, where batches of different lengths left a list of rows"
     if not isinstance(x, L): return x
     fill = math.nan if x[0].is_floating_point() else ifnone(pad_id, IGNORE)
     return nn.utils.rnn.pad_sequence([o.as_subclass(Tensor) for o in x], batch_first=True, padding_value=fill)
 
 def pad_all(x, pad_ids):
-    "`pad_rows` of every named part of `x`; `pad_ids` holds the padding of token ids by name"
-    if not isinstance(x, Named): return pad_rows(x, first(pad_ids.values()))
-    return type(x)([pad_rows(o, pad_ids.get(n)) for n,o in x.items()])
+    "`one_tensor` of every named part of `x`; `pad_ids` holds the padding of token ids by name"
+    if not isinstance(x, Named): return one_tensor(x, first(pad_ids.values()))
+    return type(x)([one_tensor(o, pad_ids.get(n)) for n,o in x.items()])
