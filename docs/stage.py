@@ -25,14 +25,18 @@ settings = settings['DEFAULT']
 # has no public place; the site then shows the sources itself.
 git_url = (settings.get('git_url') or get_config(root).git_url or '').rstrip('/')
 branch = get_config(root).branch
-# by the first digit of a notebook's number
-GROUPS = {'0': 'Core and data', '1': 'Models', '2': 'Training', '3': 'Learner', '4': 'Results'}
+# by the number of a group's first notebook
+GROUPS = {0: 'Core and data', 15: 'Models', 29: 'Training', 40: 'Learner', 50: 'Results'}
 PROJECT = {'CONTRIBUTING.md': 'contributing', 'CHANGELOG.md': 'changelog'}
 
 def page_of(nb): return nbpath2html(Path(nb.name)).stem if nb.name!='index.ipynb' else 'index'
 def module_of(nb):
     m = _default_exp(read_nb(nb))
     return m and f'fastai_multi.{m}'
+def group_of(nb):
+    "The group that the number of a notebook belongs to"
+    number = int(nb.name.partition('_')[0])
+    return GROUPS[max(n for n in GROUPS if n<=number)]
 def at_git(path): return f'{git_url}/blob/{branch}/{path}'
 
 # Processors
@@ -219,10 +223,9 @@ def tutorials_page(tutorials):
 def api_page(modules):
     parts = ['# API\n\n{.lead}\nA page for each module: what it is for, every public name with its parameters, and '
              'examples that were run.']
-    for digit in sorted({nb.name[0] for nb in modules}):
-        group = {nb: m for nb,m in modules.items() if nb.name[0]==digit}
+    for name in dict.fromkeys(map(group_of, modules)):
+        group = {nb: m for nb,m in modules.items() if group_of(nb)==name}
         short = {nb: m.partition('.')[2] for nb,m in group.items()}
-        name = GROUPS.get(digit, 'More')
         rows = [f'| [`{short[nb]}`]({page_of(nb)}.ipynb) | {api.cell(links(title(nb)[1]))} | '
                 f'{", ".join(f"{{py:obj}}`~{m}.{n}`" for n in public(m))} |' for nb,m in group.items()]
         parts.append('\n'.join([f'## {name}\n\n:::{{container}} modules\n', '| module | what it is for | names |',

@@ -16,7 +16,8 @@ from PIL import Image
 from .core import *
 from .data.geometry import *
 from .data.parts import *
-from .data.kinds import *
+from .data.inputs import *
+from .data.outputs import *
 from .data.spatial import *
 from .models.image import *
 from .models.text import *

@@ -57,9 +57,10 @@ def test_every_public_name_is_on_its_modules_page(pages):
 
 def test_a_name_on_its_page(pages):
     "Signature as written, parameters as a table, methods under their class"
-    p = pages['data.loaders']
+    p = pages['data.readers']
     assert '{py:class} InputReader(image=None, text=None, features=None, pref=\'\', suff=\'\')' in p
     assert "| `image` | `None` | Column of the picture's file |" in p
+    p = pages['data.loaders']
     assert '{py:classmethod} MultiDataLoaders.from_df(df, path=' in p and '| `valid_pct` |' in p
     assert '{py:data} IGNORE\n:module: fastai_multi.core\n:value: -100' in pages['core']
     assert '| `**kwargs` |' in pages['learner']
@@ -99,9 +100,9 @@ def test_outputs_are_stored_for_a_reader():
     assert len(ex.smaller(png(noise)))<len(png(noise))/2 and ex.smaller(png(noise*0))==png(noise*0)
 
 def test_links_between_notebooks_are_links_between_pages(monkeypatch):
-    nb = next(stage.nbs.glob('12_*.ipynb'))
-    for url in (nb.name, f'nbs/{nb.name}', f'../nbs/{nb.name}', 'models.split.html'):
-        assert stage.links(f'[a]({url}#b)') == '[a](models.split.ipynb#b)', url
+    nb = stage.nbs/'27_models.multi.ipynb'
+    for url in (nb.name, f'nbs/{nb.name}', f'../nbs/{nb.name}', 'models.multi.html'):
+        assert stage.links(f'[a]({url}#b)') == '[a](models.multi.ipynb#b)', url
     got = stage.links('[a](CONTRIBUTING.md) [b](https://x.org/y.ipynb) [c](#d)')
     assert got == '[a](contributing.md) [b](https://x.org/y.ipynb) [c](#d)'
     monkeypatch.setattr(stage, 'git_url', 'https://github.com/a/b')
