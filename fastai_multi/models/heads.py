@@ -117,7 +117,8 @@ class Head(nn.Module):
 
 # %% ../../nbs/25_models.heads.ipynb #0ef4f5be
 class NumberHead(Head):
-    "Turn features into numbers"
+    "Turn features into numbers, without dropout"
+    default_p = 0.
     def to_raw(self, targets): return targets.float().reshape(len(targets), -1)
 
 # %% ../../nbs/25_models.heads.ipynb #f9aa5435
@@ -131,6 +132,7 @@ class PlaceHead(Head):
     "Turn features and places in the pictures' last maps into coordinates; the base of heads for boxes and points"
     reads_map = True
     reads_places = True
+    default_p = 0.
 
     def __init__(self, n_in, n_out, maps=None, **options):
         readers = {n: SpatialSoftmax(sizes.channels[-1]) for n,sizes in (maps or {}).items()}

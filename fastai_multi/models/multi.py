@@ -328,8 +328,11 @@ class MultiModel(nn.Module):
         for parent in plan.parents(name):
             _check_parent(name, parent, self.specs[parent])
             if n_in is not None: n_in += self.specs[parent].size
-        n_wide = sum(self._wide_sizes(plan.view_of[like], spec.head_class).values())
-        return make_head(head, n_in, spec.size, spec.head_class, self._map_sizes(like), name, n_wide)
+        view = plan.view_of[like]
+        n_wide = sum(self._wide_sizes(view, spec.head_class).values())
+        head = make_head(head, n_in, spec.size, spec.head_class, self._map_sizes(like), name, n_wide)
+        if getattr(head, 'n_wide', 0): _check_wide(name, head.n_wide, self._wide_sizes(view, head))
+        return head
 
     def _wide_sizes(self, view, head):
         "Number of wide features by input, for a `head` (or its class) that reads this view"
@@ -346,12 +349,12 @@ class MultiModel(nn.Module):
         self.wide_of.pop(name, None)
         if not getattr(head, 'n_wide', 0): return
         view = self.plan.view_of[name]
-        sizes = self._wide_sizes(view, head)
-        _check_wide(name, head.n_wide, sizes)
         key = _wide_key(view, head, self.views[view])
-        unit = [n for n in sizes if getattr(self.encoders[n], 'wide_is_unit', False)]
-        if key not in self.wides: self.wides[key] = Wide(sizes, unit)
         self.wide_of[name] = key
+        if key in self.wides: return
+        sizes = self._wide_sizes(view, head)
+        unit = [n for n in sizes if getattr(self.encoders[n], 'wide_is_unit', False)]
+        self.wides[key] = Wide(sizes, unit).to(first(head.parameters()).device).train(self.training)
 
     def read(self, *xb):
         "What each output reads of each input: `FeatureMaps` of a picture, `Features` of anything else"
@@ -454,9 +457,7 @@ class MultiModel(nn.Module):
             for trunk in self.trunks.values(): trunk.add_reader(name, like)
         self.plan = plan
         self.specs[name] = spec
-        self._add_head(name, new)
-        device = first(self.parameters()).device
-        for added in (self.heads, self.wides): added.to(device).train(self.training)
+        self._add_head(name, new.to(first(self.parameters()).device).train(self.training))
         self.output_type = Outputs.of(*self.heads)
 
     def deepest_shared(self):
