@@ -83,9 +83,10 @@ class _OutputWeights(dict):
         if not hasattr(d, 'keys') and d!=(): self._refuse(d)
         for k,v in {**dict(d), **kw}.items(): self[k] = v
 
-    def vector(self, like):
+    def vector(self, like, scales=None): # For its device and type; what each weight is multiplied by, 1 where not given
         "The weights as one tensor beside `like`, or `None` when all are 1"
-        ws = list(self.values())
+        scales = scales or {}
+        ws = [w*scales.get(n, 1.) for n,w in self.items()]
         if any(isinstance(w, Tensor) for w in ws): return torch.stack([self._beside(w, like) for w in ws])
         if all(w==1. for w in ws): return None
         key = (*ws, like.device, like.dtype)
@@ -184,6 +185,7 @@ class MultiLoss:
         self.named = named
         self.reduction = reduction
         self.weights = weights
+        self.scales = {}       # by output, what its loss is multiplied by beside its weight; 1 where not given
         self.step = None
 
     @property
@@ -240,8 +242,8 @@ class MultiLoss:
 
     def weight_vector(self, like:Tensor # For its device and type
                      ) -> Tensor: # `n`, or `None` when all are 1
-        "The weights as one tensor beside `like`"
-        return self.weights.vector(like)
+        "Weights times scales as one tensor beside `like`"
+        return self.weights.vector(like, self.scales)
 
     def total(self, values:Tensor # `...,n`
              ) -> Tensor: # `...`
@@ -313,7 +315,9 @@ class MultiLoss:
         for n,f in self.funcs.items():
             w = self.weights[n]
             is_one = isinstance(w, float) and w==1.
-            parts.append(f'{n}: {f}' if is_one else f'{n}: {f} × {w}')
+            text = f'{n}: {f}' if is_one else f'{n}: {f} × {w}'
+            if n in self.scales: text = f'{text} ÷ {1/self.scales[n]:.3g}'
+            parts.append(text)
         return f"MultiLoss({', '.join(parts)})"
 
 # %% ../nbs/31_losses.ipynb #9f1f5b3d

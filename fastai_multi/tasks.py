@@ -21,8 +21,10 @@ from .data.outputs import *
 from .data.spatial import *
 from .models.image import *
 from .models.text import *
+from .models.wide import *
 from .models.tabular import *
 from .models.heads import *
+from .terms import *
 from .losses import *
 from .metrics import *
 
@@ -34,6 +36,7 @@ class Task:
     head_class = Head          # The head that suits the kind; `None`: you have to pass a module
     mixable = True             # MixUp may blend two targets
     averaged = True            # Test-time augmentation may average predictions
+    family = None              # How linear maps are fitted to it: 'squares', 'softmax', 'sigmoid'; `None`: not at all
 
     def __init_subclass__(cls, part=None, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -52,6 +55,25 @@ class Task:
     def metrics(self) -> list:
         "The usual metrics"
         return []
+
+    def labelled(self, values):
+        "Mask of the targets `values` that have a whole label"
+        return Labelled(values).rows
+
+    def prior(self, values, class_weight=None):
+        "The constant raw prediction that fits the labelled targets `values`; `None` for a kind that no `family` fits"
+        if self.family is None: return None
+        return values.float().mean(0).reshape(-1)
+
+    def cost(self, prior, values, term):
+        "What it costs to predict `prior` for all the labelled targets `values`, in the output's own loss"
+        said = self.shaped(prior.expand(len(values), -1))
+        s,n = term.sums(said, (values, None))
+        return float(s/n.clamp(min=1e-8))
+
+    def shaped(self, numbers):
+        "Rows of numbers `bs,n_out` in the shape of the raw predictions"
+        return numbers
 
     def activation(self, pred):
         "Raw predictions as probabilities or values, for a loss that has no `activation` of its own"
@@ -136,10 +158,17 @@ def check_class_weight_list(spec, vocab, name):
 # %% ../nbs/40_tasks.ipynb #5d92002e
 class CategoryTask(Task, part=CategoryPart):
     "One class of several: cross-entropy and accuracy"
+    family = 'softmax'
     def loss(self, **kwargs): return CrossEntropyLossFlat(**kwargs)
     def metrics(self): return [accuracy]
     def activation(self, pred): return pred.softmax(-1)
     def decodes(self, pred): return pred.argmax(-1)
+
+    def prior(self, values, class_weight=None):
+        "Logarithms of how frequent the classes are, half an item added to each"
+        n = torch.bincount(values.reshape(-1).long(), minlength=self.part.c) + 0.5
+        if class_weight is not None: n = n*class_weight.to(n.device)
+        return (n/n.sum()).log()
 
     def class_weights(self, spec, dl):
         "`spec`, 'balanced' or a weight by class, as a tensor in the order of the classes; `dl` holds the training data"
@@ -151,14 +180,20 @@ class CategoryTask(Task, part=CategoryPart):
 class TagsTask(Task, part=TagsPart):
     "Any number of classes: binary cross-entropy for each, and F1"
     threshold = 0.5
+    family = 'sigmoid'
     def loss(self, **kwargs): return BCEWithLogitsLossFlat(**kwargs)
     def metrics(self): return [f1_multi]
     def activation(self, pred): return pred.sigmoid()
     def decodes(self, pred): return pred > self.threshold
 
+    def prior(self, values, class_weight=None):
+        "Log-odds of how frequent each tag is, one item more that has half of each"
+        return ((values.sum(0)+0.5)/(len(values)+1)).logit()
+
 class NumberTask(Task, part=NumberPart):
     "One or several numbers, standardised: mean squared error; metrics in the user's units"
     head_class = NumberHead
+    family = 'squares'
     def loss(self, **kwargs): return MSELossFlat(**kwargs)
     def metrics(self): return [mae]
     def activation(self, pred):
@@ -173,6 +208,10 @@ class BoxTask(Task, part=BoxPart):
     "One box: smooth L1 plus generalised IoU; several boxes need a head and a loss of yours"
     mixable = False
     averaged = False
+    @property
+    def family(self):
+        if self.part.many: return None
+        return 'squares'
     @property
     def head_class(self):
         if self.part.many: return None
@@ -201,6 +240,8 @@ class PointsTask(Task, part=PointsPart):
     "Points: mean squared error of their coordinates"
     mixable = False
     averaged = False
+    family = 'squares'
+    def shaped(self, numbers): return numbers.unflatten(1, (-1,2))
     head_class = PointsHead
     def loss(self, **kwargs): return MSELossFlat(**kwargs)
     def metrics(self): return [point_distance]
@@ -229,15 +270,17 @@ class EncoderOptions:
     def __init__(self,
         arch=None, # For this input: a constructor, a name, a module or what builds one
         depth:int=None, # How many stages of a picture's backbone are kept
-        text='lstm', # The encoder of a text: its name, a module or what builds one
+        text='bag', # The encoder of a text: its name, a module or what builds one
         pretrained:bool=False, # Start from trained weights
-        weights=None # A file of weights, or their name
+        weights=None, # A file of weights, or their name
+        column=None # The training items' encoded values of this input, where they are known: a `Column`
     ):
         self.arch = arch
         self.depth = depth
         self.text = text
         self.pretrained = pretrained
         self.weights = weights
+        self.column = column
 
 # %% ../nbs/40_tasks.ipynb #4ff4a0d8
 class Modality:
@@ -283,7 +326,7 @@ def modality_of(part) -> Modality: # The input's `Part`
         if cls in _modalities: return _modalities[cls](part)
     return Modality(part)
 
-# %% ../nbs/40_tasks.ipynb #bdf1f855
+# %% ../nbs/40_tasks.ipynb #7cffb901
 _image_suffixes = {suffix for suffix,mime in mimetypes.types_map.items() if mime.startswith('image/')}
 
 def has_image_suffix(name:str) -> bool:
@@ -293,10 +336,7 @@ def has_image_suffix(name:str) -> bool:
 class ImageModality(Modality, part=ImagePart):
     "A picture, encoded by `arch`"
     has_stages = True
-    def recognises(self, raw):
-        if isinstance(raw, str): return has_image_suffix(raw)
-        if isinstance(raw, (np.ndarray, Tensor)): return raw.ndim>1
-        return isinstance(raw, (Path, bytes, Image.Image))
+    def recognises(self, raw): return not isinstance(raw, str) or has_image_suffix(raw)
     def typed(self, t): return t.as_subclass(self.part.tensor_type)
 
     @property
@@ -316,9 +356,19 @@ class TextModality(Modality, part=TextPart):
     "A text, encoded by the encoder named in `text`"
     def recognises(self, raw): return isinstance(raw, str) and not has_image_suffix(raw)
     def encoder(self, options):
-        return text_encoder(ifnone(options.arch, options.text), self.part.c, pad_id=self.part.pad_id)
+        kind = ifnone(options.arch, options.text)
+        return text_encoder(kind, self.part.c, pad_id=self.part.pad_id, terms=self.terms(kind, options.column))
+
+    def terms(self, kind, column):
+        "The weighted words and pairs of the training texts, for an encoder that starts untrained"
+        if column is None or isinstance(kind, nn.Module): return None
+        rows = [column[i] for i in range(len(column)) if not column.missing[i]]
+        return TermWeights(rows, self.part.c, self.part.pad_id, self.part.unk_id)
 
 class VectorModality(Modality, part=VectorPart):
     "Plain numbers"
     def recognises(self, raw): return isinstance(raw, (np.ndarray, Tensor))
-    def encoder(self, options): return vector_encoder(self.part.c, options.arch)
+    def encoder(self, options):
+        res = vector_encoder(self.part.c, options.arch)
+        if options.arch is None and options.column is not None: res.fit(options.column.data)
+        return res

@@ -8,6 +8,7 @@ from fastai.callback.training import BnFreeze
 from fastai_multi import *
 from fastai_multi.core import flat
 from fastai_multi.depth import DepthResults
+from fastai_multi.models.multi import split_params
 
 OUTPUTS = dict(kind=CategoryBlock, tags=MultiCategoryBlock, box=BBoxBlock, area=RegressionBlock)
 BOX = ['x1','y1','x2','y2']
@@ -272,7 +273,8 @@ def test_options_of_heads(shapes):
                     heads=dict(kind=dict(hidden=[32,16], p=0.5, bn=False, pool='max'), tags=dict(hidden=8, pool='avg'),
                                area=own, box=[24]))
     kinds = lambda n: [type(m).__name__ for m in learn.model.heads[n].layers]
-    assert kinds('kind')==['Dropout','Linear','ReLU']*2+['Dropout','Linear'] and kinds('tags')[0]=='BatchNorm1d'
+    assert kinds('kind')==['Dropout','Linear','ReLU']*2+['Dropout','Linear'] and kinds('tags')[0]=='Dropout'
+    assert kinds('box')==['Linear','ReLU','Linear']
     assert [m.p for m in learn.model.heads['kind'].layers if isinstance(m, nn.Dropout)]==[0.25,0.25,0.5]
     assert [learn.model.heads[n].n_in for n in ('kind','tags')]==[32,32] and learn.model.heads['box'].n_in==64+128
     assert learn.model.heads['area'] is own
@@ -331,9 +333,9 @@ def test_masks_end_to_end(masks, tmp_path, kw):
 def test_a_point(masks):
     learn = learner(loaders(masks, dict(kind=CategoryBlock, eye=PointBlock), dict(eye=['cx','cy'])), depth=dict(eye=2),
                     split=1)
-    start = learn.evaluate()['eye_loss']
-    learn.fit_one_cycle(6, 1e-2)
-    assert learn.evaluate()['eye_loss'] < 0.7*start
+    start = learn.evaluate(0)['eye_loss']                              # what the mean of the points costs
+    learn.fit_one_cycle(20, 1e-2)
+    assert learn.evaluate(0)['eye_loss'] < 0.5*start
     row = pd.read_csv(masks/'items.csv').iloc[0]
     assert learn.predict(row)[0].eye.shape==(1,2)
     learn.show_results(max_n=2)
@@ -490,6 +492,7 @@ def test_agreement_of_outputs_that_want_the_same(shapes):
     "Two names for one target agree wholly, whatever the depth"
     dls = loaders(shapes, dict(a=CategoryBlock, b=CategoryBlock), dict(a='kind', b='kind'))
     learn = learner(dls, heads=dict(a=dict(hidden=[], p=0, bn=False), b=dict(hidden=[], p=0, bn=False)))
+    torch.nn.init.normal_(learn.model.heads['a'].layers[-1].weight)     # a head that starts at zero asks nothing yet
     learn.model.heads['b'].load_state_dict(learn.model.heads['a'].state_dict())
     mode = [m.training for m in learn.model.modules()]
     was = deepcopy(learn.model.state_dict())

@@ -118,7 +118,8 @@ def test_s2_category_and_box(shapes):
     learn.fit_one_cycle(8, 3e-3)
     res = learn.evaluate()
     assert [*res] == ['valid_loss','label_loss','box_loss','label_accuracy','box_iou']
-    assert res['valid_loss'] == pytest.approx(res['label_loss']+res['box_loss'], rel=1e-3)
+    scale = learn.loss_func.scales['label']
+    assert res['valid_loss'] == pytest.approx(res['label_loss']*scale+res['box_loss'], rel=1e-3)
     assert res['box_iou'] > before['box_iou'] and res['box_loss'] < before['box_loss']
     fig = learn.show_results(max_n=4)
 

@@ -80,8 +80,9 @@ def test_trains_with_missing_labels_and_reports_the_same_losses(holes, method):
     assert names[-4:-1] == ['kind_weight','box_weight','area_weight']
     assert all(len(v)==len(names)-2 for v in learn.recorder.values)
     row = dict(zip(names[1:-1], learn.recorder.values[-1]))
-    # under the user's own weights
-    assert row['valid_loss']==pytest.approx(sum(row[f'{o}_loss'] for o in OUTPUTS), rel=.05)
+    # under the user's own weights, each loss on the scale of its prior
+    scales = learn.loss_func.scales
+    assert row['valid_loss']==pytest.approx(sum(row[f'{o}_loss']*scales.get(o, 1) for o in OUTPUTS), rel=.05)
     assert all(0<row[f'{o}_weight']<1e4 for o in OUTPUTS)
     assert learn.evaluate()['valid_loss']==pytest.approx(row['valid_loss'], rel=1e-4)
 

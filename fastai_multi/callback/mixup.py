@@ -97,7 +97,8 @@ class _FeatureBlend:
     def start(self, encoders, blend):
         self.stop()
         self.blend = blend
-        self.hooks = [m.register_forward_hook(self) for m in encoders]
+        terms = [m.terms for m in encoders if getattr(m, 'terms', None) is not None]
+        self.hooks = [m.register_forward_hook(self) for m in [*encoders, *terms]]
 
     def stop(self):
         for h in self.hooks: h.remove()

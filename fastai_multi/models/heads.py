@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Pool', 'mean_and_spread', 'SpatialSoftmax', 'linear_layers', 'Head', 'NumberHead', 'MapSizes', 'PlaceHead',
-           'box_corners', 'BoxHead', 'PointsHead', 'MaskHead', 'make_head', 'is_head_class', 'Neck']
+           'box_corners', 'box_numbers', 'BoxHead', 'PointsHead', 'MaskHead', 'make_head', 'is_head_class', 'Neck']
 
 # %% ../../nbs/25_models.heads.ipynb #61acac2b
 from fastai.torch_basics import *
@@ -13,6 +13,7 @@ from fastai.layers import ConvLayer
 from torchvision.ops import FeaturePyramidNetwork
 from ..core import *
 from .fusion import *
+from .wide import *
 
 # %% ../../nbs/25_models.heads.ipynb #2b38fc13
 class Pool(nn.Module):
@@ -63,51 +64,62 @@ def linear_layers(sizes:list, # Features in, hidden sizes, size out
                   p:float, # Dropout before the last layer; half of it before the others
                   bn:bool # Batch norm before each linear layer
                  ) -> nn.Sequential:
-    "Make the layers of a head: [norm, dropout, linear, ReLU] for each hidden size, then norm, dropout and linear"
+    "Make the hidden layers of a head, and a last layer that starts at zero: [norm], dropout, linear, ReLU for each"
     layers = []
     for i,(n_in,n_out) in enumerate(zip(sizes, sizes[1:])):
         is_last = i==len(sizes)-2
         if bn: layers.append(nn.BatchNorm1d(n_in))
         if p > 0: layers.append(nn.Dropout(p if is_last else p/2))
-        layers.append(nn.Linear(n_in, n_out, bias=is_last or not bn))
+        layers.append(nn.Linear(n_in, n_out, bias=not (is_last or bn)))
         if not is_last: layers.append(nn.ReLU())
     res = nn.Sequential(*layers)
     apply_init(res)
+    nn.init.zeros_(res[-1].weight)
     return res
 
 # %% ../../nbs/25_models.heads.ipynb #fb6807be
 class Head(nn.Module):
-    "Turn features into `n_out` scores by hidden layers and a last linear layer; a subclass says what differs for it"
+    "Give `n_out` scores: a linear map of wide features plus hidden layers of deep ones; a subclass says what differs"
     reads_map = False # Whether it also gets maps: `False`, `True` or 'all'
     needs_map = False # Whether it cannot do without
+    reads_wide = True # Whether it also gets wide features
+    reads_places = False # Whether its wide features of a picture are those of 4 x 4 fields
     gives_vector = True # Whether another head can come after it
     options = ('hidden','p','bn') # What `heads={output: dict(…)}` may set
-    default_p = 0.25 # Dropout if `p` is `None`
-    default_bn = True # Batch norm if `bn` is `None`
+    default_p = 0.5 # Dropout if `p` is `None`
+    default_bn = False # Batch norm if `bn` is `None`
 
     def __init__(self,
         n_in:int, # Number of features
         n_out:int, # Size of the output
         maps:dict=None, # A `MapSizes` by picture's name; for heads that read maps
+        n_wide:int=0, # Number of wide features
         hidden:list=(256,), # Sizes of the hidden layers
         p:float=None, # Dropout before the last layer, half of it before the others; the class's `default_p` if `None`
         bn:bool=None # Batch norm before each linear layer; the class's `default_bn` if `None`
     ):
         super().__init__()
         self.n_in = n_in
+        self.n_wide = n_wide
         self.hidden = list(hidden)
         self.layers = linear_layers([n_in, *hidden, n_out], ifnone(p, self.default_p), ifnone(bn, self.default_bn))
+        self.wide = WideLinear(n_wide, n_out)
 
-    def forward(self, features, maps=None): return self.last_step(self.layers(features))
+    def forward(self, features, maps=None, wide=None): return self.last_step(self.layers(features)+self.wide(wide))
 
     def last_step(self, x):
-        "Turn the last layer's numbers `bs,n_out` into the output"
+        "Turn the numbers `bs,n_out` into the output"
         return x
+
+    def to_raw(self, targets):
+        "Targets as the numbers `n,n_out` that `last_step` turns into them"
+        return targets
 
 # %% ../../nbs/25_models.heads.ipynb #0ef4f5be
 class NumberHead(Head):
     "Turn features into numbers, without dropout"
     default_p = 0.
+    def to_raw(self, targets): return targets.float().reshape(len(targets), -1)
 
 # %% ../../nbs/25_models.heads.ipynb #f9aa5435
 class MapSizes(NamedTuple):
@@ -119,8 +131,8 @@ class MapSizes(NamedTuple):
 class PlaceHead(Head):
     "Turn features and places in the pictures' last maps into coordinates; the base of heads for boxes and points"
     reads_map = True
+    reads_places = True
     default_p = 0.
-    default_bn = False
 
     def __init__(self, n_in, n_out, maps=None, **options):
         readers = {n: SpatialSoftmax(sizes.channels[-1]) for n,sizes in (maps or {}).items()}
@@ -129,9 +141,11 @@ class PlaceHead(Head):
         self.places = ByName(readers)
         self.reads_map = len(readers)>0
 
-    def forward(self, features, maps=None):
+    def forward(self, features, maps=None, wide=None):
         places = [m(maps[n]) for n,m in self.places.items()]
-        return super().forward(torch.cat([features, *places], 1))
+        return super().forward(torch.cat([features, *places], 1), wide=wide)
+
+    def to_raw(self, targets): return targets.float().reshape(len(targets), -1)
 
 # %% ../../nbs/25_models.heads.ipynb #7f520038
 def box_corners(x:Tensor): # Centre and half size before softplus, `bs,4`
@@ -140,15 +154,23 @@ def box_corners(x:Tensor): # Centre and half size before softplus, `bs,4`
     half = F.softplus(x[:,2:])
     return torch.cat([centre-half, centre+half], 1)
 
+def box_numbers(corners:Tensor): # `x1,y1,x2,y2`, `bs,4`
+    "What `box_corners` turns into `corners`; a half size counts as 0.01 at least"
+    first_corner = corners[:,:2]
+    last_corner = corners[:,2:]
+    half = ((last_corner-first_corner)/2).clamp(min=1e-2)
+    return torch.cat([(first_corner+last_corner)/2, half+(-torch.expm1(-half)).log()], 1)
+
 # %% ../../nbs/25_models.heads.ipynb #fcaf9353
 class BoxHead(PlaceHead):
     "Turn features and maps into the corners of one box, which starts as the middle half of the frame"
     def __init__(self, n_in, n_out=4, maps=None, **options):
         _check_box_size(n_out)
         super().__init__(n_in, n_out, maps, **options)
-        self.layers[-1].bias.data.copy_(tensor([0.,0.,-0.4328,-0.4328]))
+        self.wide.bias.data.copy_(tensor([0.,0.,-0.4328,-0.4328]))
 
     def last_step(self, x): return box_corners(x)
+    def to_raw(self, targets): return box_numbers(super().to_raw(targets))
 
 def _check_box_size(n_out):
     "Raise unless a box has 4 numbers"
@@ -198,7 +220,8 @@ def make_head(spec, # Hidden sizes, a dict of options, a head class, a module, a
               n_out:int, # Size of the output; `None` if not known, which only a module can bear
               head_class:type=Head, # What the output's head is unless `spec` says otherwise
               maps:dict=None, # A `MapSizes` by picture's name
-              name:str='output' # For messages
+              name:str='output', # For messages
+              n_wide:int=0 # Number of wide features, for a class with `reads_wide`
              ) -> nn.Module:
     "Make the head of one output"
     maps = maps or {}
@@ -210,6 +233,7 @@ def make_head(spec, # Hidden sizes, a dict of options, a head class, a module, a
     if callable(spec): return _try_head(spec(n_in, n_out), n_in, maps, name)
     options = _head_options(spec, head_class, name)
     _check_maps(head_class, maps, name)
+    if getattr(head_class, 'reads_wide', False): options['n_wide'] = n_wide
     return head_class(n_in, n_out, maps=maps, **options)
 
 def is_head_class(spec):
@@ -285,11 +309,10 @@ def _zero_maps(m, sizes, how, px=64):
 
 # %% ../../nbs/25_models.heads.ipynb #0828e4cd
 class Neck(nn.Sequential):
-    "Turn a wide vector into a narrow one: norm, dropout, linear, norm, ReLU"
+    "Turn a wide vector into a narrow one: layer norm, dropout, linear, ReLU"
     def __init__(self, n_in:int, # Number of features that come in
                  n_out:int=128, # Number that go out
                  p:float=0.5): # Dropout
-        linear = nn.Linear(n_in, n_out, bias=False)
-        super().__init__(nn.BatchNorm1d(n_in), nn.Dropout(p), linear, nn.BatchNorm1d(n_out), nn.ReLU())
+        super().__init__(nn.LayerNorm(n_in), nn.Dropout(p), nn.Linear(n_in, n_out), nn.ReLU())
         apply_init(self)
         self.n_features = n_out

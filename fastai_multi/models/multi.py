@@ -14,6 +14,7 @@ from ..core import *
 from .encoder import *
 from .image import *
 from .fusion import *
+from .wide import *
 from .heads import *
 from .trunk import *
 
@@ -172,6 +173,11 @@ class RepeatedEncoder(nn.Module):
         self.n_features = module.n_features
         self.pretrained = getattr(module, 'pretrained', False)
 
+    @property
+    def n_wide(self): return getattr(self.module, 'n_wide', 0)
+    @property
+    def wide_is_unit(self): return getattr(self.module, 'wide_is_unit', False)
+    def wide(self, x, features): return self.module.wide(x, features)
     def forward(self, x): return self.module(x)
 
 # %% ../../nbs/27_models.multi.ipynb #4999ab16
@@ -204,6 +210,19 @@ def _split_pool(head, usual):
     if not isinstance(head, dict): return usual, head
     options = dict(head)
     return options.pop('pool', usual), options
+
+def _reads_places(head): return getattr(head, 'reads_places', False)
+
+def _wide_key(view, head, module):
+    "The name of the wide features that `head` reads of a view: those of places differ if there is a map"
+    if _reads_places(head) and module.map_channels: return f'fields_{view}'
+    return view
+
+def _check_wide(name, n_wide, sizes):
+    "Raise unless a head with `n_wide` wide features gets as many"
+    if sum(sizes.values())==n_wide: return
+    raise ValueError(f'The head {name!r} reads {n_wide} wide features, and the inputs give {sum(sizes.values())}: '
+                     f'{sizes}. Build it with n_wide={sum(sizes.values())}, or with 0 to do without.')
 
 def _check_parent(name, parent, spec):
     "Raise unless the head of output `name` can read output `parent`, which has this `OutputSpec`"
@@ -271,7 +290,10 @@ class MultiModel(nn.Module):
         for n,view in self.plan.view_of.items():
             if view not in self.views: self.views[view] = self._new_view(n, pools[n], deepcopy(fusion), neck)
         self.specs = {n: _output_spec(size, heads[n], classes.get(n)) for n,size in outputs.items()}
-        self.heads = ByName({n: self._new_head(n, heads[n], spec, n, self.plan) for n,spec in self.specs.items()})
+        self.wides = ByName({})
+        self.wide_of = {}
+        self.heads = ByName({})
+        for n,spec in self.specs.items(): self._add_head(n, self._new_head(n, heads[n], spec, n, self.plan))
         self.output_type = Outputs.of(*self.heads)
 
     def _add_encoders(self, encoders, depths, split):
@@ -306,16 +328,48 @@ class MultiModel(nn.Module):
         for parent in plan.parents(name):
             _check_parent(name, parent, self.specs[parent])
             if n_in is not None: n_in += self.specs[parent].size
-        return make_head(head, n_in, spec.size, spec.head_class, self._map_sizes(like), name)
+        view = plan.view_of[like]
+        n_wide = sum(self._wide_sizes(view, spec.head_class).values())
+        head = make_head(head, n_in, spec.size, spec.head_class, self._map_sizes(like), name, n_wide)
+        if getattr(head, 'n_wide', 0): _check_wide(name, head.n_wide, self._wide_sizes(view, head))
+        return head
+
+    def _wide_sizes(self, view, head):
+        "Number of wide features by input, for a `head` (or its class) that reads this view"
+        n_wide = {n: self._n_wide(e) for n,e in self.encoders.items()}
+        return self.views[view].wide_sizes(n_wide, _reads_places(head))
+
+    def _n_wide(self, encoder):
+        if isinstance(encoder, SharedTrunk): return encoder.channels[-1]
+        return getattr(encoder, 'n_wide', 0)
+
+    def _add_head(self, name, head):
+        "Put `head` in its place, and note which wide features it reads"
+        self.heads[name] = head
+        self.wide_of.pop(name, None)
+        if not getattr(head, 'n_wide', 0): return
+        view = self.plan.view_of[name]
+        key = _wide_key(view, head, self.views[view])
+        self.wide_of[name] = key
+        if key in self.wides: return
+        sizes = self._wide_sizes(view, head)
+        unit = [n for n in sizes if getattr(self.encoders[n], 'wide_is_unit', False)]
+        self.wides[key] = Wide(sizes, unit).to(first(head.parameters()).device).train(self.training)
 
     def read(self, *xb):
-        "What each output reads of each input: `FeatureMaps` of a picture, features of anything else"
+        "What each output reads of each input: `FeatureMaps` of a picture, `Features` of anything else"
         tensors = name_inputs(xb, list(self.encoders))
-        given = {n: encoder(tensors[n]) for n,encoder in self.encoders.items()}
+        given = {n: self._encode(encoder, tensors[n]) for n,encoder in self.encoders.items()}
         res = {output: dict(given) for output in self.heads}
         for name in self.trunks:
             for output in self.heads: res[output][name] = given[name][output]
         return res
+
+    def _encode(self, encoder, x):
+        y = encoder(x)
+        if isinstance(encoder, SharedTrunk): return y
+        if not getattr(encoder, 'n_wide', 0): return Features(y)
+        return Features(y, encoder.wide(x, y))
 
     def features(self, *xb):
         "The fused features `bs,c` that each head starts from, by output"
@@ -328,24 +382,41 @@ class MultiModel(nn.Module):
             if view not in seen: seen[view] = self.views[view](reads[name])
         return {n: seen[view] for n,view in self.plan.view_of.items()}
 
+    def wide_inputs(self, output:str, # An output in `wide_of`
+                    reads:dict # What `read` gives
+                   ) -> dict:
+        "The wide features that the head of `output` reads, by input, before they are put on one scale"
+        view = self.views[self.plan.view_of[output]]
+        return view.wide_inputs(reads[output], _reads_places(self.heads[output]))
+
+    def _widen(self, reads):
+        "The wide features by output; outputs that read the same ones share them"
+        seen = {}
+        for name,key in self.wide_of.items():
+            if key not in seen: seen[key] = self.wides[key](self.wide_inputs(name, reads))
+        return {n: seen[key] for n,key in self.wide_of.items()}
+
     def forward(self, *xb): return self.answer(self.read(*xb))
 
     def answer(self, reads):
         "The predictions from what `read` gives"
         features = self._fuse(reads)
+        wides = self._widen(reads)
         predictions = {}
         for name in self.plan.order:
             parents = [predictions[p].flatten(1) for p in self.plan.parents(name)]
             seen = features[name]
             if parents: seen = torch.cat([seen, *parents], 1)
-            predictions[name] = self._predict(self.heads[name], seen, reads[name])
+            predictions[name] = self._predict(self.heads[name], seen, reads[name], wides.get(name))
         if not self.named: return predictions[self.plan.order[0]]
         return self.output_type([predictions[n] for n in self.heads])
 
-    def _predict(self, head, features, inputs):
+    def _predict(self, head, features, inputs, wide):
+        given = [features]
         how = getattr(head, 'reads_map', False)
-        if not how: return head(features)
-        return head(features, self._maps(inputs, how))
+        if how: given.append(self._maps(inputs, how))
+        if wide is None: return head(*given)
+        return head(*given, wide=wide)
 
     def _maps(self, inputs, how):
         "By picture, what a head reads beside the features: the last map, or with 'all' the picture and all maps"
@@ -386,7 +457,7 @@ class MultiModel(nn.Module):
             for trunk in self.trunks.values(): trunk.add_reader(name, like)
         self.plan = plan
         self.specs[name] = spec
-        self.heads[name] = new.to(first(self.parameters()).device).train(self.training)
+        self._add_head(name, new.to(first(self.parameters()).device).train(self.training))
         self.output_type = Outputs.of(*self.heads)
 
     def deepest_shared(self):
@@ -409,7 +480,8 @@ class MultiModel(nn.Module):
     def shared_points(self) -> list:
         "The modules whose outputs are the last that all outputs read; none if they share nothing"
         reads_maps = any(getattr(h, 'reads_map', False) for h in self.heads.values())
-        if len(self.views)==1 and not self.plan.after and not reads_maps: return [first(self.views.values()).fusion]
+        is_one = len(self.views)==1 and not self.plan.after and not reads_maps and not self.wide_of
+        if is_one: return [first(self.views.values()).fusion]
         points = []
         for e in self.encoders.values():
             if not isinstance(e, SharedTrunk): points.append(e)

@@ -23,6 +23,23 @@ class VectorEncoder(Encoder):
         self.lin = nn.Linear(n, self.n_features)
         apply_init(self.lin)
 
+    def fit(self, x): # The vectors of all training items, `n_items,n`
+        "Set the running statistics to those of `x`"
+        here = ~x.isnan()
+        count = here.sum(0).clamp(min=1)
+        mean = fill_missing(x).sum(0)/count
+        deviations = torch.where(here, x-mean, 0.)
+        self.bn.running_mean.copy_(mean)
+        self.bn.running_var.copy_((deviations**2).sum(0)/count)
+
+    @property
+    def n_wide(self): return self.bn.num_features
+
+    def wide(self, x, features):
+        mean = self.bn.running_mean
+        scale = (self.bn.running_var+self.bn.eps).rsqrt()
+        return fill_missing((x-mean)*scale).clamp(-10, 10)
+
     def forward(self, x):
         filled = fill_missing(x, self.bn.running_mean)
         return zero_missing(F.relu(self.lin(self.bn(filled))), present(x))

@@ -195,6 +195,8 @@ class TreeBuilder:
         how = getattr(head, 'reads_map', False)
         if how=='all': notes.append('reads all maps')
         elif how: notes.append('reads the map')
+        n_wide = getattr(head, 'n_wide', 0)
+        if n_wide: notes.append(f'linear map of {n_wide}')
         parents = self.model.plan.parents(name)
         if parents: notes.append(f'after {", ".join(parents)}')
         return ', '.join(notes)

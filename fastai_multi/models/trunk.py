@@ -9,8 +9,10 @@ __all__ = ['SharedTrunk', 'View']
 from fastai.torch_basics import *
 from copy import deepcopy
 from ..core import *
+from .encoder import *
 from .image import *
 from .fusion import *
+from .wide import *
 from .heads import *
 
 # %% ../../nbs/26_models.trunk.ipynb #60bdf34a
@@ -106,6 +108,7 @@ class View(nn.Module):
                 ):
         super().__init__()
         self.pool = Pool(pool)
+        self.map_channels = {n: sizes[n] for n in maps}
         widths = dict(sizes)
         for n in maps: widths[n] = self.pool.n_features(sizes[n])
         self.necks = ByName({})
@@ -119,8 +122,33 @@ class View(nn.Module):
         return {n: self._vector(o) for n,o in inputs.items()}
 
     def _vector(self, features):
-        if isinstance(features, FeatureMaps): features = features[-1]
-        return self.pool(features)
+        if isinstance(features, Features): return features.vector
+        return self.pool(features[-1])
+
+    def wide_sizes(self,
+        n_wide:dict, # Number of wide features by input; what it says of the inputs that give maps does not count
+        as_fields:bool=False # Whether those of a map are the means of its fields
+    ) -> dict:
+        "Number of wide features by input, without the inputs that have none"
+        res = {}
+        for n,size in n_wide.items():
+            if n in self.map_channels: size = self._wide_map_size(self.map_channels[n], as_fields)
+            if size: res[n] = size
+        return res
+
+    def _wide_map_size(self, c, as_fields):
+        if as_fields: return 16*c
+        return self.pool.n_features(c)
+
+    def wide_inputs(self, inputs, as_fields=False):
+        "The wide features of each input that has some, by name"
+        res = {n: self._wide_input(o, as_fields) for n,o in inputs.items()}
+        return {n: x for n,x in res.items() if x is not None}
+
+    def _wide_input(self, features, as_fields):
+        if isinstance(features, Features): return features.wide
+        if as_fields: return map_fields(features[-1])
+        return self.pool(features[-1])
 
     def forward(self, inputs):
         vectors = self.vectors(inputs)

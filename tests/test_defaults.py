@@ -1,0 +1,166 @@
+"It learns well by default, in the short form for every run: nothing is worse than saying the same of every item"
+import pickle
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from fastai.vision.all import *
+from fastai_multi import *
+from fastai_multi.probe import ConstantBaseline, FrozenFeatures, can_probe, heads_are_new, known_targets
+from fastai_multi.probe import linear_heads
+
+OUTPUTS = dict(kind=CategoryBlock, tags=MultiCategoryBlock, area=RegressionBlock, box=BBoxBlock)
+
+def loaders(path, **kwargs):
+    given = dict(image='file', text='caption', outputs=OUTPUTS, columns=dict(box=['x1','y1','x2','y2']), label_delim='|',
+                 seed=0, bs=16, item_tfms=Resize(64), num_workers=0)
+    return MultiDataLoaders.from_csv(path, 'items.csv', **{**given, **kwargs})
+
+def learner(dls, **kwargs):
+    torch.manual_seed(0)
+    learn = multi_learner(dls, simple_cnn(depth=3), **kwargs)
+    if hasattr(learn, 'progress'): learn.remove_cb(ProgressCallback)
+    learn.logger = noop
+    return learn
+
+@pytest.fixture(scope='module')
+def drawn(tmp_path_factory):
+    return multi_shapes(tmp_path_factory.mktemp('drawn')/'shapes', n=200, size=64, seed=0)
+
+@pytest.fixture(scope='module')
+def tuned(drawn):
+    learn = learner(loaders(drawn))
+    learn.fine_tune(3)
+    return learn
+
+def test_heads_start_at_the_prior(drawn):
+    learn = learner(loaders(drawn))
+    df = learn.dls.train.items
+    preds = learn.get_preds()[0]
+    assert preds.kind.std(0).max() < 1e-6                       # the same of every item
+    shares = [(df.kind==k).mean() for k in learn.output_parts['kind'].vocab]
+    np.testing.assert_allclose(preds.kind[0], shares, atol=.02)
+    rates = [df.tags.str.split('|').apply(lambda ts: t in ts).mean() for t in learn.output_parts['tags'].vocab]
+    np.testing.assert_allclose(preds.tags[0], rates, atol=.02)
+    assert preds.area.abs().max() < 1e-4                        # standardised
+
+def test_each_loss_starts_near_one(drawn):
+    learn = learner(loaders(drawn))
+    res = learn.evaluate(0)
+    for n in ('kind','tags','area'): assert res[f'{n}_loss']*learn.loss_func.scales[n] == pytest.approx(1, abs=.05)
+    assert learn.loss_func.weights == {n: 1. for n in OUTPUTS}  # those stay yours
+
+def test_a_loss_of_yours_counts_as_you_wrote_it(drawn):
+    learn = learner(loaders(drawn), loss_func=dict(area=nn.L1Loss()))
+    assert 'area' not in learn.loss_func.scales
+    assert 'kind' in learn.loss_func.scales
+    alone = learner(loaders(drawn, outputs=dict(kind=CategoryBlock), columns=None, label_delim=None))
+    assert not alone.loss_func.scales                           # nothing to be on one scale with
+
+def test_nothing_is_worse_than_its_constant_answer(tuned):
+    table = tuned.evaluate(baseline=True)
+    for m in tuned.metrics:
+        if m.name.endswith('_loss'): continue
+        mine, constant = table.learner[m.name], table.constant[m.name]
+        if m.direction=='min': mine, constant = -mine, -constant
+        assert mine >= constant, m.name
+
+def test_training_and_evaluation_agree_on_the_training_part(tuned):
+    "No batch norm, bucketing or dropout that makes the heads another function in evaluation: only dropout differs"
+    model = tuned.model
+    losses = {}
+    for mode in ('train', 'eval'):
+        getattr(model, mode)()
+        for layer in model.modules():
+            if isinstance(layer, nn.Dropout): layer.eval()
+        for encoder in model.encoders.values(): encoder.p = 0.
+        sums = n = 0
+        with torch.no_grad():
+            for x,y in tuned.dls.train.new(shuffle=True, drop_last=True):
+                tuned.loss_func(model(x), y)
+                sums = sums+tuned.loss_func.step.values
+                n += 1
+        losses[mode] = sums/n
+    model.eval()
+    torch.testing.assert_close(losses['train'], losses['eval'], rtol=.1, atol=.02)
+
+def test_the_probe_is_what_the_heads_say(drawn):
+    learn = learner(loaders(drawn))
+    res = learn.probe()
+    assert res['kind'].kept and res['kind'].probe < res['kind'].prior
+    features = FrozenFeatures(learn)
+    for n,o in res.items():
+        head = linear_heads(learn)[n]
+        wide = learn.model.wides[learn.model.wide_of[n]]
+        x = torch.cat([b.to_dense() if b.is_sparse else b for b in features.wide[learn.model.wide_of[n]].values()], 1)
+        blocks = wide.blocks({k: v.to_dense() if v.is_sparse else v for k,v in features.wide[learn.model.wide_of[n]].items()})
+        said = torch.cat(list(blocks.values()), 1)@head.wide.start.t()+head.wide.bias
+        got = learn.get_preds(0, act={n: noop})[0][n]
+        torch.testing.assert_close(head.last_step(said).detach(), got.reshape(said.shape), atol=1e-3, rtol=1e-3)
+        assert x.shape[1]==head.wide.n_in
+
+def test_the_fit_is_kept_only_where_it_is_better(drawn, tmp_path):
+    "A number that has nothing to do with the item keeps its mean"
+    df = pd.read_csv(drawn/'items.csv')
+    df['noise'] = np.random.default_rng(0).normal(size=len(df))
+    outputs = dict(kind=CategoryBlock, noise=RegressionBlock)
+    dls = MultiDataLoaders.from_df(df, drawn, image='file', text='caption', outputs=outputs, seed=0, bs=16,
+                                   item_tfms=Resize(64), num_workers=0)
+    learn = learner(dls)
+    res = learn.probe()
+    assert not res['noise'].kept
+    assert 'kept at the prior' in repr(res).splitlines()[-1]
+    assert learn.get_preds()[0].noise.std() < 1e-5
+
+def test_fine_tune_says_what_is_worse_than_a_constant(drawn, capsys):
+    learn = learner(loaders(drawn))
+    learn.logger = print
+    learn.dls.valid.dataset                                    # as it is
+    learn.fine_tune(1, probe=False, freeze_epochs=1)
+    assert 'Probe on' not in capsys.readouterr().out
+    with torch.no_grad(): linear_heads(learn)['area'].wide.bias.add_(30.)
+    learn.fine_tune(1, 1e-6, freeze_epochs=0)
+    said = capsys.readouterr().out
+    assert '`area` is worse than a constant answer: area_mae' in said
+    assert 'Probe on' not in said                               # the heads are trained already
+
+def test_missing_labels_and_pickles(drawn):
+    df = pd.read_csv(drawn/'items.csv')
+    df.loc[::3, 'kind'] = None
+    df.loc[1::3, 'area'] = None
+    dls = MultiDataLoaders.from_df(df, drawn, image='file', text='caption', outputs=dict(kind=CategoryBlock,
+                                   area=RegressionBlock), seed=0, bs=16, item_tfms=Resize(64), num_workers=0)
+    learn = learner(dls, class_weights=dict(kind='balanced'))
+    train = dls.train.items
+    assert len(known_targets(learn, 'kind')) == train.kind.notna().sum()
+    probs = learn.get_preds()[0].kind[0]
+    np.testing.assert_allclose(probs, [1/len(probs)]*len(probs), atol=.02)    # balanced: alike
+    assert can_probe(learn) and heads_are_new(learn)
+    assert set(learn.probe()) == {'kind','area'}
+    assert pickle.loads(pickle.dumps(learn.loss_func)).scales == learn.loss_func.scales
+
+def test_without_anything_to_probe_it_is_fastai_s(drawn):
+    learn = learner(loaders(drawn, text=None))
+    assert not can_probe(learn)
+    with pytest.raises(ValueError, match='nothing to probe'): learn.probe()
+    learn.fine_tune(1, freeze_epochs=1)
+    assert len(learn.recorder.values) == 1
+
+# On real photographs, where they are
+
+SHARED = Path(__file__).resolve().parents[2]/'shared'/'data'
+
+@pytest.mark.skipif(not (SHARED/'coco_mini').exists() or not [*(SHARED/'weights').glob('*.pth')], reason='data are not here')
+def test_photographs_and_captions():
+    "Tags three times better than their base rates, counts better than their mean"
+    from benchmarks.defaults import loaders_of, metrics_of
+    dls = loaders_of('coco')
+    set_seed(0)
+    learn = multi_learner(dls, mobilenet_v2, weights=first((SHARED/'weights').glob('*.pth')))
+    with learn.no_bar(), learn.no_logging():
+        start = metrics_of(learn)
+        learn.probe()
+        got = metrics_of(learn)
+    assert got['tags'] > 3*start['tags']
+    assert got['n_objects'] > start['n_objects']
+    assert got['n_persons'] > start['n_persons']
