@@ -7,7 +7,7 @@ from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.metrics import average_precision_score
 from fastai.vision.all import *
 from fastai_multi import *
-from fastai_multi.data.kinds import CategoryPart, TagsPart, NumberPart
+from fastai_multi.data.outputs import CategoryPart, TagsPart, NumberPart
 from fastai_multi.metrics import box_iou
 from fastai_multi.probe import FrozenFeatures
 from benchmarks.data import data_path
