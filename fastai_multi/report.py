@@ -70,6 +70,7 @@ class BatchLook:
         self.gramian = None
         if feats:
             g = task_gradients(loss_func.step.live, feats)
+            g = g*g.new_tensor([loss_func.scales.get(n, 1.) for n in loss_func.names])[:,None]
             self.gramian = g@g.T
 
 class BatchLooks:
@@ -105,7 +106,9 @@ def middle_value(v):
 def scale_advice(names, norms, weights):
     "Sentences on outputs whose gradient, times its weight, is far from the middle one"
     size = norms*weights
-    if not (size>0).any(): return []
+    if not (size>0).any():
+        return ['No gradient reaches what the outputs share: hidden layers of heads start at zero. '
+                'Train an epoch, and ask again.']
     mid = middle_value(size)
     ref = names[int((size-mid).abs().argmin())]
     res = []
