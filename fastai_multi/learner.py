@@ -234,7 +234,7 @@ class MultiLearner(Learner):
         probe:bool=True, # Fit the heads on frozen features first, where there are any and the heads are new
         **kwargs # Passed to `fit_one_cycle`
     ):
-        "Probe a trained encoder or a text's words, train what is new, then all; say which outputs a constant answer beats"
+        "Probe what is trained or a text's words, then train all; say which outputs a constant answer beats"
         watch = ConstantBaseline()
         kwargs['cbs'] = [FrozenBatchNorm(), watch, *L(kwargs.get('cbs'))]
         probe = probe and can_probe(self) and heads_are_new(self)
