@@ -1,4 +1,4 @@
-"""What README's plain call learns on the development sets, beside simple baselines: `python -m benchmarks.defaults [SET …]`
+"""What README's plain call learns on development sets, beside simple baselines: `python -m benchmarks.defaults [SET …]`
 
 Each row is one set, one way and one seed; rows that stand in benchmarks/results/defaults.csv are not run again."""
 import argparse, csv

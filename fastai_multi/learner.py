@@ -219,8 +219,7 @@ class MultiLearner(Learner):
         super().fit(n_epoch, *args, **kwargs)
 
     def probe(self) -> ProbeResult: # By output the losses on items left out; printed as a table
-        "Let each head start at a linear fit on frozen features, or at its prior where that is as good; training goes on "
-        "from there"
+        "Let each head start at a linear fit on frozen features, or at its prior where that is as good"
         res = fit_probe(self)
         if self.opt is not None: self.opt.clear_state()
         return res
@@ -235,8 +234,7 @@ class MultiLearner(Learner):
         probe:bool=True, # Fit the heads on frozen features first, where there are any and the heads are new
         **kwargs # Passed to `fit_one_cycle`
     ):
-        "Probe a trained encoder or the words of a text, train what is new, then all; say which outputs a constant answer "
-        "beats"
+        "Probe what is trained or a text's words, then train all; say which outputs a constant answer beats"
         watch = ConstantBaseline()
         kwargs['cbs'] = [FrozenBatchNorm(), watch, *L(kwargs.get('cbs'))]
         probe = probe and can_probe(self) and heads_are_new(self)
@@ -512,7 +510,8 @@ def multi_learner(
     check_staged(modalities, depth=depth, split=split)
     encoders = {}
     for n,m in modalities.items():
-        options = EncoderOptions(arch.get(n), deepest(depth, tasks), text, pretrained, weights, input_column(dls.train, n))
+        column = input_column(dls.train, n)
+        options = EncoderOptions(arch.get(n), deepest(depth, tasks), text, pretrained, weights, column)
         encoders[n] = m.encoder(options)
     for n,t in tasks.items(): t.check_head(heads.get(n))
     sizes = {n: t.part.c for n,t in tasks.items()}

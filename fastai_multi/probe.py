@@ -78,7 +78,7 @@ def bias_of(learn, name, prior):
     return linear_heads(learn)[name].to_raw(said).reshape(-1)
 
 def wake(head):
-    "Random weights in the last layer of `head`: a kind without a prior may have no zero to start from, as an angle has none"
+    "Random weights in the last layer of `head`: a kind without a prior may have no zero to start from"
     nn.init.kaiming_normal_(head.layers[-1].weight)
 
 # %% ../nbs/44_probe.ipynb #a440b011
@@ -399,7 +399,8 @@ class WideFit:
             prior = term.items(head.last_step(bias.expand(len(y), -1)), y)[0]
         gain = prior-probe
         error = float(gain.std()/len(gain)**.5)
-        return ProbeOutput(float(prior.mean()), float(probe.mean()), error, float(gain.mean())>error, fit.penalty, shares)
+        is_kept = float(gain.mean())>error
+        return ProbeOutput(float(prior.mean()), float(probe.mean()), error, is_kept, fit.penalty, shares)
 
 def numbers_of(task, head, y):
     "Targets as the numbers that a linear map is fitted to, n,c"
@@ -434,8 +435,9 @@ def fit_probe(
 def check_can_probe(learn):
     "Raise unless the learner has frozen features to fit"
     if can_probe(learn): return
-    raise ValueError('There is nothing to probe: a probe needs an encoder that is pretrained, or a text with the built-in '
-                     "encoder, and an output with a built-in head. Train from the start, learn.fit_one_cycle(…).")
+    raise ValueError('There is nothing to probe: a probe needs an encoder that is pretrained, or a text with the '
+                     "built-in encoder, and an output with a built-in head. Train from the start, "
+                     "learn.fit_one_cycle(…).")
 
 # %% ../nbs/44_probe.ipynb #a440b023
 class FrozenBatchNorm(Callback):

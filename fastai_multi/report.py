@@ -107,7 +107,8 @@ def scale_advice(names, norms, weights):
     "Sentences on outputs whose gradient, times its weight, is far from the middle one"
     size = norms*weights
     if not (size>0).any():
-        return ['No gradient reaches what the outputs share: their hidden layers start at zero. Train an epoch, and ask again.']
+        return ['No gradient reaches what the outputs share: hidden layers of heads start at zero. '
+                'Train an epoch, and ask again.']
     mid = middle_value(size)
     ref = names[int((size-mid).abs().argmin())]
     res = []
