@@ -336,7 +336,10 @@ def has_image_suffix(name:str) -> bool:
 class ImageModality(Modality, part=ImagePart):
     "A picture, encoded by `arch`"
     has_stages = True
-    def recognises(self, raw): return not isinstance(raw, str) or has_image_suffix(raw)
+    def recognises(self, raw):
+        if isinstance(raw, str): return has_image_suffix(raw)
+        if isinstance(raw, (np.ndarray, Tensor)): return raw.ndim>1
+        return isinstance(raw, (Path, bytes, Image.Image))
     def typed(self, t): return t.as_subclass(self.part.tensor_type)
 
     @property

@@ -120,7 +120,7 @@ def learner(table, **kwargs):
 @pytest.fixture(scope='module')
 def trained(table):
     learn = learner(table)
-    learn.fit(30, 1e-2)    # three steps an epoch
+    learn.fit(20, 1e-2)    # three steps an epoch
     return learn
 
 def texts_of_figure():
