@@ -6,7 +6,7 @@
 __all__ = ['output_losses', 'class_weight_tensors', 'refuse_weights_of_own_loss', 'given_losses', 'refuse_single_loss',
            'multi_loss', 'tensorboard_class', 'is_tensorboard', 'with_class', 'own_callback', 'check_has_batch',
            'check_has_labels', 'multi_dls', 'MultiLearner', 'count_params', 'group_rates', 'plot_model',
-           'arch_by_input', 'check_staged', 'add_norm', 'input_column', 'deepest', 'multi_learner']
+           'arch_by_input', 'check_staged', 'add_norm', 'input_column', 'deepest', 'build_encoders', 'multi_learner']
 
 # %% ../nbs/45_learner.ipynb #1751d34a
 from fastai.basics import *
@@ -480,6 +480,15 @@ def deepest(depth, outputs):
     return None if None in depths else max(depths)
 
 # %% ../nbs/45_learner.ipynb #0c96308b
+def build_encoders(dls, modalities, arch, **options):
+    "An encoder for each input: pictures first, since a text beside a trained encoder needs dropout"
+    res = {}
+    for n in sorted(modalities, key=lambda n: not modalities[n].has_stages):
+        trained = any(getattr(e, 'pretrained', False) for e in res.values())
+        column = input_column(dls.train, n)
+        res[n] = modalities[n].encoder(EncoderOptions(arch.get(n), column=column, beside_trained=trained, **options))
+    return {n: res[n] for n in modalities}
+
 def multi_learner(
     dls:DataLoaders, # From `MultiDataLoaders`, a `DataBlock` of this package's blocks, or one of fastai's own blocks
     arch=None, # Of the picture: a torchvision constructor, a timm name, `simple_cnn`, a module; or a dict by input
@@ -508,11 +517,8 @@ def multi_learner(
     heads = check_keys(dict(heads or {}), tasks, 'output in `heads`')
     arch = arch_by_input(arch, modalities)
     check_staged(modalities, depth=depth, split=split)
-    encoders = {}
-    for n,m in modalities.items():
-        column = input_column(dls.train, n)
-        options = EncoderOptions(arch.get(n), deepest(depth, tasks), text, pretrained, weights, column)
-        encoders[n] = m.encoder(options)
+    encoders = build_encoders(dls, modalities, arch, depth=deepest(depth, tasks), text=text, pretrained=pretrained,
+                              weights=weights)
     for n,t in tasks.items(): t.check_head(heads.get(n))
     sizes = {n: t.part.c for n,t in tasks.items()}
     head_classes = {n: t.head_class for n,t in tasks.items()}

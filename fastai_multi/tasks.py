@@ -273,13 +273,15 @@ class EncoderOptions:
         text='bag', # The encoder of a text: its name, a module or what builds one
         pretrained:bool=False, # Start from trained weights
         weights=None, # A file of weights, or their name
-        column=None # The training items' encoded values of this input, where they are known: a `Column`
+        column=None, # The training items' encoded values of this input, where they are known: a `Column`
+        beside_trained:bool=False # Whether another input has a trained encoder
     ):
         self.arch = arch
         self.depth = depth
         self.text = text
         self.pretrained = pretrained
         self.weights = weights
+        self.beside_trained = beside_trained
         self.column = column
 
 # %% ../nbs/40_tasks.ipynb #4ff4a0d8
@@ -360,7 +362,9 @@ class TextModality(Modality, part=TextPart):
     def recognises(self, raw): return isinstance(raw, str) and not has_image_suffix(raw)
     def encoder(self, options):
         kind = ifnone(options.arch, options.text)
-        return text_encoder(kind, self.part.c, pad_id=self.part.pad_id, terms=self.terms(kind, options.column))
+        drop = {}
+        if isinstance(kind, str): drop['drop'] = 0.5 if options.beside_trained else 0.
+        return text_encoder(kind, self.part.c, pad_id=self.part.pad_id, terms=self.terms(kind, options.column), **drop)
 
     def terms(self, kind, column):
         "The weighted words and pairs of the training texts, for an encoder that starts untrained"

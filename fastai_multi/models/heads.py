@@ -88,6 +88,8 @@ class Head(nn.Module):
     options = ('hidden','p','bn') # What `heads={output: dict(…)}` may set
     default_p = 0.5 # Dropout if `p` is `None`
     default_bn = False # Batch norm if `bn` is `None`
+    scratch_p = 0.25 # Dropout in a model of which no encoder is trained
+    scratch_bn = True # Batch norm in such a model: it brings a fresh trunk's small features to one size
 
     def __init__(self,
         n_in:int, # Number of features
@@ -119,6 +121,7 @@ class Head(nn.Module):
 class NumberHead(Head):
     "Turn features into numbers, without dropout"
     default_p = 0.
+    scratch_p = 0.
     def to_raw(self, targets): return targets.float().reshape(len(targets), -1)
 
 # %% ../../nbs/25_models.heads.ipynb #f9aa5435
@@ -133,6 +136,8 @@ class PlaceHead(Head):
     reads_map = True
     reads_places = True
     default_p = 0.
+    scratch_p = 0.
+    scratch_bn = False
 
     def __init__(self, n_in, n_out, maps=None, **options):
         readers = {n: SpatialSoftmax(sizes.channels[-1]) for n,sizes in (maps or {}).items()}
@@ -221,7 +226,8 @@ def make_head(spec, # Hidden sizes, a dict of options, a head class, a module, a
               head_class:type=Head, # What the output's head is unless `spec` says otherwise
               maps:dict=None, # A `MapSizes` by picture's name
               name:str='output', # For messages
-              n_wide:int=0 # Number of wide features, for a class with `reads_wide`
+              n_wide:int=0, # Number of wide features, for a class with `reads_wide`
+              from_scratch:bool=False # Whether no encoder of the model is trained
              ) -> nn.Module:
     "Make the head of one output"
     maps = maps or {}
@@ -234,6 +240,9 @@ def make_head(spec, # Hidden sizes, a dict of options, a head class, a module, a
     options = _head_options(spec, head_class, name)
     _check_maps(head_class, maps, name)
     if getattr(head_class, 'reads_wide', False): options['n_wide'] = n_wide
+    if from_scratch and 'bn' in head_class.options:
+        options.setdefault('p', head_class.scratch_p)
+        options.setdefault('bn', head_class.scratch_bn)
     return head_class(n_in, n_out, maps=maps, **options)
 
 def is_head_class(spec):

@@ -304,6 +304,11 @@ class MultiModel(nn.Module):
             self.encoders[name] = encoder
 
     @property
+    def from_scratch(self):
+        "Whether no encoder starts with trained weights"
+        return not any(getattr(e, 'pretrained', False) for e in self.encoders.values())
+
+    @property
     def trunks(self):
         "The encoders with stages, by input"
         return {n: e for n,e in self.encoders.items() if isinstance(e, SharedTrunk)}
@@ -320,7 +325,7 @@ class MultiModel(nn.Module):
         for n,e in self.encoders.items():
             if n in self.trunks: sizes[n] = e.maps_of(output).channels[-1]
             else: sizes[n] = e.n_features
-        return View(sizes, list(self._map_sizes(output)), fuse, pool, neck)
+        return View(sizes, list(self._map_sizes(output)), fuse, pool, neck, neck_p=0. if self.from_scratch else 0.5)
 
     def _new_head(self, name, head, spec, like, plan):
         "The head of output `name`, which reads where output `like` reads"
@@ -330,7 +335,7 @@ class MultiModel(nn.Module):
             if n_in is not None: n_in += self.specs[parent].size
         view = plan.view_of[like]
         n_wide = sum(self._wide_sizes(view, spec.head_class).values())
-        head = make_head(head, n_in, spec.size, spec.head_class, self._map_sizes(like), name, n_wide)
+        head = make_head(head, n_in, spec.size, spec.head_class, self._map_sizes(like), name, n_wide, self.from_scratch)
         if getattr(head, 'n_wide', 0): _check_wide(name, head.n_wide, self._wide_sizes(view, head))
         return head
 

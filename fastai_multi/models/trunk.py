@@ -104,7 +104,8 @@ class View(nn.Module):
                  maps:list, # The inputs that give maps
                  fuse='concat', # How several inputs become one vector: see `fusion`
                  pool:str='concat', # How maps become vectors: see `Pool`
-                 neck:int=128 # Width of a picture's vector beside other inputs; 0 leaves it as it is
+                 neck:int=128, # Width of a picture's vector beside other inputs; 0 leaves it as it is
+                 neck_p:float=0.5 # Dropout of the necks
                 ):
         super().__init__()
         self.pool = Pool(pool)
@@ -112,7 +113,7 @@ class View(nn.Module):
         widths = dict(sizes)
         for n in maps: widths[n] = self.pool.n_features(sizes[n])
         self.necks = ByName({})
-        if neck and len(sizes)>1: self.necks = ByName({n: Neck(widths[n], neck) for n in maps})
+        if neck and len(sizes)>1: self.necks = ByName({n: Neck(widths[n], neck, neck_p) for n in maps})
         for n in self.necks: widths[n] = neck
         self.fusion = fusion(fuse, widths)
         self.n_features = self.fusion.n_features
