@@ -273,7 +273,7 @@ def test_options_of_heads(shapes):
                     heads=dict(kind=dict(hidden=[32,16], p=0.5, bn=False, pool='max'), tags=dict(hidden=8, pool='avg'),
                                area=own, box=[24]))
     kinds = lambda n: [type(m).__name__ for m in learn.model.heads[n].layers]
-    assert kinds('kind')==['Dropout','Linear','ReLU']*2+['Dropout','Linear'] and kinds('tags')[0]=='Dropout'
+    assert kinds('kind')==['Dropout','Linear','ReLU']*2+['Dropout','Linear'] and kinds('tags')[0]=='BatchNorm1d'
     assert kinds('box')==['Linear','ReLU','Linear']
     assert [m.p for m in learn.model.heads['kind'].layers if isinstance(m, nn.Dropout)]==[0.25,0.25,0.5]
     assert [learn.model.heads[n].n_in for n in ('kind','tags')]==[32,32] and learn.model.heads['box'].n_in==64+128
@@ -308,7 +308,7 @@ def test_masks_end_to_end(masks, tmp_path, kw):
     outs = dict(kind=CategoryBlock, mask=MaskBlock(codes=['ground','shape']))
     learn = learner(loaders(masks, outs), cnn(4, width=8), path=tmp_path, **kw)
     start = learn.evaluate()
-    learn.fit_one_cycle(6, 1e-2)
+    learn.fit_one_cycle(10, 1e-2)           # after six, the overlap is .18 to .49 by seed
     res = learn.evaluate()
     assert res['mask_loss']<0.6*start['mask_loss'], (start, res)
     preds,targs = learn.get_preds()

@@ -6,7 +6,7 @@ from fastai.vision.all import *
 from fastai.callback.all import *
 from fastai.text.data import TextBlock
 from fastai_multi import *
-from fastai_multi.core import IGNORE, absent
+from fastai_multi.core import IGNORE
 
 OUTPUTS = dict(kind=CategoryBlock, tags=MultiCategoryBlock, box=BBoxBlock, area=RegressionBlock)
 BOX = ['x1','y1','x2','y2']

@@ -369,7 +369,9 @@ def first_gradients(dls, cbs, change=noop, **kwargs):
     return grads.found
 
 def penalised(learn):
+    scales = learn.loss_func.scales
     learn.loss_func = Penalised(learn.loss_func.funcs, dict(learn.loss_func.weights))
+    learn.loss_func.scales = scales
     return learn
 
 @pytest.mark.parametrize('method', [None, *METHODS])
