@@ -575,7 +575,7 @@ def test_report_of_a_trunk_pulled_both_ways_and_of_one_that_is_not(shapes):
                                        num_workers=0, item_tfms=Resize(32))
         torch.manual_seed(0)
         learn = multi_learner(dls, simple_cnn(depth=2), heads=dict(more=[], less=[]))
-        nn.init.normal_(learn.model.heads['more'].layers[-1].weight)      # it starts at zero, which sends back no gradient
+        nn.init.normal_(learn.model.heads['more'].layers[-1].weight, std=.01)     # zero sends back nothing
         learn.model.heads['less'].load_state_dict(learn.model.heads['more'].state_dict())
         rep = learn.task_report(4)
         assert (rep.cosines.loc['more','less']<-.1)==conflict

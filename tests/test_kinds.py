@@ -1,4 +1,4 @@
-"Two kinds from outside the package: an embedding to predict and a signal to read, each one `Part` and one `Task` or `Modality`"
+"Two kinds from outside the package: an embedding to predict, a signal to read; a `Part` and a `Task` or `Modality` each"
 import numpy as np
 import pandas as pd
 import pytest
@@ -107,7 +107,8 @@ def outputs_of(row): return dict(kind=row['kind'], box=[row[c] for c in ('x1', '
 
 def loaders(table, outputs=KINDS):
     blocks = MultiInputBlock(image=ImageBlock, signal=SignalBlock), MultiOutputBlock(**outputs)
-    block = DataBlock(blocks, get_x=inputs_of, get_y=outputs_of, splitter=RandomSplitter(.25, seed=0), item_tfms=Resize(64))
+    block = DataBlock(blocks, get_x=inputs_of, get_y=outputs_of, splitter=RandomSplitter(.25, seed=0),
+                      item_tfms=Resize(64))
     return MultiDataLoaders.from_dblock(block, table, bs=16, num_workers=0)
 
 def learner(table, **kwargs):
