@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ridge_penalties', 'logistic_penalties', 'known_targets', 'term_of', 'linear_heads', 'has_scales', 'set_prior',
            'start_at_prior', 'bias_of', 'wake', 'some_items', 'join_rows', 'FrozenFeatures', 'stored', 'gram',
-           'Coordinates', 'coordinates', 'LinearFit', 'ridge', 'folds', 'Logistic', 'ProbeOutput', 'ProbeResult',
+           'Coordinates', 'item_coordinates', 'LinearFit', 'ridge', 'folds', 'Logistic', 'ProbeOutput', 'ProbeResult',
            'input_shares', 'trained_inputs', 'can_probe', 'fitted_outputs', 'heads_are_new', 'WideFit', 'numbers_of',
            'zero_last', 'fit_probe', 'check_can_probe', 'FrozenBatchNorm', 'ConstantBaseline', 'complete_priors']
 
@@ -166,7 +166,7 @@ class Coordinates(NamedTuple):
     z:Tensor # n,r
     back:Tensor # n,r: takes weights on coordinates to weights on items
 
-def coordinates(inner, most:int=1024):
+def item_coordinates(inner, most:int=1024):
     "The `Coordinates` of items with inner products `n,n`, at most so many"
     s,v = torch.linalg.eigh(inner.double())
     keep = s > s[-1]*1e-6
@@ -347,7 +347,7 @@ class WideFit:
         "The coordinates of the items `rows` with inputs weighed by `shares`"
         key = (tuple(shares.values()), len(rows), int(rows.sum()))
         if key not in self.spaces:
-            self.spaces[key] = coordinates(sum(s*self.grams[n][rows][:,rows] for n,s in shares.items()))
+            self.spaces[key] = item_coordinates(sum(s*self.grams[n][rows][:,rows] for n,s in shares.items()))
         return self.spaces[key]
 
     def shares(self, rows, y):
