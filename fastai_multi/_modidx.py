@@ -2407,6 +2407,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'fastai_multi/models/heads.py'),
                                            'fastai_multi.models.heads._refuse_head': ( 'models.heads.html#_refuse_head',
                                                                                        'fastai_multi/models/heads.py'),
+                                           'fastai_multi.models.heads._scratch_options': ( 'models.heads.html#_scratch_options',
+                                                                                           'fastai_multi/models/heads.py'),
                                            'fastai_multi.models.heads._try_head': ( 'models.heads.html#_try_head',
                                                                                     'fastai_multi/models/heads.py'),
                                            'fastai_multi.models.heads._zero_maps': ( 'models.heads.html#_zero_maps',

@@ -240,10 +240,13 @@ def make_head(spec, # Hidden sizes, a dict of options, a head class, a module, a
     options = _head_options(spec, head_class, name)
     _check_maps(head_class, maps, name)
     if getattr(head_class, 'reads_wide', False): options['n_wide'] = n_wide
-    if from_scratch and 'bn' in head_class.options:
-        options.setdefault('p', head_class.scratch_p)
-        options.setdefault('bn', head_class.scratch_bn)
+    if from_scratch: options = {**_scratch_options(head_class), **options}
     return head_class(n_in, n_out, maps=maps, **options)
+
+def _scratch_options(head_class):
+    "What `head_class` takes in a model of which no encoder is trained; nothing for a class of yours that does not say"
+    if not hasattr(head_class, 'scratch_bn') or not {'p','bn'} <= set(head_class.options): return {}
+    return dict(p=head_class.scratch_p, bn=head_class.scratch_bn)
 
 def is_head_class(spec):
     "Whether `spec` is a class that is built with maps and options, and not just any module"
