@@ -384,6 +384,33 @@ def tools_case(name):
 
 TOOLS_CASES = ['image','text','bare text','image and text','image and text by name']
 
+class AllMaps(nn.Module):
+    "Reads the maps of every stage, and the last one a second time"
+    def __init__(self, enc):
+        super().__init__()
+        self.enc = enc
+    def forward(self, x):
+        maps = self.enc.feature_maps(x)
+        return [*maps.upto(1).maps(), maps[-1]],maps.image
+
+def small_vit():
+    return torchvision.models.VisionTransformer(image_size=32, patch_size=8, num_layers=3, num_heads=2,
+                                                hidden_dim=16, mlp_dim=32)
+
+@pytest.mark.parametrize('arch', [simple_cnn(2, width=4, bn=True), small_vit()], ids=['cnn','vit'])
+def test_an_encoder_is_traced_whole(arch):
+    model = AllMaps(image_encoder(arch)).eval()
+    torch._dynamo.reset()
+    x = torch.randn(3, 3, 32, 32)
+    x[1] = float('nan')                                                # a missing picture
+    with torch.no_grad():
+        maps,image = model(x)
+        for traced in (torch.compile(model, fullgraph=True, backend='eager'),
+                       torch.export.export(model, (x,), strict=True).module()):
+            again,again_image = traced(x)
+            torch.testing.assert_close(again, maps, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(again_image, image, atol=1e-5, rtol=1e-5)
+
 @pytest.mark.parametrize('name', TOOLS_CASES)
 def test_compile_takes_the_whole_model(name):
     model,xb = tools_case(name)
