@@ -100,7 +100,7 @@ def test_outputs_are_stored_for_a_reader():
     assert len(ex.smaller(png(noise)))<len(png(noise))/2 and ex.smaller(png(noise*0))==png(noise*0)
 
 def test_links_between_notebooks_are_links_between_pages(monkeypatch):
-    nb = stage.nbs/'27_models.multi.ipynb'
+    nb = stage.nbs/'32_models.multi.ipynb'
     for url in (nb.name, f'nbs/{nb.name}', f'../nbs/{nb.name}', 'models.multi.html'):
         assert stage.links(f'[a]({url}#b)') == '[a](models.multi.ipynb#b)', url
     got = stage.links('[a](CONTRIBUTING.md) [b](https://x.org/y.ipynb) [c](#d)')
