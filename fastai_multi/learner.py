@@ -10,7 +10,10 @@ __all__ = ['output_losses', 'class_weight_tensors', 'refuse_weights_of_own_loss'
 
 # %% ../nbs/57_learner.ipynb #1751d34a
 from fastai.basics import *
+# Classes that users see are imported by name, so that Tab finds them without reading star imports
+from fastai.data.core import DataLoaders
 from fastai.learner import Learner
+from fastcore.meta import delegates
 from functools import lru_cache
 from fastai.losses import BaseLoss
 from fastai.vision.augment import Normalize
@@ -66,7 +69,8 @@ def refuse_weights_of_own_loss(name, task, loss_func):
                      f'is {task.part.kind} '
                      'and has a loss of yours: give the weights to that.')
 
-def given_losses(loss_func, outputs) -> set: # `loss_func` as a learner is given it; the outputs' names
+def given_losses(loss_func, outputs # `loss_func` as a learner is given it; the outputs' names
+                ) -> set:
     "The outputs whose losses the user wrote"
     if loss_func is None: return set()
     if isinstance(loss_func, dict): return set(loss_func)

@@ -94,14 +94,16 @@ def check_picture(part, parts):
                      f'{[p.name for p in inputs]}.')
 
 # %% ../../nbs/13_data.load.ipynb #642dd35f
-def loader_batch_tfms(tfms, elements) -> list: # Batch transforms; the `Element`s of an item
+def loader_batch_tfms(tfms, elements # Batch transforms; the `Element`s of an item
+                     ) -> list:
     "The batch transforms of a loader for items of several parts"
     parts = leaf_parts(elements)
     fs = safe_tfms(tfms, refuse=any(p.spatial for p in parts))
     return fs + _own_tfms(fs, parts, 'batch_tfms')
 
 # %% ../../nbs/13_data.load.ipynb #800a978d
-def missing_rows(b, elements) -> list: # A batch; its `Element`s
+def missing_rows(b, elements # A batch; its `Element`s
+                ) -> list:
     "The rows of each value of a batch that have no picture: a list of numbers or `None`"
     return [getattr(t, '__dict__', {}).get('missing_rows') for t in split_item(b, elements) or []]
 
@@ -244,7 +246,8 @@ class MultiDL(TfmdDL):
             self._encoded_items = [items_of(tl, e) for tl,e in zip(self.dataset.tls, self.parts)]
         return self._encoded_items or ()
 
-    def column(self, name) -> Column: # Name of a part; an output, if an input has the same name
+    def column(self, name # Name of a part; an output, if an input has the same name
+              ) -> Column:
         "The encoded values of a part, or `None` if they are read item by item"
         for items,e in zip(self.encoded_items()[::-1], self.parts[::-1]):
             if name in e.parts: return items.columns.get(name)
