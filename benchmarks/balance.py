@@ -63,7 +63,7 @@ def torchjd_upgrad():
     from torchjd.aggregation import UPGrad
     try: return UPGrad(),'quadprog'
     except ImportError:
-        from fastai_multi.callback.gradients import dual_cone
+        from fastai_multi.callback.aggregators import dual_cone
         return UPGrad(projector=dual_cone),'our solver, since quadprog is not installed'
 
 def methods(model, b, n, args):
