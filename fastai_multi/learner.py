@@ -29,6 +29,7 @@ from .tasks import *
 from .batch import *
 from .answers import *
 from .report import *
+from .prior import *
 from .probe import *
 
 # %% ../nbs/57_learner.ipynb #0b53b1cf
