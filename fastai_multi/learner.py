@@ -23,7 +23,7 @@ from .models.multi import *
 from .models.tree import *
 from .targets import *
 from .losses import *
-from .metrics import *
+from .columns import *
 from .callback.mixup import *
 from .tasks import *
 from .batch import *
