@@ -16,7 +16,7 @@ from .models.multi import *
 from .models.tree import *
 from .targets import *
 from .losses import *
-from .metrics import *
+from .columns import *
 from .tasks import *
 from .batch import *
 from .answers import *

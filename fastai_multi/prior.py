@@ -10,7 +10,7 @@ __all__ = ['known_targets', 'some_items', 'join_rows', 'term_of', 'linear_heads'
 from fastai.basics import *
 from .core import *
 from .losses import *
-from .metrics import *
+from .columns import *
 from .terms import *
 from .batch import *
 
