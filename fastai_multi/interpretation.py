@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['OutputInterpretation', 'ordered', 'readable', 'interpretation_of', 'CategoryInterpretation', 'TagsInterpretation',
-           'ratio', 'NumberInterpretation', 'quantile_ranges', 'BoxInterpretation', 'box_iou_of', 'plot_counts',
+           'ratio', 'NumberInterpretation', 'quantile_ranges', 'BoxInterpretation', 'plot_counts',
            'PointsInterpretation', 'MaskInterpretation', 'MultiInterpretation', 'check_is_multi', 'check_same_items',
            'by_name', 'item_losses', 'pick', 'column_groups', 'group_values', 'interval', 'wilson', 'pair_rows']
 
-# %% ../nbs/58_interpretation.ipynb #636a8200
+# %% ../nbs/58_interpretation.ipynb #fdaa95b1
 from fastai.basics import *
 import itertools
 from matplotlib import pyplot as plt
@@ -17,7 +17,7 @@ from .core import *
 from .data.geometry import *
 from .terms import *
 from .losses import *
-from .metrics import *
+from .rowmetrics import *
 from .tasks import *
 from .learner import *
 
@@ -283,7 +283,7 @@ def quantile_ranges(values, n):
     if values.nunique()<=n: return values
     return pd.qcut(values, n, duplicates='drop', precision=3)
 
-# %% ../nbs/58_interpretation.ipynb #0223111f
+# %% ../nbs/58_interpretation.ipynb #98b042d9
 class BoxInterpretation(OutputInterpretation, task=BoxTask):
     "One box"
     score_name = 'IoU'
@@ -293,7 +293,7 @@ class BoxInterpretation(OutputInterpretation, task=BoxTask):
         "How much each predicted box and its true box overlap"
         here = self.labelled
         res = torch.full((len(here),), math.nan)
-        res[here] = box_iou_of(self.decoded[here].float(), self.targs[here].float())
+        res[here] = box_iou.stats(self.decoded[here], self.targs[here])
         return res
 
     def scores(self):
@@ -313,11 +313,6 @@ class BoxInterpretation(OutputInterpretation, task=BoxTask):
     def plot_ious(self, ax=None): # Axes to draw on
         "Draw how many boxes overlap how much"
         return plot_counts(self.ious(), 'IoU', self.name, ax, range=(0,1))
-
-def box_iou_of(pred, targ): # `n,4` each, corners in [-1,1]
-    "The overlap of each pair of boxes"
-    from torchvision.ops import box_iou
-    return box_iou(order_corners(pred)[:,None], targ[:,None])[:,0,0]
 
 def plot_counts(values, what, title, ax=None, **kwargs):
     "A histogram of `values` without those that are NaN"
