@@ -4,7 +4,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from fastcore.docments import docments
-from fastai_multi.docstrings import Explainer, function_of, plain_docstring
+from fastai_multi.docstrings import Explainer, function_of, maker_of, plain_docstring
 
 root = Path(__file__).resolve().parent.parent
 lib = root/'fastai_multi'
@@ -121,15 +121,9 @@ def signature(obj, node=None):
 
 # Parameters
 
-def maker(obj):
-    "What says a class's parameters: itself, by its `__init__`, or its `__new__`"
-    if not inspect.isclass(obj): return obj
-    c = next((c for c in obj.__mro__ if {'__init__','__new__'} & c.__dict__.keys()), object)
-    return obj if '__init__' in c.__dict__ else c.__new__
-
 def explained(obj, node=None, module=None):
     "Parameter -> its comment, `return` too"
-    function = function_of(maker(obj))
+    function = maker_of(obj) if inspect.isclass(obj) else function_of(obj)
     if function is not None: d = Explainer(importlib.import_module(lib.name)).comments(function)
     if function is None or not d: d = fields(obj)
     return d

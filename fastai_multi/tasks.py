@@ -14,7 +14,7 @@ from fastai.metrics import accuracy, mae
 import mimetypes
 from PIL import Image
 from .core import *
-from .data.geometry import *
+from .data.frame import *
 from .data.parts import *
 from .data.inputs import *
 from .data.outputs import *
@@ -25,8 +25,8 @@ from .models.wide import *
 from .models.tabular import *
 from .models.heads import *
 from .terms import *
+from .rowmetrics import *
 from .losses import *
-from .metrics import *
 
 # %% ../nbs/48_tasks.ipynb #86ad702f
 class Task:
