@@ -65,7 +65,9 @@ def header_comments(lines # Lines of a header
     res = {}
     for i,line in enumerate(lines[:node.body[0].lineno-1], 1):
         end,names = ends.get(i, (0,['return']))
-        if node.returns is not None and node.returns.end_lineno==i: end,names = (node.returns.end_col_offset, ['return'])
+        if node.returns is not None and node.returns.end_lineno==i:
+            end = node.returns.end_col_offset
+            names = ['return']
         comment = comment_after(line, end)
         if comment: res.update(shared_comment(names, comment))
     return res
