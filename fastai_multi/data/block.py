@@ -23,6 +23,7 @@ from .elements import *
 from .reader import *
 from .load import *
 from copy import deepcopy
+from weakref import ref
 
 # %% ../../nbs/16_data.block.ipynb #c079cec1
 class PartsBlock(TransformBlock):
@@ -136,20 +137,36 @@ class Description:
         inputs:dict,     # `Part`s by name
         outputs:dict,    # `Part`s by name
         named:bool,      # The target is a tuple with names; `False` for one plain target
-        weight:str=None  # Name of the part that says how much each item counts
+        weight:str=None, # Name of the part that says how much each item counts
+        loaders:list=()  # The loaders of the data, to count values in; they are not kept alive
     ):
-        store_attr()
-    def __repr__(self):
-        title = 'Outputs' if self.named else 'Outputs (one plain target)'
-        lines = ['Inputs', *part_lines(self.inputs), title, *part_lines(self.outputs)]
-        if self.weight is not None: lines.append(f'Item weights: {self.weight}')
-        return '\n'.join(lines)
+        store_attr('inputs,outputs,named,weight')
+        self._loaders = [ref(dl) for dl in loaders]
+
+    def __getstate__(self): return {**self.__dict__, '_loaders': []}
+
+    def loaders(self):
+        "The loaders of the data, if they are still there"
+        alive = [r() for r in self._loaders]
+        return [dl for dl in alive if dl is not None]
+
+    def overview(self) -> Overview:
+        "How many items there are, and what each input and output holds"
+        loaders = self.loaders()
+        res = Overview()
+        if loaders: res.append(items_text(loaders))
+        rows = []
+        for role,parts in dict(input=self.inputs, output=self.outputs).items():
+            for n,p in parts.items(): rows.append([role, n, p.kind, *values_text(p, loaders)])
+        res.append(TextTable(rows, ['', 'name', 'kind', 'values', 'missing'], right=['missing']))
+        if not self.named: res.append('The output is one plain target: predictions and targets have no names.')
+        if self.weight is not None: res.append(f'Item weights: {self.weight}')
+        return res
+
+    def __repr__(self): return repr(self.overview())
+    def _repr_html_(self): return self.overview()._repr_html_()
 
 # %% ../../nbs/16_data.block.ipynb #7d20e1f4
-def part_lines(parts):
-    "A line for each part"
-    return [f'  {n}: {part_text(p)}' for n,p in parts.items()]
-
 def part_text(part):
     "The kind of a part, with its size and its classes"
     if part.c is None or part.vocab is None and part.c==1: return part.kind
@@ -160,13 +177,34 @@ def part_text(part):
     plural = 'class' if part.c==1 else 'classes'
     return f'{part.kind}, {part.c} {plural}: {classes}'
 
+def items_text(loaders):
+    "How many items loaders hold, and in batches of how many"
+    counts = [f'{len(dl.dataset):,}' for dl in loaders]
+    items = f'{counts[0]} items'
+    if len(loaders)>1: items = f'{counts[0]} training and {counts[1]} validation items'
+    return f'{items}, in batches of {loaders[0].bs}, on {loaders[0].device}'
+
+def values_text(part, loaders) -> tuple: # A `Part`; the loaders of its data
+    "What the values of a part are, and how many are missing, in words; '' where that would take long to find out"
+    columns = [column_at_hand(dl, part.name) for dl in loaders]
+    if part.captions or not columns or columns[0] is None: return part_text(part).partition(', ')[2], ''
+    missing = sum(int(c.missing.sum()) for c in columns if c is not None)
+    return part.contents(columns[0].data), f'{missing:,}'
+
+def column_at_hand(dl, name):
+    "The encoded values of a part, or `None` if they would take long or cannot be read"
+    if not isinstance(dl, MultiDL): return None
+    try: return dl.column_at_hand(name)
+    except ValueError: return None     # training says what is wrong with which item
+
 # %% ../../nbs/16_data.block.ipynb #1e9a5c77
 def describe(
     dls # `DataLoaders`, one loader, or a learner
 ) -> Description:
     "Which inputs and outputs loaders hold"
     dls = getattr(dls, 'dls', dls)
-    dl = dls.train if isinstance(dls, DataLoaders) else dls
+    loaders = dls.loaders if isinstance(dls, DataLoaders) else [dls]
+    dl = loaders[0]
     elements = loader_elements(dl)
     n_inp = dl.dataset.n_inp
     inputs = merge(*[e.parts for e in elements[:n_inp]])
@@ -175,7 +213,7 @@ def describe(
     weights = [n for n,p in outputs.items() if p.weighs_items]
     check_weights(weights, outputs)
     named = len(outputs)>1 or any(not e.bare for e in elements[n_inp:])
-    return Description(inputs, targets, named, first(weights))
+    return Description(inputs, targets, named, first(weights), loaders)
 
 # %% ../../nbs/16_data.block.ipynb #60b3d1aa
 def loader_elements(dl):

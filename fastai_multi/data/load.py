@@ -122,6 +122,13 @@ class MultiDL(TfmdDL):
             if name in e.parts: return items.columns.get(name)
         check_in(name, [p.name for p in leaf_parts(self.parts)], 'part')
 
+    def column_at_hand(self, name, # Name of a part
+                       most:int=50_000 # Encode at most so many items for it
+                      ) -> Column:
+        "As `column`; `None` if there is no column, or if the items are many and not encoded yet"
+        if self.parts is None or self._encoded_items is None and len(self.dataset)>most: return None
+        return self.column(name)
+
     def values(self, name): # Name of a part
         "The encoded values of a part that are not missing, in one tensor"
         column = self.column(name)
@@ -237,6 +244,21 @@ class MultiDL(TfmdDL):
         self._types = batch_types(self.all_parts[:len(b)])
         try: return self.decode(b)
         finally: self._types = types
+
+    @property
+    def is_named(self):
+        "Whether the targets are a tuple with names, rather than one plain target"
+        return any(not e.bare for e in (self.all_parts or [])[self.n_inp:])
+    @property
+    def vocab(self):
+        "The classes or words of each part that has some, by name; what fastai gives for one plain target"
+        if not self.is_named: return self.dataset.vocab
+        return {p.name: p.vocab for p in leaf_parts(self.all_parts) if p.vocab is not None}
+    @property
+    def c(self):
+        "The size of each output by name: classes, tags, numbers; what fastai gives for one plain target"
+        if not self.is_named: return self.dataset.c
+        return {n: p.c for n,p in self.named_parts()[1].items() if p.predicted}
 
     def named_parts(self) -> tuple: # Two dicts
         "The parts by name: of the inputs, and of the outputs"

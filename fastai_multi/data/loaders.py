@@ -175,6 +175,9 @@ def refuse_folder(file, pref, path, folder):
 # %% ../../nbs/17_data.loaders.ipynb #2d5b7f80
 class MultiDataLoaders(DataLoaders):
     "`DataLoaders` for several inputs and outputs, with factory methods in the manner of `ImageDataLoaders`"
+    def __repr__(self): return repr(describe(self).overview())
+    def _repr_html_(self): return describe(self)._repr_html_()
+
     @classmethod
     @delegates(DataLoaders.from_dblock)
     def from_dblock(cls,

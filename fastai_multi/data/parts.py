@@ -12,6 +12,7 @@ from fastai.data.block import TransformBlock
 from fastai.data.transforms import IntToFloatTensor, ToTensor
 from fastai.vision.core import AddMaskCodes, BBoxLabeler, PointScaler, TensorPoint
 from fasttransform import Pipeline
+from matplotlib.lines import Line2D
 from copy import deepcopy
 from ..core import *
 from .geometry import *
@@ -243,6 +244,10 @@ class Part:
     def format(self, v):
         "A decoded value in a few characters"
         return format_value(v)
+    def contents(self, data):
+        "What the encoded values `data` of many items are, in a few words; none of them is missing"
+        if self.c is None or self.captions: return ''
+        return f'{self.c} numbers' if self.c>1 else ''
     def legend(self, v):
         "The line of a decoded value in `show_batch`"
         return f'{self.name}: {self.format(v)}'
@@ -256,6 +261,10 @@ class Part:
     def beside(self, pred, true): return f'{self.format(pred)}  (true: {self.format(true)})'
     def draw(self, ax, v, colour, dashed=False, labels=None, vocab=()):
         "Draw a decoded value on the picture; the prediction is `dashed`"
+    def sample(self, colour, dashed=False, **kwargs):
+        "An artist for a legend that looks as `draw` does; `kwargs` go to `Line2D`"
+        style = '--' if dashed else '-'
+        return Line2D([], [], **{**dict(color=colour, ls=style, lw=1.6), **kwargs})
 
     # Its place among the others
     def link(self, before, strict=True):

@@ -61,6 +61,7 @@ class CoordinatesPart(NumericPart):
     "Base class of parts whose values are coordinates in the picture"
     static,spatial,has_coordinates,drawn = True,True,True,True
     sign = None    # before its name in the legend
+    def contents(self, data): return ''
     def reuse(self, t): return t if t is absent else untyped(t).clone().as_subclass(self.tensor_type)
     def legend(self, v): return sign_legend(self, v)
     def judge(self, pred, true, size=None):
@@ -183,7 +184,8 @@ def draw_box(ax, box, colour, dashed=False, label=None):
     frame = patches.Rectangle((x1,y1), x2-x1, y2-y1, fill=False, edgecolor=colour, lw=1.6, ls=style)
     with_halo(ax.add_patch(frame), 2.6)
     if label is None: return
-    text = ax.text(x1, y1, str(label), color=colour, fontsize=7, va='bottom', weight='bold', clip_on=True)
+    text,fonts = legible(str(label))
+    text = ax.text(x1, y1, text, color=colour, fontsize=7, va='bottom', weight='bold', clip_on=True, family=fonts)
     with_halo(text, 2)
 
 # %% ../../nbs/08_data.spatial.ipynb #d905937e
@@ -314,6 +316,8 @@ class PointsPart(CoordinatesPart):
         if dashed: style = dict(marker='x', linewidths=1.6)
         else: style = dict(marker='o', edgecolors='white', linewidths=.6)
         ax.scatter(x, y, s=22, zorder=3, c=colour, **style)
+    def sample(self, colour, dashed=False, **kwargs):
+        return super().sample(colour, ls='', marker='x' if dashed else 'o', ms=5, mew=1.6, **kwargs)
 
     @classmethod
     def from_block(cls, name, block, tfms, **kwargs):
