@@ -1,5 +1,5 @@
 "The first hour: what Tab completes, what `?` explains, what a learner and its loaders look like, what answers look like"
-import importlib, inspect, pkgutil, time
+import importlib, inspect, pkgutil, re, time, warnings
 
 import pytest
 from fastai.vision.all import *
@@ -84,3 +84,96 @@ def test_every_comment_of_a_parameter_is_in_a_docstring():
                 assert ending in f.__doc__, (m.name, name, parameter)
                 n_seen += 1
     assert n_seen>300
+
+# Seeing
+
+def test_loaders_say_what_they_hold(dls):
+    text = repr(dls)
+    assert text.startswith('64 training and 16 validation items, in batches of 16')
+    lines = {l.split()[1]: l for l in text.splitlines()[2:]}
+    assert [*lines] == ['image', 'text', 'kind', 'tags', 'box', 'area']
+    counts = [int(o) for o in re.findall(r'\w+ (\d+)', lines['kind'].split('classes: ')[1])]
+    assert sum(counts)==64 and counts==sorted(counts, reverse=True)
+    assert lines['kind'].endswith(' 0') and 'from ' in lines['area']
+    assert dls._repr_html_().count('<tr>')==7
+
+def test_missing_values_are_counted(shapes):
+    df = pd.read_csv(shapes/'items.csv')
+    df.loc[:9, 'kind'] = None
+    dls = MultiDataLoaders.from_df(df, shapes, image='file', outputs=dict(kind=CategoryBlock, area=RegressionBlock),
+                                   bs=16, seed=0, num_workers=0)
+    kind,area = repr(dls).splitlines()[-2:]
+    assert kind.split()[-1]=='10' and area.split()[-1]=='0'
+
+def test_a_large_table_is_not_encoded_to_be_shown(shapes):
+    dls = MultiDataLoaders.from_csv(shapes, 'items.csv', image='file', outputs=dict(kind=CategoryBlock), bs=16,
+                                    num_workers=0)
+    assert dls.train.column_at_hand('kind', most=10) is None
+    assert dls.train.column_at_hand('kind') is not None
+
+def test_vocab_and_c_are_dicts_by_name(dls):
+    assert list(dls.vocab['kind'])==list(describe(dls).outputs['kind'].vocab) and set(dls.vocab)=={'text', 'kind', 'tags'}
+    assert dls.c == dict(kind=len(dls.vocab['kind']), tags=len(dls.vocab['tags']), box=4, area=1)
+
+def test_a_learner_says_what_it_is(learn):
+    text = repr(learn)
+    n = sum(p.numel() for p in learn.model.parameters())
+    assert f'{n/1000:.3g} K parameters' in text and 'simple_cnn, depth 3' in text and 'Optimizer: Adam' in text
+    for name in ('kind', 'tags', 'box', 'area'): assert re.search(rf'head +{name}', text)
+    learn.model.encoders['image'].requires_grad_(False)
+    assert re.search(r'image +simple_cnn.*frozen', repr(learn))
+    learn.model.requires_grad_(True)
+    assert repr(describe(learn))==repr(describe(learn.dls)) and '<table>' in learn._repr_html_()
+
+def test_wide_characters_align(shapes):
+    df = pd.read_csv(shapes/'items.csv').assign(색=lambda d: d.kind.map(lambda o: f'색 {o}'))
+    dls = MultiDataLoaders.from_df(df, shapes, image='file', outputs={'색': CategoryBlock, 'area': RegressionBlock},
+                                   bs=16, num_workers=0)
+    from fastai_multi.core import display_width
+    a,b = repr(dls).splitlines()[-2:]
+    assert display_width(a[:a.index('category')])==display_width(b[:b.index('number')])
+
+# Pictures
+
+def results(learn, **kwargs):
+    with learn.no_bar(): learn.show_results(**kwargs)
+    fig = plt.gcf()
+    plt.close(fig)
+    return fig
+
+def test_drawn_colours_are_not_those_of_the_verdicts(learn):
+    from matplotlib.colors import to_hex
+    fig = results(learn, max_n=4)
+    assert fig.axes[0].get_gridspec().get_geometry()==(2,2)
+    drawn = {to_hex(p.get_edgecolor()) for ax in fig.axes for p in ax.patches if p.get_linewidth()>1}
+    words = {to_hex(t.get_color()) for ax in fig.axes for t in ax.texts if t.get_text()[:1] in '✓✗'}
+    assert len(drawn)==2 and words and not drawn & words
+    samples, = fig.legends
+    assert [o.get_linestyle() for o in samples.get_lines()]==['-', '--']
+    assert {to_hex(o.get_color()) for o in samples.get_lines()}==drawn
+
+def test_all_pictures_of_an_item_are_drawn(shapes):
+    df = pd.read_csv(shapes/'items.csv')
+    block = MultiInputBlock(front=ImageBlock, back=ImageBlock)
+    dblock = DataBlock((block, MultiOutputBlock(kind=CategoryBlock)), get_x=lambda r: (shapes/r.file, shapes/r.file),
+                       get_y=lambda r: (r.kind,), item_tfms=Resize(32))
+    dblock.dataloaders(df, bs=8, num_workers=0).show_batch(max_n=2)
+    fig = plt.gcf()
+    plt.close(fig)
+    assert [len(ax.images) for ax in fig.axes]==[2, 2]
+
+def test_any_script_is_drawn_without_a_warning_for_each_character(learn, shapes):
+    from fastai_multi.core import legible, say_missing
+    say_missing.cache_clear()
+    before = dict(plt.rcParams)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter('always')
+        fig,ax = plt.subplots()
+        for i,text in enumerate(['✓ 한국어로 쓴 글', '中文', 'あいう', 'مرحبا', '😀']):
+            drawn,fonts = legible(text)
+            ax.text(.1, i/5, drawn, family=fonts)
+        fig.canvas.draw()
+        plt.close(fig)
+    said = [str(w.message) for w in seen]
+    assert len(said)==len({*said})<=4 and not any('Glyph' in s for s in said)
+    assert legible('✓ 한')[0][0]=='✓' and dict(plt.rcParams)==before
