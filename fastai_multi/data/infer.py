@@ -282,8 +282,8 @@ def label_arguments(names, outputs, columns):
     if isinstance(outputs, str): return dict(outputs=outputs, columns='label')
     if isinstance(outputs, dict) and len(outputs)==1: return dict(outputs=outputs, columns={first(outputs): 'label'})
     if isinstance(outputs, dict) or is_listy(outputs):
-        raise ValueError(f'There is one label for each file, and the outputs are {list(outputs)}: give a dict of labels '
-                         'by output.')
+        raise ValueError(f'There is one label for each file, and the outputs are {list(outputs)}: give a dict of '
+                         'labels by output.')
     return dict(outputs=outputs, columns='label')
 
 def output_columns(outputs, columns):

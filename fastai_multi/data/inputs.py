@@ -121,8 +121,8 @@ def refuse_picture(v):
     raise TypeError(f'a picture is a path, bytes, a PIL image, an array or a tensor, not {type(v).__name__}')
 
 def refuse_range(low, high):
-    raise ValueError(f'its numbers go from {low:.3g} to {high:.3g}, where floats are in [0,1]: give the picture before it '
-                     'is normalised, or divide it by 255')
+    raise ValueError(f'its numbers go from {low:.3g} to {high:.3g}, where floats are in [0,1]: give the picture before '
+                     'it is normalised, or divide it by 255')
 
 # %% ../../nbs/06_data.inputs.ipynb #52eae973
 _picture_errors = (OSError, TypeError, ValueError, SyntaxError)

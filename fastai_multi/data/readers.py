@@ -4,14 +4,12 @@
 
 # %% auto #0
 __all__ = ['as_columns', 'cell', 'check_columns', 'InputReader', 'is_flag', 'are_flags', 'FlagsReader', 'refuse_flag',
-           'OutputReader', 'refuse_output', 'as_rows', 'RandomSplit', 'whole_number', 'ColumnSplit']
+           'OutputReader', 'refuse_output', 'RandomSplit', 'whole_number', 'ColumnSplit']
 
 # %% ../../nbs/14_data.readers.ipynb #81e74ef5
 from fastcore.all import *
 from fasttransform import Transform
-from fastai.data.core import Datasets
 from ..core import *
-from .sources import *
 from .outputs import *
 import operator, os, numpy as np, pandas as pd, torch
 
@@ -228,35 +226,6 @@ def refuse_output(n, df):
     "Raise for the output `n`, which is no column of `df`"
     raise UnknownName(f'Output {n!r} is no column of the table{did_you_mean(n, list(df.columns))} If its column has '
                       f'another name, or if it has several, give them: columns={{{n!r}: …}}.')
-
-# %% ../../nbs/14_data.readers.ipynb #1nf3r031
-def as_rows(
-    items, # New items: rows of a table, files of pictures, a data set
-    dls    # The loaders, made from a table
-):
-    "`items` as rows of the table that `dls` were made from: files of pictures or a data set become a table"
-    if not isinstance(dls.valid_ds, Datasets): return items
-    reader = first(first(dls.valid_ds.tls).tfms.fs)
-    if not isinstance(reader, InputReader): return items
-    if is_hf(items): return hf_table(items, [c for c in table_columns(dls) if c in items.column_names])
-    if isinstance(items, (list,tuple,L)):
-        if len(items) and all(isinstance(o, (str,Path)) for o in items): return file_rows(items, reader)
-        return items
-    if isinstance(items, pd.DataFrame) or not hasattr(items, '__getitem__'): return items
-    return dsets_table([items])[0]
-
-# %% ../../nbs/14_data.readers.ipynb #1nf3r032
-def table_columns(dls):
-    "The columns that the readers of `dls` read"
-    readers = [first(tl.tfms.fs) for tl in dls.valid_ds.tls]
-    return list(dict.fromkeys(c for r in readers for o in r.readers.values() for c in o.cols))
-
-def file_rows(files, reader):
-    "A table of files of pictures, without other inputs"
-    if 'image' not in reader.readers: return files
-    names = [os.path.abspath(f).removesuffix(reader.suff) for f in files]
-    res = pd.DataFrame({c: None for r in reader.readers.values() for c in r.cols}, index=range(len(names)))
-    return res.assign(**{reader.image: names})
 
 # %% ../../nbs/14_data.readers.ipynb #d6874dcb
 class RandomSplit:
