@@ -12,6 +12,7 @@ from fastai.basics import *
 from typing import NamedTuple
 from .core import *
 from .data.geometry import *
+from .data.frame import *
 from .data.items import *
 from .rowmetrics import *
 from .losses import *

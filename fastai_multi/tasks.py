@@ -15,7 +15,7 @@ from collections.abc import Hashable
 import mimetypes
 from PIL import Image
 from .core import *
-from .data.geometry import *
+from .data.frame import *
 from .data.parts import *
 from .data.inputs import *
 from .data.outputs import *
