@@ -96,7 +96,7 @@ def row(x, i):
 class Answers:
     "Decoded predictions for the items of a loader, as a user reads them"
     def __init__(self,
-        dl, # The loader that was predicted
+        dl, # The loader that will be predicted: make the `Answers` before, and no picture is opened again
         tasks:dict, # The outputs' tasks by name
         named:bool # Whether predictions have names; `False` for one plain target
     ):
@@ -104,11 +104,21 @@ class Answers:
         self.tasks = tasks
         self.named = named
         self.needs_frame = any(t.part.has_coordinates for t in tasks.values())
+        self.sizes = []    # of the files of all pictures, filled while the loader runs
+        self.frames = {}   # by size
+        if not self.needs_frame or dl.shuffle or reads_pixels(dl.after_item): return
+        dl.after_batch.seen_sizes = self.sizes    # loaders made from `dl` fill it, too
 
     def frame(self, i):
         "The map to the pixels of the picture of item `i`; `None` if no output has coordinates, or there is no picture"
         if not self.needs_frame: return None
-        pic = picture(self.dl.dataset[i])
+        if len(self.sizes)!=self.dl.n: return self._frame_of(picture(self.dl.dataset[i]))
+        size = self.sizes[i]
+        if size not in self.frames: self.frames[size] = self._frame_of(size)
+        return self.frames[size]
+
+    def _frame_of(self, pic):
+        "The map for a picture, or for its size"
         if pic is None: return None
         return frame(pic, self.dl.after_item, self.dl.after_batch)
 

@@ -195,8 +195,9 @@ class MultiLearner(Learner):
             raise TypeError(f'`predict` takes one item, and got {rm_type_tfms!r} beside it: put the inputs '
                             f'together, predict((image, text)).')
         dl = item_dl(self.dls, item, self.modalities)
+        answers = Answers(dl, self.tasks, self.named)
         inp,preds,_,dec = self.get_preds(dl=dl, with_input=True, with_decoded=True)
-        answer = Answers(dl, self.tasks, self.named).of(row(dec, 0), 0)
+        answer = answers.of(row(dec, 0), 0)
         res = (answer, row(dec, 0), row(preds, 0))
         return (self._decode_input(dl, inp), *res) if with_input else res
 
@@ -216,8 +217,8 @@ class MultiLearner(Learner):
         "The first value of `predict` for many items: classes, lists of tags, numbers, lists of corners; "
         "`None` where there is no answer"
         dl = self.dls.test_dl(items, **kwargs)
-        dec = self.get_preds(dl=dl, with_decoded=True)[2]
         answers = Answers(dl, self.tasks, self.named)
+        dec = self.get_preds(dl=dl, with_decoded=True)[2]
         rows = [answers.cells(row(dec, i), i) for i in range(len(dl.dataset))]
         index = items.index if isinstance(items, pd.DataFrame) else None
         return pd.DataFrame(rows, columns=list(self.tasks), index=index)
