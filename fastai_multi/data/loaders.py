@@ -225,8 +225,8 @@ class MultiDataLoaders(DataLoaders):
         for reader in (get_x, get_y): reader.columns(df.iloc[:1])    # finds a wrong column in this call
         if image is not None: check_files(get_x.readers['image'], df, path, folder)
 
-        splitter = row_split(df, get_y.readers, valid_pct, seed, valid_col, valid_value, valid_idx, splitter, folds, fold,
-                             column_names(df, groups), stratify)
+        splitter = row_split(df, get_y.readers, valid_pct, seed, valid_col, valid_value, valid_idx, splitter, folds,
+                             fold, column_names(df, groups), stratify)
         dblock = DataBlock((x_block, y_block), get_x=get_x, get_y=get_y, splitter=splitter, item_tfms=item_tfms,
                            batch_tfms=batch_tfms)
         return cls.from_dblock(dblock, df, path=path, **kwargs)

@@ -180,7 +180,7 @@ def classes_in(name, v):
 
 # %% ../../nbs/18_data.splits.ipynb #9dc72ff2
 class FoldSplit:
-    "A split in which groups stay together and outputs keep the shares of their values: one of several folds validates"
+    "A split into folds that keep groups together and spread the values of outputs evenly; one fold validates"
     def __init__(self,
         shares,       # The share of each fold, as [.2]*5
         fold=0,       # The fold for validation
