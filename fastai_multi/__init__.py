@@ -18,18 +18,20 @@ _public = """Inputs Outputs ImageText Numericaliser safe_tfms MultiDL
     BoxLoss MultiLoss f1_multi mask_accuracy point_distance
     FixedWeights ScheduledWeights RandomWeighting DynamicWeightAverage GeometricMean UncertaintyWeighting GradNorm FAMO
     GradientBalance ShowWeights TaskMonitor TaskEarlyStopping task_gradients compare_single_task
-    MultiCutMix MultiMixUp MultiLearner multi_learner plot_model depth_finder stage_agreement""".split()
+    MultiCutMix MultiMixUp MultiLearner multi_learner plot_model MultiInterpretation depth_finder stage_agreement""".split()
 
 # The modules are read when a public name is first asked for: `import fastai_multi.core` reads `core` alone,
 # and a module that is being read may itself import others of this package.
 _lock,_reading = _RLock(),False
 
 def _gather():
-    "Import every module and put the public names of its `__all__` here"
+    "Import every module, explain it, and put the public names of its `__all__` here"
+    explain = _importlib.import_module(f'{__name__}.docstrings').explain
     names = {}
     for m in sorted(_pkgutil.walk_packages(__path__, f'{__name__}.'), key=lambda m: m.name):
         if m.ispkg or m.name.rpartition('.')[2].startswith('_'): continue
         mod = _importlib.import_module(m.name)
+        explain(mod)
         names.update({n: getattr(mod, n) for n in mod.__all__ if n in _public})
     globals().update({n: names[n] for n in _public}, __all__=list(_public))
 
