@@ -10,7 +10,6 @@ from fastai.basics import *
 # Classes that users see are imported by name, so that Tab finds them without reading star imports
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
-import cloudpickle
 from fastcore.meta import delegates
 from .core import *
 from .data.block import *
@@ -30,7 +29,7 @@ from .build import *
 from .state import *
 
 # %% ../nbs/57_learner.ipynb #62649e8c
-class MultiLearner(Learner):
+class MultiLearner(PersistentLearner):
     "A fastai `Learner` whose inputs, predictions and targets have names"
     def __init__(self,
         dls:DataLoaders, # Loaders of any form that `describe` knows
@@ -73,28 +72,13 @@ class MultiLearner(Learner):
         return getattr(self.model, 'module', self.model)
 
     @property
-    def dls(self): return self._dls
-    @dls.setter
-    def dls(self, v):
-        "Take other loaders for the same model: they keep its words, classes, statistics and normalisation"
-        v = multi_dls(v)
-        if '_dls' in self.__dict__: v = conform(v, signature_of(self._dls, self.description), in_order=True)
-        self._take(v)
-
-    def _take(self, dls):
-        "Work with loaders that fit the model"
-        self._dls = dls
-        self.description = describe(dls)
-        for n,t in self.tasks.items(): t.part = self.output_parts[n]
-        for n,m in self.modalities.items(): m.part = self.input_parts[n]
-
-    @property
     def metrics(self): return self._metrics
     @metrics.setter
     def metrics(self, v):
         self._metrics = L(output_metrics(v, {n: t.metrics() for n,t in self.tasks.items()},
             prep={n: partial(in_units, t) for n,t in self.tasks.items() if t.to_units is not None},
-            named=self.named, losses=isinstance(self.loss_func, MultiLoss), class_weights=self.class_weights))
+            named=self.named, losses=isinstance(self.loss_func, MultiLoss), class_weights=self.class_weights,
+            own={n: t.metric for n,t in self.tasks.items()}))
 
     # Training
     @delegates(Learner.fit)
@@ -104,18 +88,6 @@ class MultiLearner(Learner):
         self.renew_opt()
         drop_frozen_gradients(self.model)
         super().fit(n_epoch, *args, **kwargs)
-
-    def freeze_to(self, n:int): # The first group that is trained
-        "Freeze the parameter groups before the `n`th; what is frozen stays as it is, also after a training"
-        super().freeze_to(n)
-        drop_frozen_gradients(self.model)
-
-    def renew_opt(self):
-        "Make the optimizer anew if it does not hold the model's parameters; it goes on where the old one was"
-        old = self.opt
-        if not isinstance(old, Optimizer) or knows_all(old, self.splitter(self.model)): return
-        self.create_opt()
-        carry_over(old, self.opt)
 
     def probe(self) -> ProbeResult: # By output the losses on items left out; printed as a table
         "Let each head start at a linear fit on frozen features, or at its prior where that is as good"
@@ -203,8 +175,9 @@ class MultiLearner(Learner):
             raise TypeError(f'`predict` takes one item, and got {rm_type_tfms!r} beside it: put the inputs '
                             f'together, predict((image, text)).')
         dl = item_dl(self.dls, item, self.modalities)
+        answers = Answers(dl, self.tasks, self.named)
         inp,preds,_,dec = self.get_preds(dl=dl, with_input=True, with_decoded=True)
-        answer = Answers(dl, self.tasks, self.named).of(row(dec, 0), 0)
+        answer = answers.of(row(dec, 0), 0)
         res = (answer, row(dec, 0), row(preds, 0))
         return (self._decode_input(dl, inp), *res) if with_input else res
 
@@ -224,8 +197,8 @@ class MultiLearner(Learner):
         "The first value of `predict` for many items: classes, lists of tags, numbers, lists of corners; "
         "`None` where there is no answer"
         dl = self.dls.test_dl(items, **kwargs)
-        dec = self.get_preds(dl=dl, with_decoded=True)[2]
         answers = Answers(dl, self.tasks, self.named)
+        dec = self.get_preds(dl=dl, with_decoded=True)[2]
         rows = [answers.cells(row(dec, i), i) for i in range(len(dl.dataset))]
         index = items.index if isinstance(items, pd.DataFrame) else None
         return pd.DataFrame(rows, columns=list(self.tasks), index=index)
@@ -270,52 +243,24 @@ class MultiLearner(Learner):
         mine = self.evaluate(ds_idx, dl, [watch, *L(cbs)])
         return pd.DataFrame(dict(learner=mine, constant=watch.constants)).reindex(list(mine))
 
-    # Files
-    def save(self,
-        file, # A name in `path/model_dir`, or a path, without '.pth'
-        with_opt:bool=True, # Save the optimizer's state too
-        pickle_protocol:int=2, # As in `torch.save`
-        **kwargs # Passed to `torch.save`
-    ) -> Path: # The file
-        "Save the weights with what they depend on: names, words, classes, statistics; whole, or not at all"
-        file = join_path_file(file, self.path/self.model_dir, ext='.pth')
-        if rank_distrib(): return file
-        signature = signature_of(self.dls, self.description)
-        opt = self.opt if with_opt else None
-        write_state(file, self.model, opt, signature, pickle_protocol=pickle_protocol, **kwargs)
-        return file
+    def tune_thresholds(self,
+        by_tag:bool=False, # One threshold for each tag, in place of one for each output
+        ds_idx:int=1, # Which of the loaders, if `dl` is `None`
+        dl=None # Loader with labels
+    ) -> dict: # By output of tags a `ThresholdChoice`: `threshold` (a number, or a dict by tag), `f1`, `before`
+        """Choose for each output of tags the probability above which a tag is predicted: that with the highest F1.
 
-    def load(self,
-        file, # As in `save`
-        device=None, # Where tensors go; the loaders' device if `None`
-        with_opt:bool=True, # Load the optimizer's state too
-        strict:bool=True, # The file has this model's inputs, outputs and weights, no more and no less
-        **kwargs # Passed to `torch.load`
-    ):
-        "Load weights that `save` wrote; the loaders take over their words and statistics, other classes are refused"
-        file = join_path_file(file, self.path/self.model_dir, ext='.pth')
-        if self.opt is None: self.create_opt()
-        self.renew_opt()
-        distrib_barrier()
-        state = read_state(file, ifnone(device, self.dls.device), **kwargs)
-        dls = loaders_for(state, self.dls, self.description, strict)
-        put_state(state, self.model, self.opt if with_opt else None, strict, repr(str(file)))
-        self._take(dls)
-        return self
-
-    def export(self,
-        fname='export.pkl', # The file, in `path`
-        pickle_module=cloudpickle, # As in `torch.save`
-        pickle_protocol:int=2 # As in `torch.save`
-    ):
-        "Write the learner without its items and optimizer, for `load_learner`; whole, or not at all"
-        if rank_distrib(): return
-        self._end_cleanup()
-        file = self.path/fname
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with without_data(self), write_whole(file) as f:
-            try: torch.save(self, f, pickle_module=pickle_module, pickle_protocol=pickle_protocol)
-            except Exception as e: refuse_unpicklable(self, pickle_module, e)
+        Metrics, `predict`, `predict_df` and `show_results` use it from then on, also after `export`. Raises a
+        `ValueError` if no output has a threshold."""
+        check_has_threshold(self)
+        if dl is not None: check_has_labels(dl)
+        with self.no_bar(): preds,targs = self.get_preds(ds_idx, dl)
+        res = {}
+        for n in outputs_with_threshold(self):
+            p,t = (preds[n],targs[n]) if self.named else (preds,targs)
+            res[n] = choose_threshold(self.tasks[n], p, t, by_tag)
+            self._say(res[n].sentence(n))
+        return res
 
     # What it is made of
     def summary_groups(self,

@@ -7,15 +7,16 @@ __all__ = ['normalization', 'signature_of', 'normal_stats', 'multi_dls', 'multi_
            'check_normalized', 'normalize_like', 'check_sizes', 'refuse_size', 'parameter_names', 'write_state',
            'read_state', 'check_state_file', 'refuse_broken', 'weights_in', 'saved_signature', 'with_last_slot',
            'put_opt_state', 'put_state', 'check_weights_fit', 'loaders_for', 'drop_frozen_gradients', 'knows_all',
-           'carry_over', 'without_data', 'refuse_unpicklable']
+           'carry_over', 'without_data', 'refuse_unpicklable', 'PersistentLearner']
 
 # %% ../nbs/56_state.ipynb #4e8b471e
 from fastai.basics import *
+from fastai.learner import Learner
 from fastai.data.transforms import Normalize
 from .core import *
 from .data.load import *
 from .data.block import *
-import pickle, warnings
+import cloudpickle, pickle, warnings
 
 # %% ../nbs/56_state.ipynb #459b41d8
 def normalization(dl) -> Normalize: # A loader
@@ -280,3 +281,81 @@ def refuse_unpicklable(learn, pickle_module, e):
             raise TypeError(f'The callback {name} cannot be exported ({type(why).__name__}: {why}). Take it off first: '
                             f'learn.remove_cb({name}).') from e
     raise e
+
+# %% ../nbs/56_state.ipynb #c100794b
+class PersistentLearner(Learner):
+    "A `Learner` whose loaders, weights and files belong together; a subclass sets `description`, `tasks`, `modalities`"
+    @property
+    def dls(self): return self._dls
+    @dls.setter
+    def dls(self, v):
+        "Take other loaders for the same model: they keep its words, classes, statistics and normalisation"
+        v = multi_dls(v)
+        if '_dls' in self.__dict__: v = conform(v, signature_of(self._dls, self.description), in_order=True)
+        self._take(v)
+
+    def _take(self, dls):
+        "Work with loaders that fit the model"
+        self._dls = dls
+        self.description = describe(dls)
+        for n,t in self.tasks.items(): t.part = self.description.outputs[n]
+        for n,m in self.modalities.items(): m.part = self.description.inputs[n]
+
+    def freeze_to(self, n:int): # The first group that is trained
+        "Freeze the parameter groups before the `n`th; what is frozen stays as it is, also after a training"
+        super().freeze_to(n)
+        drop_frozen_gradients(self.model)
+
+    def renew_opt(self):
+        "Make the optimizer anew if it does not hold the model's parameters; it goes on where the old one was"
+        old = self.opt
+        if not isinstance(old, Optimizer) or knows_all(old, self.splitter(self.model)): return
+        self.create_opt()
+        carry_over(old, self.opt)
+
+    # Files
+    def save(self,
+        file, # A name in `path/model_dir`, or a path, without '.pth'
+        with_opt:bool=True, # Save the optimizer's state too
+        pickle_protocol:int=2, # As in `torch.save`
+        **kwargs # Passed to `torch.save`
+    ) -> Path: # The file
+        "Save the weights with what they depend on: names, words, classes, statistics; whole, or not at all"
+        file = join_path_file(file, self.path/self.model_dir, ext='.pth')
+        if rank_distrib(): return file
+        signature = signature_of(self.dls, self.description)
+        opt = self.opt if with_opt else None
+        write_state(file, self.model, opt, signature, pickle_protocol=pickle_protocol, **kwargs)
+        return file
+
+    def load(self,
+        file, # As in `save`
+        device=None, # Where tensors go; the loaders' device if `None`
+        with_opt:bool=True, # Load the optimizer's state too
+        strict:bool=True, # The file has this model's inputs, outputs and weights, no more and no less
+        **kwargs # Passed to `torch.load`
+    ):
+        "Load weights that `save` wrote; the loaders take over their words and statistics, other classes are refused"
+        file = join_path_file(file, self.path/self.model_dir, ext='.pth')
+        if self.opt is None: self.create_opt()
+        self.renew_opt()
+        distrib_barrier()
+        state = read_state(file, ifnone(device, self.dls.device), **kwargs)
+        dls = loaders_for(state, self.dls, self.description, strict)
+        put_state(state, self.model, self.opt if with_opt else None, strict, repr(str(file)))
+        self._take(dls)
+        return self
+
+    def export(self,
+        fname='export.pkl', # The file, in `path`
+        pickle_module=cloudpickle, # As in `torch.save`
+        pickle_protocol:int=2 # As in `torch.save`
+    ):
+        "Write the learner without its items and optimizer, for `load_learner`; whole, or not at all"
+        if rank_distrib(): return
+        self._end_cleanup()
+        file = self.path/fname
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with without_data(self), write_whole(file) as f:
+            try: torch.save(self, f, pickle_module=pickle_module, pickle_protocol=pickle_protocol)
+            except Exception as e: refuse_unpicklable(self, pickle_module, e)
