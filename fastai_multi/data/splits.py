@@ -117,8 +117,8 @@ def row_mask(idx, n):
         if len(idx)!=n: raise ValueError(f'`valid_idx` is a mask of {len(idx)} rows, and the table has {n}.')
         return idx
     if not np.issubdtype(idx.dtype, np.integer) and len(idx):
-        raise TypeError(f'`valid_idx` holds {short_repr(idx[0])}; it takes positions of rows, from 0 to {n-1}. For names '
-                        'in the index: valid_idx=df.index.isin([…]).')
+        raise TypeError(f'`valid_idx` holds {short_repr(idx[0])}; it takes positions of rows, from 0 to {n-1}. For '
+                        'names in the index: valid_idx=df.index.isin([…]).')
     wrong = idx[(idx<0)|(idx>=n)]
     if len(wrong): raise ValueError(f'`valid_idx` holds the position {wrong[0]}; positions go from 0 to {n-1}.')
     res = np.zeros(n, bool)
