@@ -342,6 +342,10 @@ class Modality:
         "Whether a lone raw value, given to `predict`, can be this input"
         return False
 
+    def absent(self, t): # A batch tensor of this input
+        "The batch with this input missing in every item"
+        return torch.full_like(t, math.nan)
+
     def typed(self, t):
         "A batch tensor of this input with the type that the data's transforms expect"
         return t
@@ -392,6 +396,7 @@ class ImageModality(Modality, part=ImagePart):
 class TextModality(Modality, part=TextPart):
     "A text, encoded by the encoder named in `text`"
     def recognises(self, raw): return isinstance(raw, str) and not has_image_suffix(raw)
+    def absent(self, t): return torch.full_like(t, self.part.pad_id)
     def encoder(self, options):
         kind = ifnone(options.arch, options.text)
         drop = {}
