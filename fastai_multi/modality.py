@@ -36,7 +36,7 @@ def of_another_item(t):
     "Each row of a batch takes the place of the next one"
     return t.roll(1, 0)
 
-# %% ../nbs/62_modality.ipynb #171a5e02
+# %% ../nbs/62_modality.ipynb #66e368b9
 class ModalityCheck:
     "What each output loses when an input is absent or comes from another item"
     def __init__(self,
@@ -95,7 +95,8 @@ class ModalityCheck:
             for i,(name,change) in enumerate(keys):
                 low,mean,high = self._gain(o, name, change)
                 colour = palette['many'][self._inputs.index(name)%5]
-                ax.errorbar(mean, i, xerr=[[mean-low], [high-mean]], fmt='o' if change=='shuffled' else 's', color=colour)
+                marker = dict(shuffled='o', absent='s')[change]
+                ax.errorbar(mean, i, xerr=[[mean-low], [high-mean]], fmt=marker, color=colour)
             ax.axvline(0, color=palette['plain'], lw=1, ls='--')
             ax.set(title=o, xlabel=f'{self.plain[o].score_name}: worse by', yticks=range(len(keys)))
         axs[0].set_yticklabels([f'{name} {change}' for name,change in keys])
