@@ -294,8 +294,8 @@ _lowest = dict(log=0., log1p=-1.)    # a scale's values lie above
 def check_scale(scale):
     "Raise unless `scale` is known"
     if scale in scales: return
-    raise ValueError(f"`scale` is {scale!r}{did_you_mean(scale, scales)} Use 'log' for numbers above 0 that span orders "
-                     "of magnitude, 'log1p' for counts, which may be 0.")
+    raise ValueError(f"`scale` is {scale!r}{did_you_mean(scale, scales)} Use 'log' for numbers above 0 that span "
+                     "orders of magnitude, 'log1p' for counts, which may be 0.")
 
 def check_range(bounds, scale):
     "`bounds` as two numbers; `None` is open"
