@@ -4,14 +4,13 @@
 
 # %% auto #0
 __all__ = ['absent', 'IGNORE', 'palette', 'wide_fonts', 'did_you_mean', 'UnknownName', 'check_in', 'check_keys', 'BadItem',
-           'short_repr', 'Named', 'Inputs', 'Outputs', 'Absent', 'is_missing', 'which_item', 'is_class',
-           'check_classes', 'present', 'format_value', 'short_count', 'display_width', 'padded', 'TextTable',
-           'Overview', 'flat', 'untyped', 'eval_mode', 'write_whole', 'font_characters', 'installed_fonts', 'font_of',
-           'say_missing', 'script_of', 'legible', 'load_transformers', 'one_line']
+           'short_repr', 'Named', 'Inputs', 'Outputs', 'Absent', 'is_missing', 'which_item', 'present', 'format_value',
+           'short_count', 'display_width', 'padded', 'TextTable', 'Overview', 'flat', 'untyped', 'eval_mode',
+           'write_whole', 'font_characters', 'installed_fonts', 'font_of', 'say_missing', 'script_of', 'legible',
+           'load_transformers', 'one_line']
 
 # %% ../nbs/00_core.ipynb #a9a38b7b
 from fastcore.all import *
-from collections.abc import Hashable
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from functools import lru_cache
@@ -218,44 +217,6 @@ def which_item(items, # The items of a data set
         return f'item {i}, row {label!r} of the table'
     return f'item {i}: {short_repr(items[i], 120)}'
 
-# %% ../nbs/00_core.ipynb #c0re26a4
-def is_class(v # A raw value
-            ) -> bool:
-    "Whether `v` can be a class: not missing, and neither a list nor any other container"
-    return isinstance(v, Hashable) and not isinstance(v, tuple) and not is_missing(v)
-
-def check_classes(
-    rows:list,      # For each item, the list of its classes
-    what:str,       # What messages call the part
-    sort:bool=True  # The classes must be comparable: the vocabulary is made from them
-):
-    "Raise a `BadItem` unless every class is one value, and of one type with the others"
-    for i,classes in enumerate(rows):
-        for v in classes:
-            if not is_class(v): refuse_class(v, i, what)
-    if not sort: return
-    try: sorted({v for classes in rows for v in classes})
-    except TypeError: refuse_mixed_classes(rows, what)
-
-# %% ../nbs/00_core.ipynb #c0re26a5
-def refuse_class(v, i, what):
-    if is_missing(v):
-        raise BadItem(f'{what} has {v!r} among its classes. Leave it out of the list, or empty the whole cell: that '
-                      'is an item without a label.', at=i)
-    raise BadItem(f'{what} has the class {short_repr(v)}, of type {type(v).__name__}; a class is one value, such as '
-                  'a text or a number.', at=i)
-
-def refuse_mixed_classes(rows, what):
-    found = [(i,v) for i,classes in enumerate(rows) for v in classes]
-    one = found[0][1]
-    i,other = first((i,v) for i,v in found if not are_comparable(one, v))
-    raise BadItem(f'{what} mixes classes of the types {type(one).__name__} and {type(other).__name__}: {one!r} and '
-                  f'{other!r}. Make them one type, for example texts with `.astype(str)`.', at=i)
-
-def are_comparable(a, b):
-    try: return (a<b) in (True,False)
-    except TypeError: return False
-
 # %% ../nbs/00_core.ipynb #e8783c53
 def present(t:Tensor): # A batch of targets (or of inputs), its first dimension the items
     "Mask of the items that have a value (`bs` booleans, on the batch's device): not all NaN, or not all `IGNORE`"
@@ -387,8 +348,8 @@ palette = dict(right='#0072B2', wrong='#D55E00', plain='#333333',    # Colours o
     true=['#009E73','#999933','#117733'], predicted=['#CC79A7','#AA4499','#882255'])
 
 # %% ../nbs/00_core.ipynb #see00011
-wide_fonts = """Noto Sans CJK KR,Noto Sans KR,NanumGothic,Malgun Gothic,Apple SD Gothic Neo,Noto Sans CJK JP,Noto Sans JP,
-    Yu Gothic,Hiragino Sans,IPAexGothic,Noto Sans CJK SC,Noto Sans SC,Microsoft YaHei,PingFang SC,WenQuanYi Zen Hei,
+wide_fonts = """Noto Sans CJK KR,Noto Sans KR,NanumGothic,Malgun Gothic,Apple SD Gothic Neo,Noto Sans CJK JP,
+    Noto Sans JP,Yu Gothic,Hiragino Sans,IPAexGothic,Noto Sans CJK SC,Noto Sans SC,Microsoft YaHei,PingFang SC,WenQuanYi Zen Hei,
     Noto Sans CJK TC,Noto Sans Arabic,Noto Naskh Arabic,Geeza Pro,Segoe UI,Noto Sans Devanagari,Noto Sans Thai,
     Noto Sans Hebrew,Noto Emoji,Symbola,Segoe UI Emoji,Arial Unicode MS,Unifont"""    # Fonts to try first, by name
 

@@ -14,6 +14,7 @@ from fastai.data.transforms import (
 from fasttransform import Transform, Pipeline
 from ..core import *
 from .parts import *
+from .items import *
 from .inputs import *
 import math, numpy as np, torch
 from torch import Tensor

@@ -8,6 +8,7 @@ __all__ = ['RandomSplit', 'whole_number', 'ColumnSplit', 'PositionSplit', 'deal_
 # %% ../../nbs/18_data.splits.ipynb #4f357fff
 from fastcore.all import *
 from ..core import *
+from .items import *
 from .outputs import *
 from .readers import *
 from collections import Counter

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['multiply_adds', 'Row', 'Costs', 'TreeBuilder', 'head_layers', 'head_reads', 'Tree', 'model_tree', 'frozen_text',
-           'encoder_text', 'model_overview', 'TreePlot', 'plot_tree']
+           'encoder_text', 'optimizer_name', 'model_overview', 'part_table', 'TreePlot', 'plot_tree']
 
 # %% ../../nbs/33_models.tree.ipynb #dfefbe32
 from fastai.torch_basics import *
@@ -253,9 +253,22 @@ def encoder_text(encoder):
     if early: res += f" ({', '.join(early)})"
     return res
 
-def model_overview(model:MultiModel # A model
-                  ) -> TextTable: # A row for each encoder and each head
-    "What a model is made of, and what of it is frozen; the model does not run"
+def optimizer_name(opt_func):
+    "The name of an optimizer: of what makes it, or of PyTorch's class in fastai's `OptimWrapper`"
+    if not isinstance(opt_func, partial): return getattr(opt_func, '__name__', type(opt_func).__name__)
+    return optimizer_name(opt_func.keywords.get('opt', opt_func.func))
+
+def model_overview(model:nn.Module # A `MultiModel`; of another model the parameters are counted
+                  ) -> Overview:
+    "What a model is made of, a row for each encoder and each head, and what of it is frozen; the model does not run"
+    sizes = [p.numel() for p in model.parameters()]
+    trained = [p.numel() for p in model.parameters() if p.requires_grad]
+    title = f'{type(model).__name__}: {short_count(sum(sizes))} parameters, {short_count(sum(trained))} of them trained'
+    if not isinstance(model, MultiModel): return Overview([title])
+    return Overview([title, part_table(model)])
+
+def part_table(model):
+    "A row for each encoder and each head of a `MultiModel`"
     rows = []
     for n,encoder in model.encoders.items():
         params = list(encoder.parameters())
