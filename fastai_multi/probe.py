@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from typing import NamedTuple
 from .core import *
 from .losses import *
+from .columns import *
 from .terms import *
 from .targets import *
 from .models.multi import *
