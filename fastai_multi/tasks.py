@@ -18,6 +18,7 @@ from .data.geometry import *
 from .data.parts import *
 from .data.inputs import *
 from .data.outputs import *
+from .data.masks import *
 from .data.spatial import *
 from .models.image import *
 from .models.text import *

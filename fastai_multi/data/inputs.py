@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['as_array', 'numbers', 'plain_numbers', 'stack_padded', 'NumericPart', 'stored_rows', 'VectorPart', 'is_image_dict',
            'opened', 'refuse_picture', 'as_bytes', 'wrong_pixels', 'pixels_last', 'is_deep', 'from_array',
-           'deep_pixels', 'opens_files_itself', 'open_image', 'mask_numbers', 'one_channel', 'open_mask', 'fill_rows',
-           'source_name', 'ImagePart', 'creates', 'TextPart']
+           'deep_pixels', 'opens_files_itself', 'open_image', 'fill_rows', 'source_name', 'ImagePart', 'creates',
+           'TextPart']
 
 # %% ../../nbs/06_data.inputs.ipynb #e4d4db39
 from fastcore.all import *
 from fastai.torch_core import TensorImage, TensorImageBase
 from fastai.text.data import Numericalize, TensorText
-from fastai.vision.core import Image, PILBase, PILImage, PILImageBW, PILMask
+from fastai.vision.core import Image, PILBase, PILImage, PILImageBW
 from fasttransform import Pipeline
 from ..core import *
 from .geometry import *
@@ -178,33 +178,6 @@ def open_image(v, # What `opened` takes
     elif is_deep(im): im = from_array(deep_pixels(im))
     mode = img_cls._open_args.get('mode')
     return img_cls(im.convert(mode) if mode else im.copy())
-
-# %% ../../nbs/06_data.inputs.ipynb #px170002
-def mask_numbers(a): # The pixels of a mask
-    "The numbers of a mask as bytes `h,w`; raise if they are none"
-    if a.dtype==bool: a = a.astype(np.uint8)
-    a = pixels_last(a)
-    if a.ndim==3: a = one_channel(a)
-    if a.dtype==np.uint8: return a
-    whole = a.dtype.kind in 'iu' or a.dtype.kind=='f' and bool((a==a.round()).all())
-    if whole and a.size and a.min()>=0 and a.max()<=255: return a.astype(np.uint8)
-    raise ValueError(f'a mask holds whole numbers from 0 to 255, and its pixels are {a.dtype} numbers'
-                     f' from {a.min():g} to {a.max():g}')
-
-def one_channel(a):
-    "The first of three equal channels"
-    if (a[...,0]==a[...,1]).all() and (a[...,0]==a[...,2]).all(): return a[...,0]
-    raise ValueError('a mask holds one number for each pixel, and this one holds colours. Save the numbers of the '
-                     'classes, as a grey PNG or as one with a palette')
-
-def open_mask(v): # What `opened` takes
-    "A fresh mask from any source, with the numbers as they are stored: a palette's indices rather than its colours"
-    im = opened(v)
-    if isinstance(im, Image.Image):
-        if im.mode=='L': return PILMask(im.copy())
-        if im.mode in ('LA','PA'): im = im.getchannel(0)
-        im = np.asarray(im)
-    return PILMask(Image.fromarray(np.ascontiguousarray(mask_numbers(im))))
 
 # %% ../../nbs/06_data.inputs.ipynb #52eae973
 _picture_errors = (OSError, TypeError, ValueError, SyntaxError)
