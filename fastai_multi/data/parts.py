@@ -137,6 +137,8 @@ class Part:
     def missing(self, values):
         "`is_missing` for many values, as an array"
         return np.fromiter((self.is_missing(v) for v in values), bool, len(values))
+    def see_column(self, values):
+        "Look at the column of the training split, a list; of a `Categorical` it has the `dtype`"
     def setup(self, values):
         "Learn from `values`, those of the training split without missing ones"
         self.setup_tfms(values)
@@ -240,6 +242,9 @@ class Part:
         "One item's tensor as a user reads it, or `absent`"
         if t is absent or not self.has_value(t): return absent
         return t if self.pipe is None else self.pipe.decode(t)
+    def as_column(self, values):
+        "Answers as a column of a table"
+        return values
     def format(self, v):
         "A decoded value in a few characters"
         return format_value(v)
