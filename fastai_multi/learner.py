@@ -22,6 +22,7 @@ from .batch import *
 from .answers import *
 from .callback.adapt import *
 from .report import *
+from .prior import *
 from .probe import *
 from .objective import *
 from .build import *
