@@ -52,7 +52,7 @@ class ClassesPart(Part):
         return getattr(self.tfms[0], 'vocab', None) or None
     def as_class(self, v):
         "A raw value as the vocabulary holds it: texts composed (NFC), numpy's values as Python's"
-        if isinstance(v, str): return composed(v)
+        if isinstance(v, str): return composed(str(v))
         return v.item() if isinstance(v, np.generic) else v
     def compose_vocab(self):
         "Compose the classes that the block gives"

@@ -14,6 +14,7 @@ from fastai.data.transforms import EncodedMultiCategorize, MultiCategorize, Mult
 from fastai.vision.core import TensorBBox, TensorPoint
 from fasttransform import Pipeline
 from ..core import *
+from .text import *
 from .geometry import *
 from .parts import *
 from .inputs import *
@@ -202,7 +203,7 @@ def draw_box(ax, box, colour, dashed=False, label=None):
     frame = patches.Rectangle((x1,y1), x2-x1, y2-y1, fill=False, edgecolor=colour, lw=1.6, ls=style)
     with_halo(ax.add_patch(frame), 2.6)
     if label is None: return
-    text = ax.text(x1, y1, str(label), color=colour, fontsize=7, va='bottom', weight='bold', clip_on=True)
+    text = ax.text(x1, y1, literal(label), color=colour, fontsize=7, va='bottom', weight='bold', clip_on=True)
     with_halo(text, 2)
 
 # %% ../../nbs/08_data.spatial.ipynb #d905937e
