@@ -254,11 +254,12 @@ class ImagePart(Part):
     def read(self, v, lazy=False):
         if not self._is_plain_file(v): return self.encode(v)
         try:
-            if lazy and self.stacks_pixels(): res = LazyPicture(v, self.img_cls)
-            else: res = Image.open(v)
-            if is_deep(getattr(res, 'im', res)): return self.encode(v)
-            return res if isinstance(res, LazyPicture) else load_picture(res, self.img_cls)
-        except _picture_errors: return self.encode(v)    # fails too, with a message
+            if lazy and self.stacks_pixels(): return self._lazy(LazyPicture(v, self.img_cls))
+            im = Image.open(v)
+            if not is_deep(im): return load_picture(im, self.img_cls)
+        except _picture_errors: pass    # `encode` fails too, with a message
+        return self.encode(v)
+    def _lazy(self, pic): return self.encode(pic.file) if is_deep(pic.im) else pic
     def _is_plain_file(self, v):
         if self.img_cls not in (PILImage, PILImageBW) or not self.inherits(ImagePart, 'encode', 'open'): return False
         return isinstance(v, (str, Path)) and not self.is_missing(v)

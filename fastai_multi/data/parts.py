@@ -83,6 +83,8 @@ class Part:
     drawn = False           # `draw` draws it on the picture
     marks = None            # How `draw` draws the true and the predicted value, in words: `('solid', 'dashed')`
     side_by_side = False    # The prediction is drawn beside the truth instead of over it
+    flip_order = None       # The order of its points in the mirror image of the picture, if it is another
+    has_pairs_to_tell = False # Its points may have to change places in a mirror image, and nobody said which
     rows_of = None          # Name of the part whose rows this one describes: the boxes of labels
     marks_missing = False   # In fastai's flat form, a missing raw value is `absent` before its transforms run
     classes = []            # The subclasses, in order of definition

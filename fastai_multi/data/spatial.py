@@ -319,6 +319,10 @@ class PointsPart(CoordinatesPart):
         order = list(range(self.n))
         for a,b in self.flip_pairs: order[a],order[b] = b,a
         return order
+    @property
+    def has_pairs_to_tell(self):
+        "Whether points may have to change places in a mirror image, and nobody said which"
+        return self.n>1 and self.flip_pairs is None
     def setup(self, values):
         self.pipe = Pipeline([])
         points = self.all_coordinates(values, 2)
