@@ -214,9 +214,8 @@ class MultiLearner(Learner):
         dl = self.dls.test_dl(items, **kwargs)
         dec = self.get_preds(dl=dl, with_decoded=True)[2]
         answers = Answers(dl, self.tasks, self.named)
-        rows = [answers.cells(row(dec, i), i) for i in range(len(dl.dataset))]
         index = items.index if isinstance(items, pd.DataFrame) else None
-        return pd.DataFrame(rows, columns=list(self.tasks), index=index)
+        return answers.table(dec, index)
 
     def tta(self,
         ds_idx:int=1, # Which of the loaders, if `dl` is `None`

@@ -119,8 +119,8 @@ class MaskPart(ImagePart):
         found = np.unique(np.asarray(open_mask(v))).tolist()
         listed = ', '.join(map(str, found[:12]))
         if len(found)>12: listed += ', …'
-        return BadItem(f'{self.what}: the mask {source_name(v)!r} holds the numbers {listed}; there are {self.c} codes, '
-                       f'{list(self.codes)[:12]}, numbered from 0 unless you give `values`. Use '
+        return BadItem(f'{self.what}: the mask {source_name(v)!r} holds the numbers {listed}; there are {self.c} '
+                       f'codes, {list(self.codes)[:12]}, numbered from 0 unless you give `values`. Use '
                        'SegmentationBlock(codes, values=[0,255]) if other numbers stand for the codes, in their order, '
                        'and `void=255` if a number means that a pixel has no label.')
 

@@ -119,8 +119,8 @@ class Panel:
             ax.text(.04, .06, literal(self.body), fontsize=8, va='top')
         ax.set_title(literal(self.title), fontsize=8, loc='left', pad=3, color=colour)
         for i,(text,colour) in enumerate(self.lines):
-            ax.annotate(literal(text), (0,0), xycoords='axes fraction', xytext=(0,-3-10.5*i), textcoords='offset points',
-                        va='top', fontsize=8, color=colour, annotation_clip=False)
+            ax.annotate(literal(text), (0,0), xycoords='axes fraction', xytext=(0,-3-10.5*i),
+                        textcoords='offset points', va='top', fontsize=8, color=colour, annotation_clip=False)
         return ax
 
     def _draw_picture(self, ax):

@@ -73,6 +73,7 @@ def at_item(i, f, *args):
 class CoordinatesPart(NumericPart):
     "Base class of parts whose values are coordinates in the picture"
     static,spatial,has_coordinates,drawn = True,True,True,True
+    plural = 'coordinates'    # what messages call them
     sign = None    # before its name in the legend
     def all_coordinates(self, values, k):
         "Each raw value as rows of `k` coordinates; an error says which value it is about"
@@ -82,7 +83,7 @@ class CoordinatesPart(NumericPart):
         here = [t for t in rows if len(t)]
         if here and torch.cat(here).nan_to_num(0.).abs().max()<=1: self.refuse_fractions(here[0])
     def refuse_fractions(self, t):
-        raise ValueError(f'{self.what}: all {self.kind} of the training split lie between 0 and 1, {t.tolist()} for '
+        raise ValueError(f'{self.what}: all {self.plural} of the training split lie between 0 and 1, {t.tolist()} for '
                          'one. They are in pixels of the picture: multiply them by its width and height.')
     def reuse(self, t): return t if t is absent else untyped(t).clone().as_subclass(self.tensor_type)
     def legend(self, v): return sign_legend(self, v)
@@ -109,7 +110,7 @@ def no_area(t): # Boxes, `n,4`
 # %% ../../nbs/08_data.spatial.ipynb #861a1a71
 class BoxPart(CoordinatesPart):
     "One box for each item, or any number of boxes"
-    many,sign,marks,tensor_type = False,'□',('solid','dashed'),TensorBBox
+    many,plural,sign,marks,tensor_type = False,'boxes','□',('solid','dashed'),TensorBBox
     @property
     def kind(self): return 'boxes' if self.many else 'box'
     @property
@@ -300,7 +301,7 @@ class RowGroup:
 # %% ../../nbs/08_data.spatial.ipynb #05c68075
 class PointsPart(CoordinatesPart):
     "Points, the same number in every item"
-    kind,n,sign,marks,tensor_type = 'points',1,'●',('●','×'),TensorPoint
+    kind,n,plural,sign,marks,tensor_type = 'points',1,'points','●',('●','×'),TensorPoint
     def __init__(self, name, *args,
         flip_pairs=None, # Pairs of points that are each other's mirror image, as `[(0,1)]`; `[]`: there are none
         **kwargs
