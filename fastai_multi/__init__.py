@@ -16,7 +16,7 @@ _public = """Inputs Outputs ImageText Numericaliser safe_tfms MultiDL
     SegmentationBlock WeightBlock describe
     InputReader OutputReader MultiDataLoaders multi_shapes
     image_encoder simple_cnn text_encoder vector_encoder MultiModel
-    BoxLoss MultiLoss f1_multi mask_accuracy point_distance
+    BoxLoss MultiLoss f1_multi map_multi mask_accuracy point_distance
     FixedWeights ScheduledWeights RandomWeighting DynamicWeightAverage GeometricMean UncertaintyWeighting GradNorm FAMO
     GradientBalance ShowWeights TaskMonitor TaskEarlyStopping task_gradients compare_single_task
     MultiCutMix MultiMixUp MultiLearner multi_learner plot_model MultiInterpretation depth_finder stage_agreement""".split()
@@ -26,11 +26,13 @@ _public = """Inputs Outputs ImageText Numericaliser safe_tfms MultiDL
 _lock,_reading = _RLock(),False
 
 def _gather():
-    "Import every module and put the public names of its `__all__` here"
+    "Import every module, explain it, and put the public names of its `__all__` here"
+    explain = _importlib.import_module(f'{__name__}.docstrings').explain
     names = {}
     for m in sorted(_pkgutil.walk_packages(__path__, f'{__name__}.'), key=lambda m: m.name):
         if m.ispkg or m.name.rpartition('.')[2].startswith('_'): continue
         mod = _importlib.import_module(m.name)
+        explain(mod)
         names.update({n: getattr(mod, n) for n in mod.__all__ if n in _public})
     globals().update({n: names[n] for n in _public}, __all__=list(_public))
 

@@ -48,7 +48,8 @@ def refuse_weights_of_own_loss(name, task, loss_func):
                      f'is {task.part.kind} '
                      'and has a loss of yours: give the weights to that.')
 
-def given_losses(loss_func, outputs) -> set: # `loss_func` as a learner is given it; the outputs' names
+def given_losses(loss_func, outputs # `loss_func` as a learner is given it; the outputs' names
+                ) -> set:
     "The outputs whose losses the user wrote"
     if loss_func is None: return set()
     if isinstance(loss_func, dict): return set(loss_func)
@@ -73,9 +74,11 @@ def multi_loss(
         raise ValueError('`loss_weights` is for several outputs by name; these data have one without a name.')
     if loss_func is None or isinstance(loss_func, dict):
         check_keys(dict(weights or {}), desc.outputs, 'output in `loss_weights`')
-        return MultiLoss(output_losses(tasks, loss_func, class_weights), weights=weights, named=desc.named,
-                         activations={n: t.activation for n,t in tasks.items()},
-                         decoders={n: t.decodes for n,t in tasks.items()})
+        losses = output_losses(tasks, loss_func, class_weights)
+        decoders = {n: t.decodes for n,t in tasks.items()}
+        decisions = {n: t.decodes for n,t in tasks.items() if t.decides(losses[n])}
+        return MultiLoss(losses, weights=weights, named=desc.named, decoders=decoders, decisions=decisions,
+                         activations={n: t.activation for n,t in tasks.items()})
     if desc.named: refuse_single_loss(loss_func, desc.outputs)
     if weights: raise ValueError('Give the weights to your own loss, or pass `loss_func` as a dict by output.')
     return loss_func
