@@ -175,7 +175,7 @@ def as_bytes(a): # Pixels of any type
 
 def wrong_pixels(a, span):
     return ValueError(f'its pixels are {a.dtype} numbers{span}; a picture holds bytes, 16-bit numbers (uint16), floats '
-                      'from 0 to 1, or numbers from 0 to 255. Scale yours to one of these')
+                      'from 0 to 1, or numbers from 0 to 255. Give the picture before it is normalised, or scale it')
 
 def pixels_last(a): # Pixels
     "An array `h,w` or `h,w,c`, from one that may be `c,h,w`"
@@ -244,6 +244,7 @@ class ImagePart(Part):
         return is_missing(v) or isinstance(v, str) and not v.strip()
     def setup(self, values): self.pipe = Pipeline([])
     def encode(self, v):
+        if callable(v): v = v()    # a picture that is still where it came from
         if self.is_missing(v): return absent
         try: return self.open(v)
         except BadItem: raise

@@ -6,7 +6,7 @@
 __all__ = ['OnPart', 'plain_function', 'members', 'in_order', 'is_random', 'is_torchvision', 'changes_colours', 'moves_together',
            'OnPictures', 'same_type', 'MovesTogether', 'to_torchvision', 'from_torchvision', 'in_pictures',
            'on_pictures', 'refuse_moving', 'may_mirror', 'warn_of_flips', 'loader_item_tfms', 'check_picture',
-           'loader_batch_tfms', 'missing_rows', 'clean_batch', 'BatchPipeline', 'ItemPipeline']
+           'loader_batch_tfms', 'missing_rows', 'picture_sizes', 'clean_batch', 'BatchPipeline', 'ItemPipeline']
 
 # %% ../../nbs/11_data.pipeline.ipynb #8243d95f
 from fastcore.all import *
@@ -253,7 +253,8 @@ def check_picture(part, parts):
                      f'{[p.name for p in inputs]}.')
 
 # %% ../../nbs/11_data.pipeline.ipynb #642dd35f
-def loader_batch_tfms(tfms, elements) -> list: # Batch transforms; the `Element`s of an item
+def loader_batch_tfms(tfms, elements # Batch transforms; the `Element`s of an item
+                     ) -> list:
     "The batch transforms of a loader for items of several parts"
     parts = leaf_parts(elements)
     fs = on_pictures(tfms, elements, batch=True)
@@ -262,9 +263,14 @@ def loader_batch_tfms(tfms, elements) -> list: # Batch transforms; the `Element`
     return fs + _own_tfms(fs, parts, 'batch_tfms')
 
 # %% ../../nbs/11_data.pipeline.ipynb #800a978d
-def missing_rows(b, elements) -> list: # A batch; its `Element`s
+def missing_rows(b, elements # A batch; its `Element`s
+                ) -> list:
     "The rows of each value of a batch that have no picture: a list of numbers or `None`"
     return [getattr(t, '__dict__', {}).get('missing_rows') for t in split_item(b, elements) or []]
+
+def picture_sizes(b) -> list: # A batch
+    "Width and height of the file of each picture of a batch, `None` where there is none; empty if not noted"
+    return first(getattr(t, '__dict__', {}).get('picture_sizes') for t in flat(b)) or []
 
 def clean_batch(
     b:tuple, # A batch after its transforms
@@ -290,9 +296,11 @@ class BatchPipeline(Pipeline):
         super().__init__(funcs, split_idx=split_idx)
         self.elements = elements
         self.watch = MirrorWatch(elements or [])
+        self.seen_sizes = None    # a list: the sizes of the files of all pictures that come through
 
     def __call__(self, o):
         if self.elements is None: return super().__call__(o)
+        if self.seen_sizes is not None: self.seen_sizes += picture_sizes(o)
         if isinstance(o, tuple): o = tuple(self._named(b, e) for b,e in zip(o, self.elements))
         missing = missing_rows(o, self.elements)
         for t in self.fs: o = self.watch.run(t, o, self.split_idx)
