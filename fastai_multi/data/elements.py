@@ -19,7 +19,6 @@ from typing import NamedTuple
 from ..core import *
 from .parts import *
 from .items import *
-from .masks import *
 from .spatial import * # Every kind has to be known before a data set is read
 import numpy as np
 
