@@ -2455,6 +2455,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'fastai_multi.data.text.Text': ('data.text.html#text', 'fastai_multi/data/text.py'),
                                         'fastai_multi.data.text.Text.show': ('data.text.html#text.show', 'fastai_multi/data/text.py'),
                                         'fastai_multi.data.text._marks': ('data.text.html#_marks', 'fastai_multi/data/text.py'),
+                                        'fastai_multi.data.text._words': ('data.text.html#_words', 'fastai_multi/data/text.py'),
                                         'fastai_multi.data.text.as_splitter': ('data.text.html#as_splitter', 'fastai_multi/data/text.py'),
                                         'fastai_multi.data.text.composed': ('data.text.html#composed', 'fastai_multi/data/text.py'),
                                         'fastai_multi.data.text.literal': ('data.text.html#literal', 'fastai_multi/data/text.py'),

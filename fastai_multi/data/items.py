@@ -80,14 +80,15 @@ def as_bytes(a): # Pixels of any type
     "Pixels as bytes: 16-bit numbers and floats in [0,1] are scaled, numbers from 0 to 255 stay"
     if a.dtype==np.uint8: return a
     if a.dtype==bool: return a.astype(np.uint8)*255
-    if a.dtype.kind not in 'iuf' or not a.size: raise wrong_pixels(a, '')
+    is_float = np.issubdtype(a.dtype, np.floating)
+    if not (is_float or np.issubdtype(a.dtype, np.integer)) or not a.size: raise wrong_pixels(a, '')
     low = float(a.min())
     high = float(a.max())
-    if a.dtype.kind=='f':
+    if is_float:
         if -.01<=low and high<=1.01: return (a*255).round().clip(0,255).astype(np.uint8)
         if -.5<=low and 2<high<=255.5: return a.round().clip(0,255).astype(np.uint8)
     elif 0<=low and high<=255: return a.astype(np.uint8)
-    elif a.dtype.itemsize==2 and a.dtype.kind=='u': return (a/257).round().astype(np.uint8)
+    elif a.dtype==np.uint16: return (a/257).round().astype(np.uint8)
     raise wrong_pixels(a, f' from {low:g} to {high:g}')
 
 def wrong_pixels(a, span):
@@ -113,7 +114,8 @@ def from_array(a):
 def deep_pixels(im):
     "The pixels of a picture with more than 8 bits a channel"
     a = np.asarray(im)
-    if a.dtype.kind=='i' and a.size and 0<=a.min() and a.max()<2**16: return a.astype(np.uint16)    # a 16-bit PNG
+    is_int = np.issubdtype(a.dtype, np.signedinteger) and a.size>0
+    if is_int and 0<=a.min() and a.max()<2**16: return a.astype(np.uint16)    # a 16-bit PNG
     return a
 
 def opens_files_itself(img_cls):
@@ -138,7 +140,7 @@ def mask_numbers(a): # The pixels of a mask
     a = pixels_last(a)
     if a.ndim==3: a = one_channel(a)
     if a.dtype==np.uint8: return a
-    whole = a.dtype.kind in 'iu' or a.dtype.kind=='f' and bool((a==a.round()).all())
+    whole = np.issubdtype(a.dtype, np.number) and bool((a==a.round()).all())
     if whole and a.size and a.min()>=0 and a.max()<=255: return a.astype(np.uint8)
     raise ValueError(f'a mask holds whole numbers from 0 to 255, and its pixels are {a.dtype} numbers'
                      f' from {a.min():g} to {a.max():g}')
@@ -186,7 +188,8 @@ def void_numbers(codes, values, void):
 
 def check_values(codes, values):
     "Raise unless `values` has a number for each of `codes`"
-    if len(codes)>=unknown_byte: raise ValueError(f'`codes` has {len(codes)} names; a mask has room for {unknown_byte}.')
+    if len(codes)>=unknown_byte:
+        raise ValueError(f'`codes` has {len(codes)} names; a mask has room for {unknown_byte-1}.')
     if values is None: return
     if len(values)==len(codes)==len(set(values)) and all(isinstance(v, int) and 0<=v<=255 for v in values): return
     raise ValueError(f'`values` is {values!r}; it takes a number from 0 to 255 for each of the codes {list(codes)}.')

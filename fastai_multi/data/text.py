@@ -11,6 +11,7 @@ from fastai.torch_core import ShowTitle, show_title
 from fastai.text.core import BaseTokenizer, SpacyTokenizer, SentencePieceTokenizer, Tokenizer, TokenizeWithRules
 from fastai.text.data import TensorText
 from collections import Counter
+from functools import lru_cache
 from textwrap import wrap
 from unicodedata import category, normalize
 from ..core import *
@@ -29,12 +30,14 @@ def _marks():
     planes = [*range(0x300, 0x20000), *range(0xe0100, 0xe01f0)]
     return ''.join(map(chr, [0x200c, 0x200d, *[i for i in planes if category(chr(i))[0]=='M']]))
 
-_letters = r'[^\W\u3400-\u9fff]'
-_words = re.compile(rf'[\u3400-\u9fff]|{_letters}+(?:[{_marks()}]+{_letters}*)*|[^\w\s]+')
+@lru_cache(None)
+def _words():
+    letters = r'[^\W\u3400-\u9fff]'
+    return re.compile(rf'[\u3400-\u9fff]|{letters}+(?:[{_marks()}]+{letters}*)*|[^\w\s]+')
 
 def split_words(s:str) -> list:
     "Lower-cased words and runs of punctuation of `s`; each Chinese character is a word"
-    return _words.findall(s.lower())
+    return _words().findall(s.lower())
 
 # %% ../../nbs/01_data.text.ipynb #29c7e107
 class RulesSplitter:
