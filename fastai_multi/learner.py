@@ -27,6 +27,7 @@ from .prior import *
 from .probe import *
 from .build import *
 from .state import *
+import inspect
 
 # %% ../nbs/57_learner.ipynb #960d3b1c
 @contextmanager
@@ -387,6 +388,7 @@ def multi_learner(
     **kwargs # Passed to `Learner`: `opt_func`, `lr`, `cbs`, `path`, `wd`, `moms`, …
 ) -> MultiLearner:
     "A `MultiLearner` for `dls`: one encoder for each input, their fusion, one head for each output"
+    check_learner_arguments(kwargs, inspect.signature(multi_learner).parameters)
     dls = multi_dls(dls)
     desc = describe(dls)
     tasks = {n: task_of(p) for n,p in desc.outputs.items()}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['target_tfm', 'ClassesPart', 'is_part_of', 'CategoryPart', 'whole_classes', 'Delimited', 'TagsPart', 'wide',
-           'NumberPart', 'Standardise', 'WeightPart']
+           'NumberPart', 'Standardise', 'ScaledPart', 'WeightPart']
 
 # %% ../../nbs/07_data.outputs.ipynb #892f902b
 from fastcore.all import *
@@ -365,6 +365,89 @@ class Standardise(Transform):
         res = list(b)
         res[self.i] = self.part.standardise(untyped(b[self.i]))
         return tuple(res)
+
+# %% ../../nbs/07_data.outputs.ipynb #b5e95909
+scales = dict(linear=(noop, noop), log=(torch.log, torch.exp), log1p=(torch.log1p, torch.expm1))
+_lowest = dict(log=0., log1p=-1.)    # a scale's values lie above
+
+def check_scale(scale):
+    "Raise unless `scale` is known"
+    if scale in scales: return
+    raise ValueError(f"`scale` is {scale!r}{did_you_mean(scale, scales)} Use 'log' for numbers above 0 that span "
+                     "orders of magnitude, 'log1p' for counts, which may be 0.")
+
+def check_range(bounds, scale):
+    "`bounds` as two numbers; `None` is open"
+    if bounds is None: return (-math.inf, math.inf)
+    if not isinstance(bounds, (tuple,list)) or len(bounds)!=2:
+        raise TypeError(f'`range` is {bounds!r}; it takes the lowest and the highest value, as (0, 4), or None for '
+                        'an end that is open.')
+    low,high = (default if v is None else float(v) for v,default in zip(bounds, (-math.inf, math.inf)))
+    if not low<high: raise ValueError(f'`range` is {bounds!r}; its first value must be below its second.')
+    if low<_lowest.get(scale, -math.inf) and low>-math.inf:
+        raise ValueError(f'`range` is {bounds!r}, and scale={scale!r} has values above {_lowest[scale]:g} only.')
+    return low,high
+
+# %% ../../nbs/07_data.outputs.ipynb #82dbf2d7
+class ScaledPart(NumberPart):
+    "One or several numbers with a range, or on another scale, on which they are standardised"
+    def __init__(self, name, *args,
+        range=None,     # The lowest and the highest value, as (0, 4); `None` for an end that is open
+        scale='linear', # 'linear', 'log' or 'log1p'
+        **kwargs
+    ):
+        super().__init__(name, *args, **kwargs)
+        check_scale(scale)
+        self.scale = scale
+        self.range = check_range(range, scale)
+    def to_scale(self, t):
+        "Values in the user's units on the part's own scale"
+        return scales[self.scale][0](t)
+    def check_values(self, t):
+        "Raise for a value that is beyond the range, or that the scale does not have"
+        low,high = self.range
+        wrong = (t<low) | (t>high) | (t<=_lowest.get(self.scale, -math.inf))
+        if bool(wrong.any()): raise BadItem(self.beyond(t[wrong].flatten()[0].item()))
+    def beyond(self, v):
+        if self.range[0]<=v<=self.range[1]:
+            hint = 'Correct it, or leave out `scale`.'
+            if v==0: hint = "Use scale='log1p'."
+            low = _lowest[self.scale]
+            return f'{self.what} is {v:g}, and scale={self.scale!r} has values above {low:g} only. {hint}'
+        low,high = self.range
+        return (f'{self.what} is {v:g}, beyond its range from {low:g} to {high:g}: correct it, leave it empty, or give '
+                'another `range`.')
+    def setup(self, values):
+        whole = as_array(values)
+        if whole is None: self._check_each(values)
+        else:
+            try: self.check_values(torch.from_numpy(whole).double())
+            except BadItem: self._check_each(values)
+        super().setup(values)
+    def _check_each(self, values):
+        "Raise for the first value that is wrong, with its position"
+        for i,v in enumerate(values):
+            try: self.check_values(torch.as_tensor(self._numbers(v)).double())
+            except BadItem as e: raise BadItem(str(e), at=i) from e
+    def fit(self, ts):
+        if isinstance(ts, Tensor): return super().fit(self.to_scale(ts.double()))
+        super().fit([self.to_scale(t.double()) for t in ts])
+    def standardise(self, t):
+        self.check_values(t)
+        return ((self.to_scale(t.double())-self.mean)/self.std).to(t.dtype)
+    def bounded(self, t):
+        "Standardised values within the range"
+        ends = [self.to_scale(torch.tensor(v, dtype=torch.float64)) for v in self.range]
+        low,high = [((e-self.mean)/self.std).to(t) for e in ends]
+        return torch.clamp(t, low.nan_to_num(-math.inf), high)    # NaN: an open end that the scale does not reach
+    def to_units(self, t):
+        units = scales[self.scale][1](super().to_units(t))
+        return units.clamp(*self.range)
+    def compare(self, pred, true, size=None):
+        pred_t,true_t = (self.to_scale(torch.as_tensor(list(L(o))).double()) for o in (pred,true))
+        off = (pred_t-true_t).abs()/self.std.reshape(-1)
+        return Verdict(bool((off<=.5)[~true_t.isnan()].all()), self.beside(pred, true))
+    def learned(self): return {**super().learned(), 'range': list(self.range), 'scale': self.scale}
 
 # %% ../../nbs/07_data.outputs.ipynb #0faf4a2d
 class WeightPart(VectorPart):
