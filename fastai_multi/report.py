@@ -276,21 +276,21 @@ class LearningAdvice:
     def start(self, n, o):
         "On a first loss far above the constant answer's"
         if not o.training>bad_start*o.constant: return
-        return (f'`{n}` starts at a loss of {o.training:.3g}, and its constant answer costs {o.constant:.3g}: the first '
-                f'steps only undo this. Use the built-in head, or let the last layer of yours start at zero.')
+        return (f'`{n}` starts at a loss of {o.training:.3g}, and its constant answer costs {o.constant:.3g}: the '
+                f'first steps only undo this. Use the built-in head, or let the last layer of yours start at zero.')
 
     def disagreement(self, n, o):
         "On a loss that evaluation mode makes larger"
         if not (o.evaluation>mismatch*o.training and o.evaluation-o.training>.1*o.constant): return
         return (f'`{n}` costs {o.training:.3g} in training mode and {o.evaluation:.3g} in evaluation mode, on the same '
-                f'items: the running statistics of batch norm do not fit the batches. Take more steps, larger batches or '
-                f'layers without batch norm, or FrozenBatchNorm() for a pretrained encoder.')
+                f'items: the running statistics of batch norm do not fit the batches. Take more steps, larger batches '
+                f'or layers without batch norm, or FrozenBatchNorm() for a pretrained encoder.')
 
     def overfit(self, n, o):
         "On a validation loss above the constant answer's where the training loss is far below"
         if not (o.validation>o['constant there'] and o.evaluation<.7*o.constant): return
-        return (f'`{n}` overfits: its loss is {o.evaluation:.3g} on training items and {o.validation:.3g} on validation '
-                f"items, and a constant answer costs {o['constant there']:.3g} there. Train for fewer epochs, or with "
+        return (f'`{n}` overfits: its loss is {o.evaluation:.3g} on training items and {o.validation:.3g} on '
+                f"validation items, and a constant answer costs {o['constant there']:.3g} there. Train for fewer epochs, or with "
                 f'more dropout: heads={{{n!r}: dict(p=.5)}}.')
 
     def underfit(self, n, o):
