@@ -126,12 +126,12 @@ class Panel:
         else:
             colour = _grey
             ax.set(facecolor='#f2f2f2', xlim=(0,1), ylim=(1,0))
-            body,fonts = legible(self.body)
+            body,fonts = legible(literal(self.body))
             ax.text(.04, .06, body, fontsize=8, va='top', family=fonts)
-        title,fonts = legible(self.title)
+        title,fonts = legible(literal(self.title))
         ax.set_title(title, fontsize=8, loc='left', pad=3, color=colour, family=fonts)
         for i,(line,colour) in enumerate(self.lines):
-            text,fonts = legible(line)
+            text,fonts = legible(literal(line))
             ax.annotate(text, (0,0), xycoords='axes fraction', xytext=(0,-3-10.5*i), textcoords='offset points',
                         va='top', fontsize=8, color=colour, family=fonts, annotation_clip=False)
         return ax
@@ -164,7 +164,7 @@ class Panel:
     def _name_tile(self, ax, name, pic, x):
         "Write the name of a picture into its corner"
         if pic is None: name = f'{name}: no picture'
-        text,fonts = legible(name)
+        text,fonts = legible(literal(name))
         box = dict(facecolor='white', alpha=.75, lw=0, pad=1.5)
         ax.text(x, 0, text, fontsize=7, va='top', family=fonts, bbox=box, clip_on=True)
 
@@ -204,7 +204,7 @@ def panel_axes(panels, n, nrows, ncols, figsize, title, legend=()):
     gridspec = dict(left=.02, right=.98, wspace=.06, hspace=(above+below)/high, top=1-(above+head)/h, bottom=below/h)
     fig,axs = plt.subplots(nrows, ncols*per_item, figsize=(w,h), squeeze=False, gridspec_kw=gridspec)
     for ax in axs.flat[len(panels):]: ax.set_axis_off()
-    if title: fig.suptitle(legible(title)[0], fontsize=9, y=1-.08/h, va='top', family=legible(title)[1])
+    if title: fig.suptitle(legible(literal(title))[0], fontsize=9, y=1-.08/h, va='top', family=legible(title)[1])
     elif legend:
         fonts = legible(' '.join(o.get_label() for o in legend))[1]
         fig.legend(handles=legend, loc='upper center', ncol=len(legend), frameon=False, borderpad=.2,
