@@ -351,7 +351,7 @@ palette = dict(right='#0072B2', wrong='#D55E00', plain='#333333',    # Colours o
 wide_fonts = """Noto Sans CJK KR,Noto Sans KR,NanumGothic,Malgun Gothic,Apple SD Gothic Neo,Noto Sans CJK JP,
     Noto Sans JP,Yu Gothic,Hiragino Sans,IPAexGothic,Noto Sans CJK SC,Noto Sans SC,Microsoft YaHei,PingFang SC,
     WenQuanYi Zen Hei,Noto Sans CJK TC,Noto Sans Arabic,Noto Naskh Arabic,Geeza Pro,Segoe UI,Noto Sans Devanagari,
-    Noto Sans Thai,Noto Sans Hebrew,Noto Emoji,Symbola,Segoe UI Emoji,Arial Unicode MS,Unifont"""    # Fonts to try first
+    Noto Sans Thai,Noto Sans Hebrew,Noto Emoji,Symbola,Segoe UI Emoji,Arial Unicode MS,Unifont"""  # Tried first
 
 @lru_cache(None)
 def font_characters(file):
