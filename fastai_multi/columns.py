@@ -222,14 +222,16 @@ class OverOutputs(Metric):
         self.weights = weights
         self.parts = {}    # by output, its own `OutputMetric`
         self._name = 'score'
-    def bind(self, columns, outputs):
-        "Give each output its own copy of the metric"
+    def bind(self, name, columns, outputs):
+        "A copy with the column's `name`, in which each output has its own copy of the metric"
         check_keys(self.weights, outputs, 'output in `OverOutputs`')
+        res = OverOutputs(self.metric, self.weights)
+        res.name = name
         for n in self.weights:
             m = columns.own[n](self.metric) if n in columns.own else self.metric
-            self.parts[n] = columns.column(n, deepcopy(m), list(outputs).index(n))
-        self.direction = first(self.parts.values()).direction
-        return self
+            res.parts[n] = columns.column(n, deepcopy(m), list(outputs).index(n))
+        res.direction = first(res.parts.values()).direction
+        return res
     @property
     def name(self): return self._name
     @name.setter
@@ -250,15 +252,16 @@ def check_over(weights):
     "Raise unless `weights` are numbers from 0 up, some above"
     right = all(isinstance(w, (int,float)) and w>=0 for w in weights.values())
     if weights and right and sum(weights.values())>0: return
-    raise ValueError(f'The weights of `OverOutputs` are {weights!r}; give each output a number that is not negative, as '
-                     'dict(root=2, vowel=1).')
+    raise ValueError(f'The weights of `OverOutputs` are {weights!r}; give each output a number that is not negative, '
+                     'as dict(root=2, vowel=1).')
 
 def split_over(metrics, defaults):
     "`metrics` as a dict by output, and those over several outputs by name"
     if isinstance(metrics, OverOutputs): metrics = [metrics]
     if not hasattr(metrics, 'items'):
-        if not is_listy(metrics) or not all(isinstance(m, OverOutputs) and not m.parts for m in metrics): return metrics,{}
-        return defaults,{f'score_{i+1}' if i else 'score': m for i,m in enumerate(metrics)}
+        is_new = [isinstance(m, OverOutputs) and not m.parts for m in L(metrics)]
+        if not is_new or not all(is_new): return metrics,{}
+        return defaults,{'score'+f'_{i+1}'*(i>0): m for i,m in enumerate(metrics)}
     over = {n: m for n,m in metrics.items() if isinstance(m, OverOutputs)}
     return {n: m for n,m in metrics.items() if n not in over},over
 
@@ -273,8 +276,8 @@ def _ready(ms, outputs):
     return _unique(ms)
 
 def refuse_beside(m):
-    raise TypeError(f"{m!r} is in a list with metrics of other kinds: give all of them by name, as metrics=dict(kind=…, "
-                    "score=OverOutputs(…)).")
+    raise TypeError(f"{m!r} is in a list with metrics of other kinds: give all of them by name, as "
+                    "metrics=dict(kind=…, score=OverOutputs(…)).")
 
 def _refuse_list(ms, bad, outputs):
     name = 'accuracy'
@@ -284,7 +287,7 @@ def _refuse_list(ms, bad, outputs):
                     f'output, such as metrics=dict({outputs[0]}={name}).')
 
 # %% ../nbs/40_columns.ipynb #5d42e157
-def output_metrics(metrics, # A dict by output of metrics or lists of them, and `OverOutputs` by name; `None` for the usual ones
+def output_metrics(metrics, # By output a metric or a list; an `OverOutputs` by its own name; `None` for the usual ones
                    defaults:dict, # For each output a list of its usual metrics
                    prep:dict=None, # By output what is applied to predictions and targets first, such as a scaling
                    named:bool=True, # Outputs have names; `False` for one plain target, with fastai's column names
@@ -308,9 +311,7 @@ def output_metrics(metrics, # A dict by output of metrics or lists of them, and 
         ms = metrics.get(n, [])
         if ms is None: ms = defaults[n]
         for m in _expand(ms): res += columns.of(n, m, pos)
-    for n,m in over.items():
-        m.name = n
-        res.append(m.bind(columns, defaults))
+    res += [m.bind(n, columns, defaults) for n,m in over.items()]
     return _unique(res)
 
 # %% ../nbs/40_columns.ipynb #95f8a890
