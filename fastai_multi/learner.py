@@ -220,9 +220,8 @@ class MultiLearner(PersistentLearner):
         dl = self.dls.test_dl(items, **kwargs)
         answers = Answers(dl, self.tasks, self.named)
         dec = self.get_preds(dl=dl, with_decoded=True)[2]
-        rows = [answers.cells(row(dec, i), i) for i in range(len(dl.dataset))]
         index = items.index if isinstance(items, pd.DataFrame) else None
-        return pd.DataFrame(rows, columns=list(self.tasks), index=index)
+        return answers.table(dec, index)
 
     def tta(self,
         ds_idx:int=1, # Which of the loaders, if `dl` is `None`
@@ -339,12 +338,13 @@ class MultiLearner(PersistentLearner):
 
     # What its losses say
     def task_report(self,
-        n_batches:int=8, # How many batches to look at
-        dl=None # Loader; the training one if `None`
+        n_batches:int=8, # How many batches to look at, of the training and of the validation items
+        dl=None, # Loader; the training one if `None`
+        baselines:bool=False # Add `evaluate(baseline=True)`: each metric beside those of simple baselines
     ) -> TaskReport:
-        "What a few batches say about each output's loss and gradient, and whether they need balancing; "
+        "What a few batches say: whether each output learns, whether its losses need balancing, and what to do; "
         "nothing is trained or changed"
-        return task_report(self, n_batches, dl)
+        return task_report(self, n_batches, dl, baselines)
 
     def plot_tasks(self, cosines:bool=False): # Plot the cosines instead of losses, weights and norms
         "What the last `TaskMonitor` recorded"

@@ -384,7 +384,7 @@ class ImageModality(Modality, part=ImagePart):
     def recognises(self, raw):
         if isinstance(raw, str): return has_image_suffix(raw)
         if isinstance(raw, (np.ndarray, Tensor)): return raw.ndim>1
-        return isinstance(raw, (Path, bytes, Image.Image))
+        return isinstance(raw, (Path, bytes, Image.Image)) or is_image_dict(raw) or hasattr(raw, 'read')
     def typed(self, t): return t.as_subclass(self.part.tensor_type)
 
     @property
