@@ -161,6 +161,7 @@ def _is_collection(m):
 
 def _expand(ms):
     "A list of the metrics in `ms`; a torchmetrics `MetricCollection` is several"
+    if isinstance(ms, dict): ms = [OnMember(n, m) for n,of_member in ms.items() for m in _expand(of_member)]
     if isinstance(ms, str) or not is_listy(ms): ms = [ms]
     res = []
     for m in ms:
@@ -224,7 +225,7 @@ def _refuse_list(ms, bad, outputs):
                     f'output, such as metrics=dict({outputs[0]}={name}).')
 
 # %% ../nbs/40_columns.ipynb #5d42e157
-def output_metrics(metrics, # A dict by output of metrics or lists of them; `None` for the usual ones
+def output_metrics(metrics, # A dict by output of metrics or lists (for a group, dicts by member); `None`: the usual
                    defaults:dict, # For each output a list of its usual metrics
                    prep:dict=None, # By output what is applied to predictions and targets first, such as a scaling
                    named:bool=True, # Outputs have names; `False` for one plain target, with fastai's column names

@@ -13,6 +13,7 @@ from fastai.basics import *
 from fastai.torch_core import get_random_states, set_random_states
 import itertools, time
 from .core import *
+from .terms import *
 from .losses import *
 from .metrics import *
 from .columns import *
@@ -66,8 +67,8 @@ class BatchLook:
         loss_func(learn.model(*x), *y)
         targets = loss_func.by_output(y, 'targets')
         self.losses = loss_func.step.values.detach()
-        self.labelled = torch.stack([present(t).sum() for t in targets])
-        self.items = torch.full_like(self.labelled, len(targets[0]))
+        self.labelled = torch.stack([present_rows(t).sum() for t in targets])
+        self.items = torch.full_like(self.labelled, n_rows(targets[0]))
         self.gramian = None
         if feats:
             g = task_gradients(loss_func.step.live, feats)
