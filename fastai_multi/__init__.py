@@ -14,7 +14,7 @@ except _NotInstalled: __version__ = '0+not.installed'
 _public = """Inputs Outputs ImageText Numericaliser safe_tfms MultiDL
     FeaturesBlock GroupBlock ImageTextBlock MultiInputBlock MultiOutputBlock OneOutputBlock PlainTextBlock WeightBlock
     describe
-    InputReader OutputReader MultiDataLoaders multi_shapes
+    InputReader OutputReader MultiDataLoaders kfold_dls multi_shapes
     image_encoder simple_cnn text_encoder vector_encoder MultiModel
     BoxLoss MultiLoss f1_multi map_multi mask_accuracy point_distance
     FixedWeights ScheduledWeights RandomWeighting DynamicWeightAverage GeometricMean UncertaintyWeighting GradNorm FAMO

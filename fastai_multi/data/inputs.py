@@ -240,6 +240,11 @@ class TextPart(Part):
     @property
     def vocab(self): return super().vocab if self.encoder is None else self.encoder.vocab
 
+    @property
+    def max_len(self):
+        "How many tokens a text has at most, or `None`"
+        return None if self.encoder is None else self.encoder.max_len
+
     def is_missing(self, v): return is_missing(v) or isinstance(v, str) and not v.strip()
     def setup(self, values):
         self.pipe = Pipeline([])
@@ -266,6 +271,19 @@ class TextPart(Part):
         lengths[~missing] = [len(o) for o in ids]
         joined = np.fromiter((i for o in ids for i in o), np.int64, lengths.sum())
         return lengths==0,torch.from_numpy(joined).as_subclass(TensorText),lengths
+
+    def adopt(self, learned):
+        "Number the words as the part whose `learned` this is"
+        mine = self.learned()
+        if mine==learned: return
+        if mine['kind']!=learned['kind']: self.check_like(mine, learned)
+        if self.encoder is None or self.encoder.has_ids: self.refuse_words(mine['vocab'], learned['vocab'])
+        self.encoder.take_vocab(learned['vocab'])
+        self.c = len(self.vocab)
+    def refuse_words(self, mine, model):
+        raise ValueError(f'{self.what} is read with a vocabulary of {len(mine or [])} tokens, and the model has '
+                         f'another, of {len(model or [])}. Read the texts with the tokenizer and the vocabulary of the '
+                         'model.')
 
     def collate(self, values, blank=None):
         return stack_padded(values, torch.zeros(0, dtype=torch.int64), self.pad_id).as_subclass(TensorText)

@@ -73,6 +73,7 @@ def refuse_no_padding():
 def as_splitter(tok, max_len=None):
     "`tok`, given in any of these ways, as an object that splits one text"
     if tok is None: return split_words
+    if isinstance(tok, str): tok = load_transformers('AutoTokenizer', tok)
     if isinstance(tok, type): tok = tok()
     if isinstance(tok, Tokenizer): return RulesSplitter(tok.tok, tok.rules)
     if isinstance(tok, (BaseTokenizer, SpacyTokenizer, SentencePieceTokenizer)): return RulesSplitter(tok)
@@ -83,7 +84,8 @@ def as_splitter(tok, max_len=None):
     return tok
 
 def refuse_tokenizer(tok):
-    raise TypeError(f'`tok` is {tok!r}; it takes a fastai tokenizer, a Hugging Face fast tokenizer, or a callable from '
+    raise TypeError(f'`tok` is {tok!r}; it takes a fastai tokenizer, a Hugging Face fast tokenizer or the folder or '
+                    'name of its model, or a callable from '
                     'a text to a list of tokens.')
 
 # %% ../../nbs/01_data.text.ipynb #d81dabab
@@ -145,6 +147,11 @@ class Numericaliser:
         self.vocab = [o for o in ('xxpad','xxunk') if o not in vocab] + vocab
         self.o2i = {w:i for i,w in reversed(list(enumerate(self.vocab)))}
         self.pad_id,self.unk_id = self.o2i['xxpad'],self.o2i['xxunk']
+
+    def take_vocab(self, vocab:list): # All words, in the order of their numbers
+        "Number words by `vocab`; later calls of `setup` leave it"
+        self.given = True
+        self._set_vocab(vocab)
 
     def tokens(self, texts:list) -> list: # A list of tokens for each text
         "`texts` split into tokens"
