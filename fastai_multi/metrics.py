@@ -264,7 +264,7 @@ class OutputMetric(Metric):
     def __init__(self, output:str, # The output's name
                  metric, # A function `(pred, targ)`, a fastai `Metric`, a `RowMetric` or a torchmetrics metric
                  name:str=None, # The column's name
-                 prep=None, # Applied to predictions and to targets, as from standardised values to units; or by member
+                 prep=None, # Applied to predictions and to targets, such as from standardised values to your units
                  pos:int=0, # The output's position, for predictions and targets that have no names
                  class_weights:Tensor=None): # How much an item counts by its true class, for an output of one class
         store_attr('output,metric,prep,pos,class_weights')
@@ -294,13 +294,7 @@ class OutputMetric(Metric):
         if num_distrib()>1: p,t = learn.to_detach(p),learn.to_detach(t)
         p,t = same_shape(map_tensors(_single, p), t)
         if self.prep is None: return p,t
-        if isinstance(t, Named): return self._member_units(p),self._member_units(t)
         return self.prep(p),self.prep(t)
-
-    def _member_units(self, x):
-        "The group `x` with each member through its own `prep`"
-        if not isinstance(x, Named): return x
-        return type(x)([self.prep[n](o) if n in self.prep else o for n,o in x.items()])
 
     def _weights(self, w, t):
         "How much each row counts: its own weight times that of its class; `None` where all count alike"

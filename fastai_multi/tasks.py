@@ -335,8 +335,15 @@ class GroupTask(Task, part=GroupPart):
     def decodes(self, pred): return self.by_member('decodes', pred)
     @property
     def to_units(self):
-        units = {n: t.to_units for n,t in self.tasks.items() if t.to_units is not None}
-        return units or None
+        if all(t.to_units is None for t in self.tasks.values()): return None
+        return self.members_in_units
+    def members_in_units(self, value):
+        "A group of encoded values with its members in the user's units"
+        if not isinstance(value, Named): return value
+        return type(value)([self._in_units(n, v) for n,v in value.items()])
+    def _in_units(self, name, v):
+        if name not in self.tasks or self.tasks[name].to_units is None: return v
+        return self.tasks[name].to_units(v)
     def to_user(self, value, frame=None): # A dict by member
         return dict(self.by_member('to_user', value, frame).items())
     def tta(self, plain, augmented, beta=0.25, use_max=False):

@@ -189,6 +189,13 @@ class GroupPart(Part):
         return merge(*[m.columns(given.get(n, None if m.members else n)) for n,m in self.members.items()])
     def cells(self, answer): return merge(*[m.cells(self.member(answer, n)) for n,m in self.members.items()])
 
+    # What a model depends on
+    def learned(self): return dict(kind=self.kind, members={n: m.learned() for n,m in self.members.items()})
+    def adopt(self, learned):
+        members = learned.get('members', {})
+        if list(members)!=list(self.members): self.refuse_other_members(members)
+        for n,m in self.members.items(): m.adopt(members[n])
+
     # What its members need
     def has(self, attribute) -> bool:
         "Whether one of the members has this attribute"
@@ -221,6 +228,8 @@ class GroupPart(Part):
             else: m.draw(ax, self.member(v, n), colour, dashed, self.member(v, own), self.members[own].vocab)
 
     # Mistakes
+    def refuse_other_members(self, members):
+        raise ValueError(f'{self.what} has the members {list(self.members)}, and in the model {list(members)}.')
     def refuse_value(self, v):
         raise BadItem(f'{self.what} is {short_repr(v)}, and it is a group: give a dict of its members, or a tuple of '
                       f'{len(self.members)} values: {list(self.members)}.')
