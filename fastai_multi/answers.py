@@ -15,6 +15,7 @@ from .data.geometry import *
 from .data.frame import *
 from .data.parts import *
 from .data.items import *
+from .data.inputs import *
 from .rowmetrics import *
 from .losses import *
 from .tasks import *
@@ -38,7 +39,7 @@ def raw_item(
 ) -> tuple: # A value for each input, `None` where there is none
     "`item` with a place for each input"
     names = list(modalities)
-    if isinstance(item, dict):
+    if isinstance(item, dict) and not is_image_dict(item):
         check_keys(item, names, 'input')
         return tuple(item.get(n) for n in names)
     if len(names)==1: return (item,)
@@ -138,16 +139,19 @@ class Answers:
         if not self.named: return [table_cell(res)]
         return [table_cell(v) for n,t in self.tasks.items() for v in t.part.cells(res[n]).values()]
 
-    @property
-    def columns(self):
-        "The names of the cells: outputs, and the members of groups as `group.member`"
-        return [leaf.name for t in self.tasks.values() for leaf in t.part.leaves]
+    def table(self, decoded, index=None) -> pd.DataFrame: # Decoded predictions of all items; labels of the rows
+        "The answers for all items: a row for each, a column for each output, or for `group.member`"
+        rows = [self.cells(row(decoded, i), i) for i in range(len(self.dl.dataset))]
+        leaves = leaves_of({n: t.part for n,t in self.tasks.items()})
+        columns = {n: leaf.as_column([r[j] for r in rows]) for j,(n,leaf) in enumerate(leaves.items())}
+        return pd.DataFrame(columns, index=index)
 
 def table_cell(value):
     "An answer as a cell of a table holds it: `None`, lists, numbers, texts"
     if value is absent: return None
     if isinstance(value, Tensor): return value.tolist()
     if isinstance(value, L): return list(value)
+    if isinstance(value, str): return str(value)    # fastai's `Category` is a text of a class of its own
     return value
 
 # %% ../nbs/50_answers.ipynb #7ea1a98b
