@@ -374,7 +374,7 @@ def multi_learner(
     depth=None, # How many stages of `arch` are kept (1: stem and first stage): a number, or one by output; `None`: all
     split:int=None, # How many of these stages are shared; each output owns a copy of the others; `None`: all
     text='bag', # Encoder of a text: 'bag', 'lstm', a Hugging Face model's folder or name, or a module
-    fusion='concat', # How the features of several inputs become one: 'concat', or a module
+    fusion='concat', # How the inputs' features become one: 'concat', 'sum', 'gated', 'film', or a module
     neck:int=128, # Width of a picture's features before they are fused with other inputs; 0 leaves them as they are
     heads:dict=None, # By output: hidden sizes, a dict of a head's options (`hidden`, `p`, `bn`, `pool`), or a module
     after:dict=None, # For each output: the outputs that its head also reads, a name or several
