@@ -335,12 +335,13 @@ class MultiLearner(PersistentLearner):
 
     # What its losses say
     def task_report(self,
-        n_batches:int=8, # How many batches to look at
-        dl=None # Loader; the training one if `None`
+        n_batches:int=8, # How many batches to look at, of the training and of the validation items
+        dl=None, # Loader; the training one if `None`
+        baselines:bool=False # Add `evaluate(baseline=True)`: each metric beside those of simple baselines
     ) -> TaskReport:
-        "What a few batches say about each output's loss and gradient, and whether they need balancing; "
+        "What a few batches say: whether each output learns, whether its losses need balancing, and what to do; "
         "nothing is trained or changed"
-        return task_report(self, n_batches, dl)
+        return task_report(self, n_batches, dl, baselines)
 
     def plot_tasks(self, cosines:bool=False): # Plot the cosines instead of losses, weights and norms
         "What the last `TaskMonitor` recorded"
