@@ -76,8 +76,8 @@ def check_known_sizes(sizes, name):
     "Raise unless the number of features is known for each input"
     unknown = [n for n,size in sizes.items() if size is None]
     if not unknown: return
-    raise ValueError(f'`fusion`={name!r} needs the number of features of each input, and it is not known for {unknown}: '
-                     'give these encoders an attribute `n_features`.')
+    raise ValueError(f'`fusion`={name!r} needs the number of features of each input, and it is not known for '
+                     f'{unknown}: give these encoders an attribute `n_features`.')
 
 def projections(sizes:dict, width:int) -> ByName: # Number of features by input's name; how many they become
     "A linear map without bias for each input"
@@ -140,7 +140,8 @@ class FiLMFusion(nn.Module):
         return (1+scale)*x + shift
 
 # %% ../../nbs/27_models.fusion.ipynb #8b2b162c
-fusions = dict(concat=Concat, sum=SumFusion, gated=GatedFusion, film=FiLMFusion) # By name: a class, or a function that builds a fusion from `sizes`
+# By name: a class, or a function that builds a fusion from `sizes`
+fusions = dict(concat=Concat, sum=SumFusion, gated=GatedFusion, film=FiLMFusion)
 
 def fusion(kind, # A name in `fusions`, a module, or a class or function that builds one from `sizes`
            sizes:dict # Number of features by input's name; `None` where it is not known
