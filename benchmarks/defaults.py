@@ -8,7 +8,7 @@ from sklearn.metrics import average_precision_score
 from fastai.vision.all import *
 from fastai_multi import *
 from fastai_multi.data.outputs import CategoryPart, TagsPart, NumberPart
-from fastai_multi.metrics import box_iou
+from fastai_multi.rowmetrics import box_iou
 from fastai_multi.probe import FrozenFeatures
 from benchmarks.data import data_path
 

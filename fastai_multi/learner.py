@@ -16,12 +16,13 @@ from .models.multi import *
 from .models.tree import *
 from .targets import *
 from .losses import *
-from .metrics import *
+from .columns import *
 from .tasks import *
 from .batch import *
 from .answers import *
 from .callback.adapt import *
 from .report import *
+from .prior import *
 from .probe import *
 from .objective import *
 from .build import *

@@ -15,6 +15,7 @@ import itertools, time
 from .core import *
 from .losses import *
 from .metrics import *
+from .columns import *
 from .callback.weights import *
 from .callback.gradients import *
 from .batch import *

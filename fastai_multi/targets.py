@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Targets', 'PlainTarget', 'lone', 'weigh_items', 'mix_targets', 'item_weights', 'mixture', 'plain_targets', 'per_item',
-           'same_shape']
+           'same_shape', 'order_corners']
 
 # %% ../nbs/35_targets.ipynb #c29a61b0
 from fastai.basics import *
@@ -128,3 +128,9 @@ def same_shape(pred:Tensor, # Predictions of one output
     if pred.ndim==targ.ndim+1 and pred.shape[-1]==1: return pred.squeeze(-1), targ
     if targ.ndim==pred.ndim+1 and targ.shape[-1]==1: return pred, targ.squeeze(-1)
     return pred, targ
+
+# %% ../nbs/35_targets.ipynb #92b4b79c
+def order_corners(b:Tensor): # Boxes, `...,4`
+    "Boxes `x1,y1,x2,y2` with their corners in order"
+    one, other = b.split(2, -1)
+    return torch.cat([torch.minimum(one, other), torch.maximum(one, other)], -1)

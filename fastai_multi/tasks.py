@@ -25,8 +25,8 @@ from .models.wide import *
 from .models.tabular import *
 from .models.heads import *
 from .terms import *
+from .rowmetrics import *
 from .losses import *
-from .metrics import *
 
 # %% ../nbs/48_tasks.ipynb #86ad702f
 class Task:

@@ -438,7 +438,7 @@ def test_show_results_marks_right_and_wrong(table):
     (dict(outputs=dict(box=BBoxBlock), columns=dict(box=['x1','y1','x2','y2']), image=None),
      "Output 'box' lives in a picture, and there is no picture among the inputs: ['text']"),
     (dict(outputs=[CategoryBlock]), 'it takes a dict of blocks by output'),
-    (dict(outputs='kind'), "`outputs` is 'kind'; it takes a dict"),
+    (dict(outputs='mask'), "The block of output 'mask' cannot be inferred: its column holds files of pictures"),
     (dict(image=['file','file']), 'MultiInputBlock(front=ImageBlock'),
     (dict(itemtfms=Resize(32)), "Unknown argument 'itemtfms'. Did you mean 'item_tfms'?"),
     (dict(folder='pics'), "There is no folder"),

@@ -6,8 +6,8 @@ import pytest
 import torch
 from fastai.vision.all import *
 from fastai_multi import *
-from fastai_multi.probe import ConstantBaseline, FrozenFeatures, can_probe, heads_are_new, known_targets
-from fastai_multi.probe import linear_heads
+from fastai_multi.prior import ConstantBaseline, known_targets, linear_heads
+from fastai_multi.probe import FrozenFeatures, can_probe, heads_are_new
 
 OUTPUTS = dict(kind=CategoryBlock, tags=MultiCategoryBlock, area=RegressionBlock, box=BBoxBlock)
 

@@ -18,7 +18,9 @@ from fastai.torch_core import apply, to_device
 from fastai_multi.core import *
 from fastai_multi.targets import *
 from fastai_multi.losses import *
+from fastai_multi.rowmetrics import *
 from fastai_multi.metrics import *
+from fastai_multi.columns import *
 from fastai_multi.callback.mixup import *
 
 USUAL = dict(kind=[accuracy], tags=[f1_multi], area=[mae], box=[box_iou])

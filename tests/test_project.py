@@ -152,7 +152,7 @@ def test_imports_follow_the_order(m):
     assert imported(m) <= above
     domain = m.split('.')[0]
     apart = dict(data={'models'}, models={'data'}, losses={'data', 'models'}, metrics={'data', 'models'},
-                 callback={'data', 'models'})
+                 rowmetrics={'data', 'models'}, columns={'data', 'models'}, callback={'data', 'models'})
     assert not {i for i in imported(m) if i.split('.')[0] in apart.get(domain, ())}
 
 def test_a_public_name_has_one_home():

@@ -11,7 +11,7 @@ from functools import lru_cache
 from fastai.callback.mixup import MixHandler
 from fastai.callback.tracker import TrackerCallback
 from ..losses import *
-from ..metrics import *
+from ..columns import *
 from .mixup import *
 
 # %% ../../nbs/51_callback.adapt.ipynb #75850858

@@ -10,6 +10,7 @@ from fastai.basics import *
 from ..core import *
 from ..losses import *
 from ..metrics import *
+from ..columns import *
 from .weights import *
 
 # %% ../../nbs/47_callback.stopping.ipynb #79a2970a

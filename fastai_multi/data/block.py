@@ -121,10 +121,11 @@ class WeightBlock(PartsBlock):
 class OneOutputBlock(PartsBlock):
     "Any single fastai target block, as a target without a name; missing labels and checks as in `MultiOutputBlock`"
     def __init__(self,
-        block # `CategoryBlock` and the like, as class or instance
+        block,        # `CategoryBlock` and the like, as class or instance
+        name:str=None # Its name in messages and in `describe`; default: its kind
     ):
         part = part_of('target', block)
-        part.name = part.kind
+        part.name = ifnone(name, part.kind)
         super().__init__({part.name: part}, Outputs, bare=True)
 
 # %% ../../nbs/16_data.block.ipynb #5a38a261

@@ -16,9 +16,10 @@ from ..core import *
 from .parts import *
 from .load import *
 from .readers import *
+from .infer import *
 from .block import *
 from functools import lru_cache
-import csv, inspect, os, warnings, pandas as pd
+import csv, inspect, re, os, warnings, pandas as pd
 
 # %% ../../nbs/17_data.loaders.ipynb #1f0e2245
 def column_names(df, c):
@@ -66,11 +67,12 @@ def check_output_columns(outputs, columns):
 def check_one_output(outputs):
     "Raise unless `outputs` is one block"
     if outputs is None:
-        raise ValueError('`outputs` is missing: a dict of blocks, as `dict(kind=CategoryBlock)`, or a block with its '
-                         'column in `columns`.')
+        raise ValueError("`outputs` is missing: names of columns, as ['kind', 'price'], a dict of blocks, as "
+                         '`dict(kind=CategoryBlock)`, or a block with its column in `columns`.')
     if isinstance(outputs, str) or is_listy(outputs):
         raise TypeError(f'`outputs` is {outputs!r}; it takes a dict of blocks by output, as '
-                        '`dict(kind=CategoryBlock, price=RegressionBlock)`, or one block.')
+                        '`dict(kind=CategoryBlock, price=RegressionBlock)`, one block, or names of columns whose '
+                        "blocks are inferred: ['kind', 'price'].")
 
 def with_weight(df, outputs, columns, weight):
     "`outputs` and `columns` with a column that says how much each item counts"
@@ -89,6 +91,21 @@ def output_reader(df, block, columns, label_delim, folder):
     flags = [n for n,p in parts.items() if p.one_hot and all(c in df for c in as_columns(cols[n]))
              and are_flags(df, as_columns(cols[n]))]
     return OutputReader(columns, label_delim=label_delim, pref=pref, flags=flags)
+
+# %% ../../nbs/17_data.loaders.ipynb #1nf3r002
+def with_blocks(df, outputs, columns, label_delim=None):
+    "`outputs`, `columns` and `label_delim` with a block for each output that was only named"
+    if not names_to_infer(outputs): return outputs,columns,label_delim
+    if isinstance(outputs, str): return one_with_block(df, outputs, columns, label_delim)
+    check_output_columns(dict.fromkeys(outputs), columns)
+    outputs,label_delim = infer_outputs(df, outputs, columns, label_delim)
+    return outputs,columns,label_delim
+
+def one_with_block(df, name, columns, label_delim):
+    "As `with_blocks`, for the name of the only output: a plain target"
+    if isinstance(columns, dict): columns = columns.get(name, name)
+    blocks,label_delim = infer_outputs(df, name, columns, label_delim)
+    return OneOutputBlock(blocks[name], name),ifnone(columns, name),label_delim
 
 # %% ../../nbs/17_data.loaders.ipynb #350304c6
 @lru_cache
@@ -179,9 +196,10 @@ class MultiDataLoaders(DataLoaders):
         image=None,         # Column of the picture's file; `None`: no pictures
         text=None,          # Column of the text, or several; `None`: no texts
         features=None,      # Column of vectors, or several columns of numbers
-        outputs=None,       # Blocks by output, as `dict(kind=CategoryBlock, box=BBoxBlock)`, or one block
+        outputs=None,       # Blocks by output, as `dict(kind=CategoryBlock, box=BBoxBlock)`, or names of outputs, as
+                            # `['kind', 'price']`, whose blocks are inferred; or one block, or one name
         columns=None,       # Columns by output where their names differ; for one block, its column
-        label_delim=None,   # Separates the tags in a cell, as '|'
+        label_delim=None,   # Separates the tags in a cell, as '|': for all outputs, or a dict by output
         weight=None,        # Column of how much an item counts in losses and metrics; 1 where it is empty
         folder=None,        # Folder of the pictures within `path`
         suff='',            # Suffix of the pictures' names where the table leaves it out
@@ -200,7 +218,8 @@ class MultiDataLoaders(DataLoaders):
         check_arguments(kwargs)
         image,text,features = column_names(df, [image, text, features])
         valid_col = column_names(df, valid_col)
-        outputs,columns = with_weight(df, outputs, column_names(df, columns), column_names(df, weight))
+        outputs,columns,label_delim = with_blocks(df, outputs, column_names(df, columns), label_delim)
+        outputs,columns = with_weight(df, outputs, columns, column_names(df, weight))
         pictures = Path(path) if folder is None else Path(path)/folder
 
         y_block,y_columns = output_block(outputs, columns)
@@ -232,7 +251,7 @@ class MultiDataLoaders(DataLoaders):
         kwargs = {k:v for k,v in kwargs.items() if k not in names}
         options |= dict(header=header, sep=delimiter or options.get('sep', ','), quoting=quoting)
         df = pd.read_csv(file, **options)
-        if not set(options) & set(_own_reading): df = as_written(df, file, options, kwargs)
+        if not set(options) & set(_own_reading): df,kwargs = as_written(df, file, options, kwargs)
         return cls.from_df(df, path=path, **kwargs)
 
 MultiDataLoaders.from_csv = delegates(to=MultiDataLoaders.from_df)(MultiDataLoaders.from_csv)
@@ -261,14 +280,24 @@ def class_columns(df, outputs=None, columns=None):
     return [c for c in names if c in df.columns and list(df.columns).count(c)==1]
 
 def as_written(df, file, options, kwargs):
-    "The table `df` with its columns of classes as the file has them"
+    "The table `df` with its columns of classes as the file has them, and `kwargs` with a block for each output"
     check_table(df)
-    names = class_columns(df, kwargs.get('outputs'), kwargs.get('columns'))
-    if not names: return df
     texts = pd.read_csv(file, **options, dtype=str, keep_default_na=False)
-    for c in names:
+    columns = column_names(df, kwargs.get('columns'))
+    df = with_padded_codes(df, texts, names_to_infer(kwargs.get('outputs')), columns)
+    found = with_blocks(df, kwargs.get('outputs'), columns, kwargs.get('label_delim'))
+    kwargs = {**kwargs, **dict(zip(('outputs','columns','label_delim'), found))}
+    for c in class_columns(df, kwargs['outputs'], columns=kwargs['columns']):
         df[c] = words(df[c], texts[c].tolist())
         warn_of_missing_words(file, c, df[c].tolist())
+    return df,kwargs
+
+def with_padded_codes(df, texts, names, columns):
+    "`df` with the columns of the outputs `names` as texts where a number begins with a zero, as 007"
+    cols = [columns.get(n, n) if isinstance(columns, dict) else n for n in names]
+    for c in cols:
+        if not isinstance(c, str) or c not in df: continue
+        if any(re.match(r'0\d', t) for t in texts[c]): df[c] = words(df[c], texts[c].tolist())
     return df
 
 def words(parsed, texts):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['as_columns', 'cell', 'check_columns', 'InputReader', 'is_flag', 'are_flags', 'FlagsReader', 'refuse_flag',
-           'OutputReader', 'RandomSplit', 'whole_number', 'ColumnSplit']
+           'OutputReader', 'refuse_output', 'RandomSplit', 'whole_number', 'ColumnSplit']
 
 # %% ../../nbs/14_data.readers.ipynb #81e74ef5
 from fastcore.all import *
@@ -168,7 +168,7 @@ class OutputReader(Transform):
     "Read the targets of a row: a dict by output, or the only target if it has no name"
     def __init__(self,
         cols=None, /,           # The columns of the only target, without a name (or a dict instead of keywords)
-        label_delim:str=None,   # Separates the tags in a cell, as '|'
+        label_delim:str=None,   # Separates the tags in a cell, as '|': for all outputs, or a dict by output
         pref:dict=None,         # Folder by output, for outputs whose column names a file: a mask
         flags:list=(),          # Outputs whose columns are tags: 1 where an item has the tag
         **columns               # Output and its column or columns: `kind='kind', at=['x','y']`
@@ -180,7 +180,8 @@ class OutputReader(Transform):
         check_targets(cols, columns)
         self.bare = cols is not None
         self.cols = {'target': cols} if self.bare else columns
-        self.readers = {n: self._reader(n, c, label_delim, pref or {}, flags) for n,c in self.cols.items()}
+        delims = delims_by_output(label_delim, self.cols)
+        self.readers = {n: self._reader(n, c, delims[n], pref or {}, flags) for n,c in self.cols.items()}
     def _reader(self, n, cols, label_delim, pref, flags):
         if n in flags: return FlagsReader(cols)
         if n in pref: return TargetFileReader(cols, pref[n])
@@ -214,7 +215,15 @@ def check_targets(cols, columns):
         raise ValueError(f'OutputReader takes the columns of one target, or columns by output; here it has {cols!r} '
                          f'and {columns!r}.')
 
+def delims_by_output(label_delim, outputs):
+    "The delimiter of each output, `None` where there is none"
+    if not isinstance(label_delim, dict): return dict.fromkeys(outputs, label_delim)
+    check_keys(label_delim, outputs, 'output in `label_delim`')
+    return {n: label_delim.get(n) for n in outputs}
+
+# %% ../../nbs/14_data.readers.ipynb #b7e40a16
 def refuse_output(n, df):
+    "Raise for the output `n`, which is no column of `df`"
     raise UnknownName(f'Output {n!r} is no column of the table{did_you_mean(n, list(df.columns))} If its column has '
                       f'another name, or if it has several, give them: columns={{{n!r}: …}}.')
 
