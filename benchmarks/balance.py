@@ -8,6 +8,7 @@ from fastai_multi.losses import *
 from fastai_multi.models.image import *
 from fastai_multi.models.multi import *
 from fastai_multi.callback.weights import *
+from fastai_multi.callback.learned import *
 from fastai_multi.callback.gradients import *
 
 WEIGHTING = dict(fixed=partial(FixedWeights, o0=2.), random=RandomWeighting, dwa=DynamicWeightAverage,
@@ -63,7 +64,7 @@ def torchjd_upgrad():
     from torchjd.aggregation import UPGrad
     try: return UPGrad(),'quadprog'
     except ImportError:
-        from fastai_multi.callback.gradients import dual_cone
+        from fastai_multi.callback.aggregators import dual_cone
         return UPGrad(projector=dual_cone),'our solver, since quadprog is not installed'
 
 def methods(model, b, n, args):

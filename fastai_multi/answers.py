@@ -10,6 +10,7 @@ __all__ = ['check_item_size', 'lone_input', 'raw_item', 'first_block_step', 'raw
 from fastai.basics import *
 from .core import *
 from .data.geometry import *
+from .data.frame import *
 from .data.items import *
 from .tasks import *
 

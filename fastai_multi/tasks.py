@@ -14,7 +14,7 @@ from fastai.metrics import accuracy, mae
 import mimetypes
 from PIL import Image
 from .core import *
-from .data.geometry import *
+from .data.frame import *
 from .data.parts import *
 from .data.inputs import *
 from .data.outputs import *

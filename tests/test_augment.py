@@ -10,7 +10,8 @@ from fastai.vision.augment import (CropPad, Dihedral, DihedralItem, Flip, FlipIt
 from fastai.vision.core import Image, PILImage, TensorPoint
 from fastai.vision.data import BBoxBlock, BBoxLblBlock, MaskBlock, PointBlock
 from PIL import ImageDraw
-from fastai_multi.data.geometry import frame, safe_tfms, to_pixels
+from fastai_multi.data.frame import frame, to_pixels
+from fastai_multi.data.geometry import safe_tfms
 from fastai_multi.data.block import describe
 from fastai_multi.data.loaders import MultiDataLoaders
 

@@ -19,6 +19,7 @@ from .parts import *
 from .items import *
 from .inputs import *
 from .outputs import *
+from .elements import *
 from .reader import *
 from .load import *
 from copy import deepcopy

@@ -6,8 +6,7 @@
 __all__ = ['known_crops', 'load_picture', 'LazyPicture', 'picture', 'frame_size', 'stamp', 'to_unit', 'from_unit', 'clean_boxes',
            'clean_points', 'FollowPicture', 'SafeResize', 'SafeRandomCrop', 'SafeCropPad', 'SafeRatioResize',
            'SafeRandomResizedCrop', 'SafeFlipItem', 'SafeDihedralItem', 'SafeAffine', 'SafeLighting',
-           'SafeRandomResizedCropGPU', 'safe_tfms', 'crop_steps', 'crop_picture', 'crop_points', 'crop_value', 'frame',
-           'to_pixels']
+           'SafeRandomResizedCropGPU', 'safe_tfms', 'crop_steps', 'crop_picture', 'crop_points', 'crop_value']
 
 # %% ../../nbs/02_data.geometry.ipynb #7597bd5e
 from fastcore.all import *
@@ -406,54 +405,3 @@ def _crop_coordinates(v, steps, size):
     p = v.as_subclass(Tensor).reshape(v.numel()//2, 2)
     last = steps[-1]
     return _like(crop_points(p, steps, size).reshape(v.shape), v, last[2] or last[1])
-
-# %% ../../nbs/02_data.geometry.ipynb #35269d5b
-_corners = torch.tensor([[-1.,-1.],[1.,-1.],[1.,1.],[-1.,1.]])
-
-def _affine(p):
-    "The 3x3 map that takes the frame's corners to points `p` (4,2)"
-    src = torch.cat([_corners, torch.ones(4,1)], 1).double()
-    m = torch.linalg.lstsq(src, p.double()).solution.T    # 2,3
-    return torch.cat([m, m.new_tensor([[0,0,1]])])
-
-def _validation(tfms, keep):
-    "Those of `tfms` that `keep` accepts, as on validation data"
-    fs = getattr(tfms, 'fs', L(tfms))
-    return Pipeline([t for t in safe_tfms(fs) if keep(t)], split_idx=1)
-
-def _changes_no_scale(t): return not isinstance(t, PointScaler)
-def _crops_batches(t): return isinstance(t, (AffineCoordTfm, RandomResizedCropGPU))
-
-# %% ../../nbs/02_data.geometry.ipynb #12934f1f
-def frame(
-    img, # The original picture: a PIL image, or its `(width, height)`
-    item_tfms, # The item transforms (a `Pipeline` or a list), run as on validation data
-    batch_tfms=None # The batch transforms: those that crop move the frame too
-) -> Tensor: # 2,3: `pixels = m[:,:2] @ xy + m[:,2]`
-    "The affine map from the network's frame, [-1,1], to the pixels of the original picture"
-    if not isinstance(img, Image.Image): img = PILImage(Image.new('RGB', tuple(img)))
-    w,h = frame_size(img)
-    corners = TensorPoint(_corners.clone(), img_size=(w,h))
-    item = _validation(item_tfms, _changes_no_scale)
-    x,p = stamp(item((img, corners)))
-    m = _affine(p.as_subclass(Tensor))                    # picture -> item, both in [-1,1]
-    batch = _validation(batch_tfms, _crops_batches)
-    if batch.fs: m = _batch_affine(batch, *frame_size(x)) @ m         # picture -> item -> batch
-    to_px = torch.tensor([[w/2,0,w/2],[0,h/2,h/2],[0,0,1.]]).double()
-    return (to_px @ torch.linalg.inv(m))[:2].float()
-
-def _batch_affine(pipe, w, h):
-    "The map that the batch transforms `pipe` make of the frame of a picture of `w` by `h`"
-    _,p = pipe((TensorImage(torch.zeros(1,1,h,w)), TensorPoint(_corners.clone()[None])))
-    return _affine(p[0].as_subclass(Tensor))
-
-# %% ../../nbs/02_data.geometry.ipynb #c2cb9d67
-def to_pixels(
-    t:Tensor, # Points `...,2` or boxes `...,4` in the network's frame
-    m:Tensor # The map that `frame` returned
-):
-    "Points or boxes in the pixels that `m` leads to"
-    t = t.as_subclass(Tensor)
-    p = t.reshape(*t.shape[:-1], t.shape[-1]//2, 2) @ m[:,:2].T.to(t) + m[:,2].to(t)
-    if t.shape[-1]==4: return torch.cat([p.amin(-2), p.amax(-2)], -1)
-    return p.reshape(t.shape)
