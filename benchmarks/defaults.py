@@ -1,180 +1,358 @@
-"""What README's plain call learns on development sets, beside simple baselines: `python -m benchmarks.defaults [SET …]`
+"""README's plain call on development sets, beside simple baselines: `python -m benchmarks.defaults [SET …]`
 
-Each row is one set, one way and one seed; rows that stand in benchmarks/results/defaults.csv are not run again."""
-import argparse, csv
-import numpy as np, pandas as pd, torch
+    python -m benchmarks.defaults                        every set, every way, three seeds
+    python -m benchmarks.defaults --ablate               and the default with each of its parts taken away
+    python -m benchmarks.defaults --jobs 16              rows in 16 processes, on a GPU where there is one
+    python -m benchmarks.defaults --table                only the tables of what is measured
+
+A row is one set, way, seed and output. What stands in benchmarks/results/defaults.csv (`--out`) is not run again."""
+import argparse
+import csv
+import multiprocessing
+import time
+import warnings
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from copy import deepcopy
+from typing import NamedTuple
+import numpy as np
+import pandas as pd
+from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, RidgeCV
-from sklearn.metrics import average_precision_score
 from fastai.vision.all import *
 from fastai_multi import *
-from fastai_multi.data.outputs import CategoryPart, TagsPart, NumberPart
-from fastai_multi.rowmetrics import box_iou
-from fastai_multi.probe import FrozenFeatures
+from fastai_multi.data.outputs import NumberPart, TagsPart, CategoryPart
+from fastai_multi.models.text import BagEncoder
+from fastai_multi.prior import complete_priors, linear_heads, wake
+from fastai_multi.probe import FrozenBatchNorm, FrozenFeatures
 from benchmarks.data import data_path
+from benchmarks.sets import *
 
 RESULTS = Path(__file__).parent/'results'/'defaults.csv'
-INPUTS = {'joint': ('image','text'), 'image only': ('image',), 'text only': ('text',)}
+COLUMNS = ['set', 'way', 'seed', 'output', 'metric', 'seconds']
+WITH_TEXT = ('coco', 'fashion', 'drawn')
+BOTH = ('image', 'text')
+EPOCHS = 5
 
-def split(df, share, seed=0):
-    "`df` with a random share of its rows for validation"
-    df['is_valid'] = np.random.default_rng(seed).random(len(df)) < share
-    return df
+# The default, and what one may change of it
 
-def coco(n):
-    df = pd.read_csv(data_path('coco_mini')/'images.csv')
-    counts = df.labels.dropna().str.split('|').explode().value_counts()
-    often = set(counts[counts >= 12].index)
-    df['tags'] = ['|'.join(t for t in str(labels).split('|') if t in often) or '|' for labels in df.labels]
-    outputs = dict(tags=MultiCategoryBlock, n_objects=RegressionBlock, n_persons=RegressionBlock)
-    return split(df, .3), dict(path=data_path('coco_mini'), image='file', text='caption', outputs=outputs,
-                               label_delim='|', item_tfms=Resize(96), bs=16)
+class Change:
+    "What a run does otherwise than the default"
+    def __init__(self, learner=None, # Arguments of `multi_learner`, or a function from loaders to them
+                 tune=None, # Arguments of `fine_tune`
+                 start=None): # Called with the learner before training
+        self.learner = learner or {}
+        self.tune = tune or {}
+        self.start = start
 
-def fashion(n):
-    classes = ['gender', 'masterCategory', 'subCategory', 'baseColour', 'season']
-    df = pd.read_csv(data_path('fashion')/'items.csv')
-    df = split(df.sample(n or len(df), random_state=0).reset_index(drop=True), .25)
-    for c in classes:                                        # a class that training never saw is no label
-        seen = set(df[~df.is_valid][c].dropna())
-        df[c] = [v if v in seen else None for v in df[c]]
-    outputs = {**{c: CategoryBlock for c in classes}, 'year': RegressionBlock}
-    return df, dict(path=data_path('fashion'), image='file', text='title', outputs=outputs, item_tfms=Resize(96), bs=32)
+    def options(self, dls):
+        if callable(self.learner): return self.learner(dls)
+        return self.learner
 
-def bccd(n):
-    df = pd.read_csv(data_path('bccd')/'items.csv')
-    boxes = pd.read_csv(data_path('bccd')/'boxes.csv')
-    boxes['size'] = (boxes.x2-boxes.x1)*(boxes.y2-boxes.y1)
-    largest = boxes.sort_values('size').groupby('file').last()
-    corners = ['x1', 'y1', 'x2', 'y2']
-    for c in corners: df[c] = df.file.map(largest[c])
-    outputs = dict(n_rbc=RegressionBlock, n_wbc=RegressionBlock, n_platelets=RegressionBlock, box=BBoxBlock)
-    return split(df, .3), dict(path=data_path('bccd'), image='file', outputs=outputs, columns=dict(box=corners),
-                               item_tfms=Resize(128, ResizeMethod.Squish), bs=16)
+def forget_prior(learn):
+    "Heads as usual elsewhere: zero biases, random last layers"
+    for head in linear_heads(learn).values():
+        nn.init.zeros_(head.wide.bias)
+        wake(head)
 
-def cifar(n):
-    root = data_path('cifar10')
-    files = sorted(root.glob('train/*/*.jpg'))
-    files = [files[i] for i in np.random.default_rng(0).permutation(len(files))[:n]]
-    parts = []
-    for is_valid,fs in ((False, files), (True, sorted(root.glob('test/*/*.jpg')))):
-        names = [str(f.relative_to(root)) for f in fs]
-        parts.append(pd.DataFrame(dict(file=names, label=[f.parent.name for f in fs], is_valid=is_valid)))
-    return pd.concat(parts, ignore_index=True), dict(path=root, image='file', outputs=dict(label=CategoryBlock), bs=64)
+class NoScales(dict):
+    "Scales that stay at 1"
+    def __setitem__(self, k, v): pass
 
-def drawn(n):
-    path = multi_shapes(Path('demo')/'defaults', n=n, size=64, seed=0)
-    outputs = dict(kind=CategoryBlock, tags=MultiCategoryBlock, area=RegressionBlock)
-    return split(pd.read_csv(path/'items.csv'), .25), dict(path=path, image='file', text='caption', outputs=outputs,
-                                                           label_delim='|', item_tfms=Resize(64), bs=32)
+def forget_scales(learn):
+    if hasattr(learn.loss_func, 'scales'): learn.loss_func.scales = NoScales()
 
-SETS = dict(coco=(coco, None), bccd=(bccd, None), fashion=(fashion, 800), cifar=(cifar, 2000), drawn=(drawn, 600))
+def without_terms(dls):
+    "A bag of words without TF-IDF terms beside it"
+    part = describe(dls).inputs.get('text')
+    if part is None: return {}
+    return dict(text=BagEncoder(part.c, pad_id=part.pad_id))
 
-def loaders_of(name, inputs=('image','text'), n=None):
-    "The loaders of a development set as README makes them, with some of its inputs"
-    make,usual = SETS[name]
-    df,given = make(n or usual)
-    path = given.pop('path')
-    for i in ('image','text'):
-        if i not in inputs: given.pop(i, None)
-    if 'image' not in inputs: given.pop('item_tfms')
-    elif not (path/df.file[0]).exists(): given['folder'] = 'images'
-    return MultiDataLoaders.from_df(df, path, valid_col='is_valid', num_workers=0, **given)
+class LiveBatchNorm(Callback):
+    "Takes `FrozenBatchNorm` away"
+    order = -50
+    def before_fit(self): self.learn.remove_cbs([cb for cb in self.learn.cbs if isinstance(cb, FrozenBatchNorm)])
 
-def metric_of(pred, targ, part):
-    "Accuracy, mean average precision, minus the mean absolute error in the user's units, or mean overlap of boxes"
-    pred = np.asarray(pred)
-    targ = np.asarray(targ)
-    if isinstance(part, CategoryPart):
-        here = targ>=0
-        return float((pred[here].argmax(1)==targ[here]).mean())
-    if isinstance(part, TagsPart):
-        used = [i for i in range(targ.shape[1]) if targ[:,i].any()]
-        return float(np.mean([average_precision_score(targ[:,i], pred[:,i]) for i in used]))
-    if isinstance(part, NumberPart):
-        errors = np.abs(pred.reshape(len(pred))-targ.reshape(len(targ)))
-        return float(-np.nanmean(errors)*float(part.std))
-    return float(box_iou(tensor(pred), tensor(targ)).mean())
+class LinearOnly(Callback):
+    "Keeps the hidden layers of heads at zero"
+    def _clear(self):
+        for head in linear_heads(self.learn).values(): nn.init.zeros_(head.layers[-1].weight)
+    def after_step(self): self._clear()
 
-def metrics_of(learn):
-    "A metric by output on the validation items; more is better"
-    preds,targs = learn.get_preds()
-    return {n: metric_of(preds[n], targs[n], part) for n,part in learn.output_parts.items()}
+class Average(Callback):
+    "Ends at the mean of the weights over the steps, from the start on"
+    order = 80
+    def before_fit(self):
+        self.n = 0
+        self.mean = None
+    def before_batch(self):
+        if self.training and self.mean is None: self._note()
+    def after_step(self): self._note()
+    def _note(self):
+        new = self.learn.model.state_dict()
+        if self.mean is None: self.mean = deepcopy(new)
+        self.n += 1
+        for k,v in new.items():
+            if v.is_floating_point(): self.mean[k].lerp_(v, 1/self.n)
+    def after_fit(self):
+        if self.mean is not None: self.learn.model.load_state_dict(self.mean)
 
-def phases(name, seed, inputs, epochs=5):
-    "The metrics after each phase of `fine_tune`"
+def more_dropout(dls): return dict(heads={n: dict(p=.5) for n in describe(dls).outputs})
+
+ABLATIONS = {
+    'no probe': Change(tune=dict(probe=False)),
+    'no prior, no probe': Change(tune=dict(probe=False), start=forget_prior),
+    'no scales': Change(start=forget_scales),
+    'no wide text': Change(without_terms),
+    'no frozen batch norm': Change(tune=dict(cbs=LiveBatchNorm)),
+    'no hidden layers': Change(tune=dict(cbs=LinearOnly)),
+}
+TRIALS = {
+    'rate x 3': Change(tune=dict(base_lr=6e-3)),
+    'rate / 3': Change(tune=dict(base_lr=7e-4)),
+    'rate / 10': Change(tune=dict(base_lr=2e-4)),
+    'trunk / 10': Change(tune=dict(lr_mult=1000)),
+    'average': Change(tune=dict(cbs=Average)),
+    'dropout': Change(more_dropout),
+    'decay': Change(dict(wd=.3)),
+    'frozen': Change(tune=dict(epochs=0, freeze_epochs=EPOCHS)),
+}
+CHANGES = {**ABLATIONS, **TRIALS}
+
+# Runs
+
+def learner_of(name, inputs, n=None, outputs=None, change=None):
+    "README's plain call on some inputs and outputs of a set"
+    dls = loaders_of(name, inputs, n, outputs)
+    arch = None
+    if 'image' in inputs: arch = mobilenet_v2
+    options = {} if change is None else change.options(dls)
+    return multi_learner(dls, arch, weights=first(data_path('weights').glob('*.pth')), **options)
+
+def train(name, seed, inputs=BOTH, n=None, outputs=None, change=None, epochs=EPOCHS):
+    "The metrics of a plain call, fine-tuned"
     set_seed(seed)
-    dls = loaders_of(name, inputs)
-    weights = first((data_path('weights')).glob('*.pth'))
-    arch = mobilenet_v2 if 'image' in inputs else None
-    learn = multi_learner(dls, arch, weights=weights)
-    with learn.no_bar(), learn.no_logging():
-        yield 'prior', metrics_of(learn)
-        learn.probe()
-        yield 'probe', metrics_of(learn)
-        learn.fine_tune(epochs)
-        yield 'all', metrics_of(learn)
+    learn = learner_of(name, inputs, n, outputs, change)
+    tune = dict(epochs=epochs)
+    if change is not None:
+        if change.start is not None: change.start(learn)
+        tune.update(change.tune)
+    with learn.no_bar(), learn.no_logging(): learn.fine_tune(**tune)
+    return metrics_of(learn)
 
-def linear(name, inputs):
+def probed(name, n=None):
+    "The metrics of the probe, before any training"
+    learn = learner_of(name, BOTH, n)
+    with learn.no_bar(), learn.no_logging(): learn.probe()
+    return metrics_of(learn)
+
+def constant(name, n=None):
+    "The metrics of the mean, the base rates, the commonest class"
+    learn = learner_of(name, BOTH, n)
+    complete_priors(learn)
+    with learn.no_bar(): targs = learn.get_preds()[1]
+    res = {}
+    for o,prior in learn.priors.items():
+        values = targs if isinstance(targs, Tensor) else targs[o]
+        said = learn.tasks[o].shaped(prior.expand(len(values), -1))
+        res[o] = metric_of(said, values, learn.output_parts[o])
+    return res
+
+def linear(name, inputs=BOTH, n=None):
     "Ridge and logistic regression (scikit-learn) on the frozen features of these inputs"
-    learn = multi_learner(loaders_of(name, inputs), mobilenet_v2, weights=first(data_path('weights').glob('*.pth')))
+    learn = learner_of(name, inputs, n)
     with learn.no_bar():
         train = FrozenFeatures(learn)
         valid = FrozenFeatures(learn, learn.dls.valid)
     res = {}
-    for n,part in learn.output_parts.items():
-        if n not in learn.priors: continue
-        key = learn.model.wide_of[n]
-        dense = {k: x.to_dense() if x.is_sparse else x for k,x in train.wide[key].items()}
-        learn.model.wides[key].fit(dense)
-        x,x_valid = [_features(learn.model.wides[key], f.wide[key]) for f in (train, valid)]
-        y = train.targets[n]
-        here = learn.tasks[n].labelled(y).numpy()
-        said = _fit(part, x[here], y.numpy()[here], x_valid)
-        res[n] = metric_of(said, valid.targets[n], part)
+    for o,part in learn.output_parts.items():
+        key = learn.model.wide_of[o]
+        wide = deepcopy(learn.model.wides[key]).cpu()
+        wide.fit(dense(train.wide[key]))
+        x,x_valid = [torch.cat(list(wide.blocks(dense(f.wide[key])).values()), 1).numpy() for f in (train, valid)]
+        y = train.targets[o]
+        here = learn.tasks[o].labelled(y).numpy()
+        res[o] = metric_of(fit_linear(part, x[here], y.numpy()[here], x_valid), valid.targets[o], part)
     return res
 
-def _features(wide, xs):
-    blocks = wide.blocks({k: x.to_dense() if x.is_sparse else x for k,x in xs.items()})
-    return torch.cat(list(blocks.values()), 1).numpy()
+def dense(xs): return {k: x.to_dense() if x.is_sparse else x for k,x in xs.items()}
 
-def _fit(part, x, y, x_valid):
+def tfidf(name, n=None):
+    "The same on scikit-learn's TF-IDF of the texts alone"
+    learn = learner_of(name, ('text',), n)
+    df,given = read_set(name, n)
+    texts = [df[df.is_valid==v][given['text']].fillna('') for v in (False, True)]
+    reader = TfidfVectorizer(ngram_range=(1, 2), min_df=2).fit(texts[0])
+    x,x_valid = [reader.transform(t).toarray() for t in texts]
+    res = {}
+    for o,part in learn.output_parts.items():
+        y,y_valid = [dl.values(o) for dl in (learn.dls.train, learn.dls.valid)]
+        here = learn.tasks[o].labelled(y).numpy()
+        res[o] = metric_of(fit_linear(part, x[here], y.numpy()[here], x_valid), y_valid, part)
+    return res
+
+def fit_linear(part, x, y, x_valid):
     "What scikit-learn's linear models say of `x_valid`"
-    if isinstance(part, NumberPart): return RidgeCV(np.logspace(-2, 3, 11)).fit(x, y).predict(x_valid)
-    if isinstance(part, CategoryPart):
-        clf = LogisticRegression(C=30, max_iter=500).fit(x, y)
-        res = np.zeros((len(x_valid), part.c))
-        res[:,clf.classes_] = clf.predict_proba(x_valid)
-        return res
+    if isinstance(part, CategoryPart): return fit_classes(x, y, x_valid, part.c)
+    if not isinstance(part, TagsPart): return RidgeCV(np.logspace(-2, 3, 11)).fit(x, y).predict(x_valid)
     res = np.zeros((len(x_valid), y.shape[1]))
     for i in range(y.shape[1]):
         if 0<y[:,i].sum()<len(y): res[:,i] = LogisticRegression(C=10).fit(x, y[:,i]).predict_proba(x_valid)[:,1]
     return res
 
-def done():
-    "What stands in the table: set, way and seed"
-    if not RESULTS.exists(): return set()
-    with RESULTS.open() as f: return {tuple(r[:3]) for r in csv.reader(f)}
+def fit_classes(x, y, x_valid, n_classes):
+    "Logistic regression; the better of three penalties on a quarter of the items"
+    inner = np.random.default_rng(0).random(len(y)) < .25
+    best = 30.
+    if len(set(y[~inner]))>1:
+        scores = {c: LogisticRegression(C=c, max_iter=300).fit(x[~inner], y[~inner]).score(x[inner], y[inner])
+                  for c in (3., 30., 300.)}
+        best = max(scores, key=scores.get)
+    model = LogisticRegression(C=best, max_iter=300).fit(x, y)
+    res = np.zeros((len(x_valid), n_classes))
+    res[:,model.classes_] = model.predict_proba(x_valid)
+    return res
 
-def write(name, way, seed, res):
-    new = not RESULTS.exists()
-    with RESULTS.open('a', newline='') as f:
+# One row after the other, or several at once
+
+class Job(NamedTuple):
+    "A set, a way and a seed; for a learner of one output, which one"
+    set:str
+    way:str
+    seed:str
+    output:str=''
+    n:int=None
+    epochs:int=EPOCHS
+
+def run(job):
+    "The metrics of a job by output, and its seconds"
+    warnings.filterwarnings('ignore')
+    start = time.perf_counter()
+    res = metrics_of_job(job)
+    return job, res, time.perf_counter()-start
+
+def metrics_of_job(job):
+    name,n = job.set,job.n
+    if job.way=='constant': return constant(name, n)
+    if job.way=='linear': return linear(name, BOTH, n)
+    if job.way=='linear on image': return linear(name, ('image',), n)
+    if job.way=='tfidf': return tfidf(name, n)
+    if job.way=='probe': return probed(name, n)
+    given = dict(n=n, epochs=job.epochs)
+    if job.way=='image': return train(name, int(job.seed), ('image',), **given)
+    if job.way=='text': return train(name, int(job.seed), ('text',), **given)
+    if job.way=='alone': return train(name, int(job.seed), outputs=[job.output], **given)
+    return train(name, int(job.seed), change=CHANGES.get(job.way), **given)
+
+def jobs_of(name, seeds, changes, n=None, epochs=EPOCHS):
+    "All jobs of a set"
+    given = read_set(name, n)[1]
+    has_text = name in WITH_TEXT
+    once = ['constant', 'probe', 'linear']
+    if has_text: once += ['linear on image', 'tfidf']
+    ways = ['joint']
+    if has_text: ways += ['image', 'text']
+    ways += [c for c in changes if has_text or c!='no wide text']
+    res = [Job(name, w, '-', '', n, epochs) for w in once]
+    for seed in map(str, seeds):
+        res += [Job(name, w, seed, '', n, epochs) for w in ways]
+        if len(given['outputs'])>1: res += [Job(name, 'alone', seed, o, n, epochs) for o in given['outputs']]
+    return res
+
+def read(out):
+    "The table so far"
+    if not out.exists(): return pd.DataFrame(columns=COLUMNS)
+    return pd.read_csv(out, dtype=dict(seed=str))
+
+def is_done(job, table):
+    here = (table.set==job.set) & (table.way==job.way) & (table.seed==job.seed)
+    if job.output: here = here & (table.output==job.output)
+    return bool(here.any())
+
+def write(out, job, res, seconds):
+    is_new = not out.exists()
+    with out.open('a', newline='') as f:
         table = csv.writer(f)
-        if new: table.writerow(['set', 'way', 'seed', 'output', 'metric'])
-        for o,v in res.items(): table.writerow([name, way, seed, o, f'{v:.4f}'])
-    print(name.ljust(8), f'{way} {seed}'.ljust(20), ' '.join(f'{o} {v:.3f}' for o,v in res.items()), flush=True)
+        if is_new: table.writerow(COLUMNS)
+        for o,v in res.items(): table.writerow([job.set, job.way, job.seed, o, f'{v:.4f}', f'{seconds:.1f}'])
+    print(job.set.ljust(8), f'{job.way} {job.seed}'.ljust(24), f'{seconds:5.0f} s ',
+          ' '.join(f'{o} {v:.3f}' for o,v in res.items()), flush=True)
+
+def one_thread(): torch.set_num_threads(1)
+
+def run_all(jobs, n_processes, out):
+    "Run the jobs, and keep each one's figures as they come"
+    if n_processes<2:
+        for job in jobs: write(out, *run(job))
+        return
+    spawn = multiprocessing.get_context('spawn')
+    with ProcessPoolExecutor(n_processes, mp_context=spawn, initializer=one_thread) as pool:
+        for done in as_completed([pool.submit(run, job) for job in jobs]): report(out, done)
+
+def report(out, done):
+    "Keep the figures of a job that is done, or say what it raised"
+    error = done.exception()
+    if error is None: write(out, *done.result())
+    else: print(f'failed: {error!r}', flush=True)
+
+# Tables
+
+SIMPLE = ('constant', 'linear', 'linear on image', 'tfidf', 'image', 'text', 'alone')
+
+def summary(table):
+    "For each output the default beside the others, and whether it is as good as the best within two standard errors"
+    stats = table.groupby(['set', 'output', 'way'], sort=False).metric.agg(['mean', 'std', 'count']).reset_index()
+    rows = []
+    for (name,output),ways in stats.groupby(['set', 'output'], sort=False):
+        ways = ways.set_index('way')
+        if 'joint' in ways.index: rows.append(summary_row(name, output, ways))
+    return pd.DataFrame(rows)
+
+def summary_row(name, output, ways):
+    error = (ways['std'].fillna(0)**2/ways['count']).pow(.5)
+    others = ways.loc[[w for w in SIMPLE if w in ways.index], 'mean']
+    best = others.idxmax()
+    gap = ways['mean']['joint']-others[best]
+    within = 2*(error['joint']**2+error[best]**2)**.5
+    row = dict(set=name, output=output, joint=ways['mean']['joint'], spread=ways['std']['joint'])
+    for w in ('probe', *SIMPLE): row[w] = ways['mean'].get(w, float('nan'))
+    return {**row, 'best other': best, 'gap': gap, 'within': within, 'as good': bool(gap>=-within)}
+
+def change_table(table):
+    "For each output how much better (+) or worse (-) it is with each change than by default, in its own units"
+    means = table.groupby(['set', 'output', 'way'], sort=False).metric.mean().unstack('way')
+    changes = [c for c in CHANGES if c in means]
+    return means[changes].sub(means['joint'], axis=0)
+
+def show(table):
+    with pd.option_context('display.width', 250, 'display.max_columns', 50, 'display.float_format', '{:.3f}'.format):
+        print(summary(table).to_string(index=False))
+        if any(c in set(table.way) for c in CHANGES): print('\nEach change against the default:\n', change_table(table))
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__)
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('sets', nargs='*', default=list(SETS))
     p.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
+    p.add_argument('--ablate', action='store_true', help='also the default with each of its parts taken away')
+    p.add_argument('--try', dest='trials', nargs='*', help='also changes by name: '+', '.join(CHANGES))
+    p.add_argument('--only', nargs='*', help='only these ways')
+    p.add_argument('--jobs', type=int, default=1, help='processes')
+    p.add_argument('--n', type=int, help='at most so many items of a set that has many')
+    p.add_argument('--epochs', type=int, default=EPOCHS)
+    p.add_argument('--out', type=Path, default=RESULTS)
+    p.add_argument('--table', action='store_true', help='measure nothing')
     args = p.parse_args()
-    for name in args.sets:
-        has_text = name in ('coco', 'fashion', 'drawn')
-        ways = {w: i for w,i in INPUTS.items() if has_text or w=='joint'}
-        for way,inputs in ways.items():
-            if way!='text only' and (name, f'{way}: linear', '-') not in done():
-                write(name, f'{way}: linear', '-', linear(name, inputs))
-            for seed in args.seeds:
-                if (name, f'{way}: all', str(seed)) in done(): continue
-                for phase,res in phases(name, seed, inputs): write(name, f'{way}: {phase}', seed, res)
+    if not args.table: measure(args)
+    show(read(args.out))
+
+def measure(args):
+    changes = list(ABLATIONS) if args.ablate else []
+    if args.trials is not None: changes += [c for c in args.trials or TRIALS if c not in changes]
+    table = read(args.out)
+    jobs = []
+    for name in args.sets: jobs += jobs_of(name, args.seeds, changes, args.n, args.epochs)
+    jobs = [j for j in jobs if not is_done(j, table) and (not args.only or j.way in args.only)]
+    if 'drawn' in args.sets: read_set('drawn', args.n)        # drawn once, before there are several processes
+    print(f'{len(jobs)} runs to do', flush=True)
+    run_all(jobs, args.jobs, args.out)
 
 if __name__ == '__main__': main()

@@ -25,11 +25,13 @@ _public = """Inputs Outputs ImageText Numericaliser safe_tfms MultiDL
 _lock,_reading = _RLock(),False
 
 def _gather():
-    "Import every module and put the public names of its `__all__` here"
+    "Import every module, explain it, and put the public names of its `__all__` here"
+    explain = _importlib.import_module(f'{__name__}.docstrings').explain
     names = {}
     for m in sorted(_pkgutil.walk_packages(__path__, f'{__name__}.'), key=lambda m: m.name):
         if m.ispkg or m.name.rpartition('.')[2].startswith('_'): continue
         mod = _importlib.import_module(m.name)
+        explain(mod)
         names.update({n: getattr(mod, n) for n in mod.__all__ if n in _public})
     globals().update({n: names[n] for n in _public}, __all__=list(_public))
 

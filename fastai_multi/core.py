@@ -56,7 +56,9 @@ class BadItem(ValueError):
         self.at = at    # position in the batch, where a whole batch was read
 
 # %% ../nbs/00_core.ipynb #6f6bce57
-def short_repr(v, n:int=80) -> str: # At most so many characters
+def short_repr(v, # Any value
+               n:int=80 # At most so many characters
+              ) -> str:
     "`repr(v)`, cut if it is long"
     res = repr(v)
     return res if len(res)<n else f'{res[:n-3]}…'
@@ -109,6 +111,7 @@ class Named(tuple):
         raise AttributeError(_no_attribute(type(self), k))
 
     def __dir__(self): return [*super().__dir__(), *(n for n in self._names if n.isidentifier())]
+    def _ipython_key_completions_(self): return list(self._names)    # what Tab offers after `y['`
     def __repr__(self):
         members = ', '.join(f'{k}={v!r}' for k,v in self.items())
         return f'{base_name(type(self))}({members})'
@@ -201,7 +204,9 @@ def is_missing(v # A raw value
     except (TypeError, ValueError): return type(v).__name__ in ('NAType', 'NaTType')
 
 # %% ../nbs/00_core.ipynb #c0re26a2
-def which_item(items, i) -> str: # The items of a data set, and a position among them
+def which_item(items, # The items of a data set
+               i # A position among them
+              ) -> str:
     "Item `i` in words, for a message"
     if hasattr(items, 'iloc'):
         label = items.index[i]
@@ -210,7 +215,8 @@ def which_item(items, i) -> str: # The items of a data set, and a position among
     return f'item {i}: {short_repr(items[i], 120)}'
 
 # %% ../nbs/00_core.ipynb #c0re26a4
-def is_class(v) -> bool: # A raw value
+def is_class(v # A raw value
+            ) -> bool:
     "Whether `v` can be a class: not missing, and neither a list nor any other container"
     return isinstance(v, Hashable) and not isinstance(v, tuple) and not is_missing(v)
 
@@ -254,7 +260,8 @@ def present(t:Tensor): # A batch of targets (or of inputs), its first dimension 
     return here.flatten(1).any(1) if here.ndim>1 else here
 
 # %% ../nbs/00_core.ipynb #f513b42e
-def format_value(v) -> str: # A decoded value, or `absent`
+def format_value(v # A decoded value, or `absent`
+                ) -> str:
     "A decoded value in a few characters"
     if v is absent or v is None: return '–'
     if isinstance(v, Tensor): v = _shape_text(v) if v.ndim>1 else v.tolist()

@@ -8,7 +8,10 @@ __all__ = ['check_has_batch', 'check_has_labels', 'multi_dls', 'MultiLearner', '
 
 # %% ../nbs/57_learner.ipynb #1751d34a
 from fastai.basics import *
+# Classes that users see are imported by name, so that Tab finds them without reading star imports
+from fastai.data.core import DataLoaders
 from fastai.learner import Learner
+from fastcore.meta import delegates
 from .core import *
 from .data.load import *
 from .data.block import *

@@ -42,7 +42,8 @@ class LinearFit(NamedTuple):
     rows:Tensor # The items that were left out once
     unseen:Tensor # What fits without them say of them, len(rows),c
 
-def ridge(z, y) -> LinearFit: # n,r coordinates; n,c numbers
+def ridge(z, y # n,r coordinates; n,c numbers
+         ) -> LinearFit:
     "Ridge regression with the penalty whose error is least when each item is left out"
     z = z.double()
     y = y.double()

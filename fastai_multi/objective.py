@@ -48,7 +48,8 @@ def refuse_weights_of_own_loss(name, task, loss_func):
                      f'is {task.part.kind} '
                      'and has a loss of yours: give the weights to that.')
 
-def given_losses(loss_func, outputs) -> set: # `loss_func` as a learner is given it; the outputs' names
+def given_losses(loss_func, outputs # `loss_func` as a learner is given it; the outputs' names
+                ) -> set:
     "The outputs whose losses the user wrote"
     if loss_func is None: return set()
     if isinstance(loss_func, dict): return set(loss_func)

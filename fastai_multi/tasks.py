@@ -127,7 +127,8 @@ def register_task(part_class, task_class):
     "Let outputs whose part is a `part_class` be served by `task_class`"
     _tasks[part_class] = task_class
 
-def task_of(part) -> Task: # The output's `Part`
+def task_of(part # The output's `Part`
+           ) -> Task:
     "The task of an output"
     for cls in type(part).__mro__:
         if cls in _tasks: return _tasks[cls](part)
@@ -322,7 +323,8 @@ def register_modality(part_class, modality_class):
     "Let inputs whose part is a `part_class` be served by `modality_class`"
     _modalities[part_class] = modality_class
 
-def modality_of(part) -> Modality: # The input's `Part`
+def modality_of(part # The input's `Part`
+               ) -> Modality:
     "The modality of an input"
     for cls in type(part).__mro__:
         if cls in _modalities: return _modalities[cls](part)

@@ -5,8 +5,8 @@ matplotlib.use('Agg')
 import numpy as np, pandas as pd, pytest, torch
 from fastai.vision.all import *
 from fastai_multi import *
-from fastai_multi.interpretation import (OutputInterpretation, column_groups, interpretation_of, interval, item_losses,
-                                         wilson)
+from fastai_multi.insight import OutputInterpretation, interpretation_of
+from fastai_multi.interpretation import column_groups, interval, wilson
 from fastai_multi.tasks import Task
 
 pytestmark = pytest.mark.usefixtures("one_thread")

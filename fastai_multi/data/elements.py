@@ -138,7 +138,10 @@ def shares_parts(ds, elements):
     return all(e.tfm is None or e.tfm is parts_tfm(tl) for tl,e in zip(ds.tls, elements))
 
 # %% ../../nbs/09_data.elements.ipynb #ecca870a
-def encode_part(part, values, items) -> Column: # A part, its raw values, and the items that they come from
+def encode_part(part, # A `Part`
+                values, # Its raw values
+                items # The items that they come from
+               ) -> Column:
     "All values of a part as a `Column`"
     whole = part.encode_column(values)
     if whole is not None: return Column.packed(part, *whole)

@@ -115,7 +115,8 @@ class MultiDL(TfmdDL):
             self._encoded_items = [items_of(tl, e) for tl,e in zip(self.dataset.tls, self.parts)]
         return self._encoded_items or ()
 
-    def column(self, name) -> Column: # Name of a part; an output, if an input has the same name
+    def column(self, name # Name of a part; an output, if an input has the same name
+              ) -> Column:
         "The encoded values of a part, or `None` if they are read item by item"
         for items,e in zip(self.encoded_items()[::-1], self.parts[::-1]):
             if name in e.parts: return items.columns.get(name)

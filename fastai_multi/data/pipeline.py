@@ -86,14 +86,16 @@ def check_picture(part, parts):
                      f'{[p.name for p in inputs]}.')
 
 # %% ../../nbs/11_data.pipeline.ipynb #642dd35f
-def loader_batch_tfms(tfms, elements) -> list: # Batch transforms; the `Element`s of an item
+def loader_batch_tfms(tfms, elements # Batch transforms; the `Element`s of an item
+                     ) -> list:
     "The batch transforms of a loader for items of several parts"
     parts = leaf_parts(elements)
     fs = safe_tfms(tfms, refuse=any(p.spatial for p in parts))
     return fs + _own_tfms(fs, parts, 'batch_tfms')
 
 # %% ../../nbs/11_data.pipeline.ipynb #800a978d
-def missing_rows(b, elements) -> list: # A batch; its `Element`s
+def missing_rows(b, elements # A batch; its `Element`s
+                ) -> list:
     "The rows of each value of a batch that have no picture: a list of numbers or `None`"
     return [getattr(t, '__dict__', {}).get('missing_rows') for t in split_item(b, elements) or []]
 

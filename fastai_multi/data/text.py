@@ -87,7 +87,10 @@ def refuse_tokenizer(tok):
                     'a text to a list of tokens.')
 
 # %% ../../nbs/01_data.text.ipynb #d81dabab
-def wrapped(s, width:int=36, lines:int=4) -> str: # Characters a line, and at most so many lines
+def wrapped(s, # A text
+            width:int=36, # Characters a line
+            lines:int=4 # At most so many lines
+           ) -> str:
     "`s` broken into lines, with … where it was cut"
     res = wrap(' '.join(str(s).split()), width) or ['']
     if len(res)>lines: res = [*res[:lines-1], res[lines-1][:width-1]+'…']
@@ -171,7 +174,8 @@ class Numericaliser:
         "The numbers of one text"
         return self.encode_all([s])[0]
 
-    def decode(self, ids) -> Text: # A list or tensor of numbers
+    def decode(self, ids # A list or tensor of numbers
+              ) -> Text:
         "A readable text from numbers"
         if isinstance(ids, Tensor): ids = ids.tolist()
         ids = [i for i in ids if i!=self.pad_id]

@@ -32,6 +32,7 @@ class ByName(nn.Module):
     def __iter__(self): return iter(self._keys)
     def __contains__(self, name): return name in self._keys
     def keys(self): return self._keys.keys()
+    def _ipython_key_completions_(self): return list(self._keys)    # what Tab offers after `heads['`
     def values(self): return [self._modules[k] for k in self._keys.values()]
     def items(self): return list(zip(self._keys, self.values()))
 

@@ -7,6 +7,7 @@ __all__ = ['encoder_from', 'RepeatedEncoder', 'OutputSpec', 'MultiModel', 'split
 
 # %% ../../nbs/32_models.multi.ipynb #5143ebe3
 from fastai.torch_basics import *
+from torch import nn    # by name, so that Tab finds it without reading star imports
 from copy import deepcopy
 from typing import NamedTuple
 from ..core import *
