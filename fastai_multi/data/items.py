@@ -93,7 +93,8 @@ class PartsTfm(Transform):
             for n,p in parts.items():
                 if p.encode_column(raws[n]) is None: check_each(p, raws[n], idxs, items.items)
 
-    def split(self, v) -> dict: # What the getter gave
+    def split(self, v # What the getter gave
+             ) -> dict:
         "The raw value of each part, by name"
         names = list(self.parts)
         if self.bare: return {names[0]: v}

@@ -197,9 +197,13 @@ class NumberPart(NumericPart):
         self.std = torch.where(std>0, std, torch.ones_like(std))
         self.c = self.mean.numel()
     def _check_sizes(self, ts):
-        sizes = {tuple(t.shape) for t in ts}
-        if len(sizes)>1:
-            raise ValueError(f'{self.what} has values of different sizes in the training split: {sorted(sizes)}.')
+        sizes = [tuple(t.shape) for t in ts]
+        usual = max(set(sizes), key=sizes.count)
+        for i,size in enumerate(sizes):
+            if size!=usual: self.refuse_size(size, usual, i)
+    def refuse_size(self, size, usual, i):
+        raise BadItem(f'{self.what} has values of different sizes in the training split: most are of size {usual}, '
+                      f'and this one is {size}.', at=i)
     def encode(self, v):
         if self.is_missing(v): return absent
         v = self._raw(v)

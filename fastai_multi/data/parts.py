@@ -363,7 +363,8 @@ def link_parts(parts, strict=True): # Parts in order; raise for a part that does
         p.link(before, strict)
         before = p
 
-def parts_groups(parts:dict) -> list: # Parts by name
+def parts_groups(parts:dict # Parts by name
+                ) -> list:
     "The groups of parts whose values depend on each other"
     groups = [p.group(parts) for p in parts.values()]
     return [g for g in groups if g is not None]
