@@ -15,7 +15,7 @@ _public = """Inputs Outputs ImageText Numericaliser safe_tfms MultiDL
     FeaturesBlock ImageTextBlock MultiInputBlock MultiOutputBlock OneOutputBlock PlainTextBlock WeightBlock describe
     InputReader OutputReader MultiDataLoaders multi_shapes
     image_encoder simple_cnn text_encoder vector_encoder MultiModel
-    BoxLoss MultiLoss f1_multi mask_accuracy point_distance
+    BoxLoss MultiLoss f1_multi map_multi mask_accuracy point_distance
     FixedWeights ScheduledWeights RandomWeighting DynamicWeightAverage GeometricMean UncertaintyWeighting GradNorm FAMO
     GradientBalance ShowWeights TaskMonitor TaskEarlyStopping task_gradients compare_single_task
     MultiCutMix MultiMixUp MultiLearner multi_learner plot_model MultiInterpretation depth_finder stage_agreement""".split()

@@ -171,16 +171,18 @@ def _expand(ms):
 # %% ../nbs/40_columns.ipynb #2f0b6c73
 class _Columns:
     "Makes the metric columns of outputs"
-    def __init__(self, prep, named, class_weights):
+    def __init__(self, prep, named, class_weights, own):
         self.prep = prep or {}
         self.named = named
         self.class_weights = class_weights or {}
+        self.own = own or {}
         self.used = set()
 
     def of(self, n, m, pos):
         "The columns of the metric `m` of output `n`: one, or with class weights the plain and the weighted one"
         if isinstance(m, (OutputMetric,OutputLoss,ValueMetric)): return [m]
-        res = [self._column(n, self._own(m), pos)]
+        m = self._of_output(n, m)
+        res = [self._column(n, self._copied(m), pos)]
         w = self.class_weights.get(n)
         if w is not None and res[0].use.weighs:
             weighted = self._column(n, m, pos, class_weights=w)
@@ -189,7 +191,11 @@ class _Columns:
             res.append(weighted)
         return res
 
-    def _own(self, m):
+    def _of_output(self, n, m):
+        "The metric `m` as the output `n` uses it"
+        return self.own[n](m) if n in self.own else m
+
+    def _copied(self, m):
         "One object holds one state: another output gets its own copy"
         if not isinstance(m, Metric) and not is_torchmetric(m): return m
         if id(m) in self.used: m = deepcopy(m)
@@ -223,7 +229,8 @@ def output_metrics(metrics, # A dict by output of metrics or lists of them; `Non
                    prep:dict=None, # By output what is applied to predictions and targets first, such as a scaling
                    named:bool=True, # Outputs have names; `False` for one plain target, with fastai's column names
                    losses:bool=True, # Begin with a column for each output's loss
-                   class_weights:dict=None # By output how much an item counts by its true class: adds weighted columns
+                   class_weights:dict=None, # By output how much an item counts by its true class: adds weighted columns
+                   own:dict=None # By output a function that returns a metric as this output uses it
                   ) -> list:
     "The metrics of a learner of several outputs, one column each"
     if metrics is None: metrics = defaults
@@ -235,7 +242,7 @@ def output_metrics(metrics, # A dict by output of metrics or lists of them; `Non
     if named and losses:
         sums = LossSums()
         res += [OutputLoss(n, sums=sums) for n in defaults]
-    columns = _Columns(prep, named, class_weights)
+    columns = _Columns(prep, named, class_weights, own)
     for pos,n in enumerate(defaults):
         ms = metrics.get(n, [])
         if ms is None: ms = defaults[n]

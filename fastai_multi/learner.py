@@ -99,7 +99,8 @@ class MultiLearner(Learner):
     def metrics(self, v):
         self._metrics = L(output_metrics(v, {n: t.metrics() for n,t in self.tasks.items()},
             prep={n: t.to_units for n,t in self.tasks.items() if t.to_units is not None},
-            named=self.named, losses=isinstance(self.loss_func, MultiLoss), class_weights=self.class_weights))
+            named=self.named, losses=isinstance(self.loss_func, MultiLoss), class_weights=self.class_weights,
+            own={n: t.metric for n,t in self.tasks.items()}))
 
     # Training
     @delegates(Learner.fit)
@@ -194,8 +195,9 @@ class MultiLearner(Learner):
             raise TypeError(f'`predict` takes one item, and got {rm_type_tfms!r} beside it: put the inputs '
                             f'together, predict((image, text)).')
         dl = item_dl(self.dls, item, self.modalities)
+        answers = Answers(dl, self.tasks, self.named)
         inp,preds,_,dec = self.get_preds(dl=dl, with_input=True, with_decoded=True)
-        answer = Answers(dl, self.tasks, self.named).of(row(dec, 0), 0)
+        answer = answers.of(row(dec, 0), 0)
         res = (answer, row(dec, 0), row(preds, 0))
         return (self._decode_input(dl, inp), *res) if with_input else res
 
@@ -215,8 +217,8 @@ class MultiLearner(Learner):
         "The first value of `predict` for many items: classes, lists of tags, numbers, lists of corners; "
         "`None` where there is no answer"
         dl = self.dls.test_dl(items, **kwargs)
-        dec = self.get_preds(dl=dl, with_decoded=True)[2]
         answers = Answers(dl, self.tasks, self.named)
+        dec = self.get_preds(dl=dl, with_decoded=True)[2]
         rows = [answers.cells(row(dec, i), i) for i in range(len(dl.dataset))]
         index = items.index if isinstance(items, pd.DataFrame) else None
         return pd.DataFrame(rows, columns=list(self.tasks), index=index)
@@ -260,6 +262,25 @@ class MultiLearner(Learner):
         watch = ConstantBaseline()
         mine = self.evaluate(ds_idx, dl, [watch, *L(cbs)])
         return pd.DataFrame(dict(learner=mine, constant=watch.constants)).reindex(list(mine))
+
+    def tune_thresholds(self,
+        by_tag:bool=False, # One threshold for each tag, in place of one for each output
+        ds_idx:int=1, # Which of the loaders, if `dl` is `None`
+        dl=None # Loader with labels
+    ) -> dict: # By output of tags a `ThresholdChoice`: `threshold` (a number, or a dict by tag), `f1`, `before`
+        """Choose for each output of tags the probability above which a tag is predicted: that with the highest F1.
+
+        Metrics, `predict`, `predict_df` and `show_results` use it from then on, also after `export`. Raises a
+        `ValueError` if no output has a threshold."""
+        check_has_threshold(self)
+        if dl is not None: check_has_labels(dl)
+        with self.no_bar(): preds,targs = self.get_preds(ds_idx, dl)
+        res = {}
+        for n in outputs_with_threshold(self):
+            p,t = (preds[n],targs[n]) if self.named else (preds,targs)
+            res[n] = choose_threshold(self.tasks[n], p, t, by_tag)
+            self._say(res[n].sentence(n))
+        return res
 
     # What it is made of
     def summary_groups(self,

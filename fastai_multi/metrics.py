@@ -34,6 +34,24 @@ class _RowSums:
         if isinstance(self.n, int): return math.nan
         return self.m.finish(self.s/self.n)
 
+# %% ../nbs/39_metrics.ipynb #b0c0a121
+class _Pool:
+    "The rows of a `PooledMetric`"
+    weighs = False
+    def __init__(self, m):
+        self.m = m
+        self.name = m.__name__
+    def reset(self):
+        self.preds = []
+        self.targs = []
+    def add(self, p, t, learn, w=None):
+        rows = present(t)
+        self.preds.append(p[rows].cpu())
+        self.targs.append(t[rows].cpu())
+    def value(self):
+        if not sum(map(len, self.preds)): return math.nan
+        return self.m(torch.cat(self.preds), torch.cat(self.targs))
+
 # %% ../nbs/39_metrics.ipynb #3d894982
 def _labelled(p, t):
     rows = Labelled(t).rows.nonzero()[:,0]
@@ -160,6 +178,7 @@ def adapter_of(m, # A function `(pred, targ)`, a fastai `Metric`, a `RowMetric` 
     if type(m) is AvgMetric: m = m.func
     if isinstance(m, Hashable): m = row_twins.get(m, m)
     if isinstance(m, RowMetric): return _RowSums(m)
+    if isinstance(m, PooledMetric): return _Pool(m)
     if is_torchmetric(m): return _Torchmetric(m)
     if isinstance(m, AvgLoss) and type(m).accumulate is AvgLoss.accumulate: return _LossMetric(m, output)
     if isinstance(m, Metric): return _FastaiMetric(m, output)

@@ -11,6 +11,7 @@ __all__ = ['Task', 'register_task', 'task_of', 'class_weight', 'check_class_weig
 from fastai.basics import *
 from fastai.losses import CrossEntropyLossFlat, BCEWithLogitsLossFlat, MSELossFlat
 from fastai.metrics import accuracy, mae
+from collections.abc import Hashable
 import mimetypes
 from PIL import Image
 from .core import *
@@ -36,6 +37,7 @@ class Task:
     head_class = Head          # The head that suits the kind; `None`: you have to pass a module
     mixable = True             # MixUp may blend two targets
     averaged = True            # Test-time augmentation may average predictions
+    cut = None                 # The `Threshold` above which an answer is given, for a kind that has one
     family = None              # How linear maps are fitted to it: 'squares', 'softmax', 'sigmoid'; `None`: not at all
 
     def __init_subclass__(cls, part=None, **kwargs):
@@ -55,6 +57,14 @@ class Task:
     def metrics(self) -> list:
         "The usual metrics"
         return []
+
+    def metric(self, m):
+        "The metric `m` as this output uses it"
+        return m
+
+    def decides(self, loss) -> bool:
+        "Whether this task decodes the predictions of a model with `loss`, even if that has a `decodes`"
+        return False
 
     def labelled(self, values):
         "Mask of the targets `values` that have a whole label"
@@ -179,13 +189,33 @@ class CategoryTask(Task, part=CategoryPart):
         return class_weight(spec, counts, vocab, self.name)
 
 class TagsTask(Task, part=TagsPart):
-    "Any number of classes: binary cross-entropy for each, and F1"
-    threshold = 0.5
+    "Any number of classes: binary cross-entropy for each, mean average precision and F1"
     family = 'sigmoid'
+    def __init__(self, part):
+        super().__init__(part)
+        self.cut = Threshold()
+
+    @property
+    def threshold(self):
+        "The probability above which a tag counts as predicted: a number, or a tensor with one for each tag"
+        return self.cut.value
+    @threshold.setter
+    def threshold(self, v): self.cut.value = v
+
     def loss(self, **kwargs): return BCEWithLogitsLossFlat(**kwargs)
-    def metrics(self): return [f1_multi]
+    def metrics(self): return [map_multi, f1_multi]
     def activation(self, pred): return pred.sigmoid()
-    def decodes(self, pred): return pred > self.threshold
+    def decodes(self, pred): return self.cut.decide(pred)
+
+    def metric(self, m):
+        "The metric `m`, at this output's threshold if it has one"
+        twin = row_twins.get(m, m) if isinstance(m, Hashable) else m
+        return twin.at(self.cut) if isinstance(twin, TagMetric) else m
+
+    def decides(self, loss):
+        "Whether the threshold is here: not where a loss has its own way to decode, without `thresh`"
+        if hasattr(loss, 'thresh'): self.cut = Threshold(loss=loss)
+        return hasattr(loss, 'thresh') or own_function(loss, 'decodes') is None
 
     def prior(self, values, class_weight=None):
         "Log-odds of how frequent each tag is, one item more that has half of each"

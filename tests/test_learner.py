@@ -6,7 +6,7 @@ from fastai.vision.all import *
 from fastai.callback.all import *
 from fastai.text.data import TextBlock
 from fastai_multi import *
-from fastai_multi.core import IGNORE
+from fastai_multi.core import IGNORE, absent
 
 OUTPUTS = dict(kind=CategoryBlock, tags=MultiCategoryBlock, box=BBoxBlock, area=RegressionBlock)
 BOX = ['x1','y1','x2','y2']
@@ -159,6 +159,27 @@ def test_a_table_is_predicted_as_its_rows_are(trained, shapes):
         np.testing.assert_allclose(got.box[i], want.box, atol=1e-2)
         np.testing.assert_allclose(got.area[i], want.area, rtol=1e-3)
     assert trained.predict_df(df.assign(file=None), num_workers=0).box.isna().all()
+
+class Darker(Transform):
+    "An item transform that the reader does not know"
+    def encodes(self, x:PILImage): return PILImage(Image.eval(x, lambda v: v//2))
+
+@pytest.mark.parametrize('tfms,workers,n', [([Resize(48)],0,1), ([Resize(48)],2,1), ([Resize(48), FlipItem(0)],0,1),
+                                            ([Darker(), Resize(48)],0,2)], ids=['known','workers','long way','own'])
+def test_a_picture_is_opened_once(shapes, monkeypatch, tfms, workers, n):
+    "Twice only if a transform of yours might treat pictures of one size differently"
+    learn = learner(loaders(shapes, item_tfms=tfms))
+    df = pd.read_csv(shapes/'items.csv').iloc[:6]
+    df.loc[2, 'file'] = None
+    want = [learn.predict(r)[0].box for _,r in df.iterrows()]
+    opened = []
+    open_file = Image.open
+    monkeypatch.setattr(Image, 'open', lambda *args, **kwargs: opened.append(1) or open_file(*args, **kwargs))
+    got = learn.predict_df(df, bs=4, num_workers=workers)
+    monkeypatch.undo()
+    assert len(opened) == (0 if workers else 5*n)    # a worker counts its own
+    assert got.box[2] is None and want[2] is absent
+    for i in (0,1,3,4,5): np.testing.assert_allclose(got.box[i], want[i], atol=1e-2)
 
 def test_mistakes_in_predicting(trained, shapes):
     df = pd.read_csv(shapes/'items.csv')

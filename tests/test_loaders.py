@@ -100,3 +100,161 @@ def test_inferred_blocks_survive_export(table, tmp_path):
     learn.export()
     answer,_,_ = load_learner(tmp_path/'export.pkl').predict('a dark one')
     assert answer.gender in 'fm'
+
+# Files
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    "A folder in ImageNet's manner: two classes, eight pictures for training and four for validation"
+    root = tmp_path_factory.mktemp('folders')
+    for split,n in (('train',4),('valid',2)):
+        for kind,colour in (('cup','red'),('car','blue')):
+            (root/split/kind).mkdir(parents=True)
+            for i in range(n): Image.new('RGB', (30,20+i), colour).save(root/split/kind/f'{kind}_{i}.png')
+    return root
+
+def test_from_folder_is_as_fastais(folder):
+    from fastai.vision.data import ImageDataLoaders
+    theirs = ImageDataLoaders.from_folder(folder, item_tfms=Resize(16), **small)
+    ours = MultiDataLoaders.from_folder(folder, item_tfms=Resize(16), **small)
+    assert list(ours.vocab) == list(theirs.vocab)
+    assert [len(dl.dataset) for dl in ours.loaders] == [len(dl.dataset) for dl in theirs.loaders] == [8,4]
+    x,y = ours.one_batch()
+    assert x.shape == (4,3,16,16) and type(y).__name__ == 'TensorCategory'
+
+def test_files_of_pictures_are_predicted_as_they_are(folder, tmp_path):
+    from fastai.data.transforms import get_image_files
+    from fastai.learner import load_learner
+    dls = MultiDataLoaders.from_folder(folder, item_tfms=Resize(16), **small)
+    learn = multi_learner(dls, simple_cnn(2), path=tmp_path)
+    learn.export()
+    files = get_image_files(folder/'valid')
+    for l in (learn, load_learner(tmp_path/'export.pkl')):
+        with l.no_bar():
+            table = l.predict_df(files)
+            assert len(table) == 4 and set(table.iloc[:,0]) <= {'cup','car'}
+            assert str(l.predict(files[0])[0]) == table.iloc[0,0]
+
+def test_a_label_function_of_several_outputs(folder):
+    from fastai.data.transforms import get_image_files
+    files = get_image_files(folder)
+    labels = lambda f: dict(kind=f.parent.name, number=int(f.stem[-1])/2)
+    dls,lines = loaders_and_lines(lambda: MultiDataLoaders.from_path_func(
+        folder, files, labels, text_func=lambda f: f.parent.name, item_tfms=Resize(16), seed=1, **small))
+    assert [p.kind for p in describe(dls).outputs.values()] == ['category','number'] and len(lines) == 3
+    x,_ = dls.one_batch()
+    assert x.keys() == ('image','text')
+    with pytest.raises(ValueError, match="where a dict with a value for each of"):
+        MultiDataLoaders.from_name_func(folder, files, lambda n: {'kind': n[0], n[0]: 1} if n[1]=='u' else {'kind': 'c'})
+
+def test_lists_of_labels_for_each_output(folder):
+    files = [f'train/cup/cup_{i}.png' for i in range(4)]*3
+    dls = MultiDataLoaders.from_lists(folder, files, dict(kind=['a','b']*6, tags=[['x'],['x','y']]*6),
+                                      outputs=dict(kind=CategoryBlock, tags=MultiCategoryBlock), item_tfms=Resize(16),
+                                      **small)
+    assert dls.one_batch()[1].tags.shape == (4,2)
+    with pytest.raises(ValueError, match="holds 12 files, and 'label' has 3 values"):
+        MultiDataLoaders.from_lists(folder, files, [1,2,3])
+
+def test_a_missing_folder_is_named(folder):
+    with pytest.raises(ValueError, match="in a folder 'val' of .* Did you mean 'valid'"):
+        MultiDataLoaders.from_folder(folder, valid='val')
+
+@pytest.mark.parametrize('arg', ['fn_col','label_col','y_block','text_col','y_names','blocks','get_y','n_out','vocab'])
+def test_fastais_names_are_answered_with_ours(table, arg):
+    folder,df = table
+    with pytest.raises(KeyError) as e: MultiDataLoaders.from_df(df, folder, text='note', outputs=['gender'], **{arg: 'x'})
+    assert f'`{arg}` is a name of fastai. Here write ' in str(e.value)
+
+# Data sets
+
+class Drawn(torch.utils.data.Dataset):
+    "Pictures whose grey is random, with a mask of the same grey: both must come from one call"
+    def __init__(self, n): self.n = n
+    def __len__(self): return self.n
+    def __getitem__(self, i):
+        grey = int(torch.randint(1, 200, (1,)))
+        picture = np.full((16,16,3), grey, dtype=np.uint8)
+        return dict(image=picture, note=f'note {i}'),dict(kind='ab'[i%2], price=torch.tensor(i/4), mask=picture[...,0])
+
+def test_a_pytorch_data_set_with_names():
+    from fastai.vision.data import MaskBlock
+    outputs = dict(kind=CategoryBlock, price=RegressionBlock, mask=MaskBlock(codes=list(range(200))))
+    dls = MultiDataLoaders.from_dsets(Drawn(12), Drawn(4), outputs=outputs, **small)
+    assert [len(dl.dataset) for dl in dls.loaders] == [12,4]
+    x,y = dls.train.one_batch()
+    assert ((x.image[:,0]*255).round().numpy() == y.mask.numpy()).all()
+    learn = multi_learner(dls, simple_cnn(2))
+    with learn.no_logging(), learn.no_bar():
+        learn.fit(1)
+        assert list(learn.predict_df(Drawn(3))['kind'].isin(['a','b'])) == [True]*3
+
+def test_a_pytorch_data_set_infers_what_is_not_said():
+    class Plain(Drawn):
+        def __getitem__(self, i):
+            x,y = super().__getitem__(i)
+            return x,dict(kind=y['kind'], price=y['price'])
+    dls,lines = loaders_and_lines(lambda: MultiDataLoaders.from_dsets(Plain(12), seed=1, **small))
+    d = describe(dls)
+    assert list(d.inputs) == ['image','text'] and list(d.outputs) == ['kind','price'] and len(lines) == 3
+    assert len(dls.train_ds) == 10
+
+def test_normalised_pictures_are_refused():
+    class Normalised(Drawn):
+        def __getitem__(self, i): return dict(image=torch.randn(3,8,8)*2),dict(kind='ab'[i%2])
+    with pytest.raises(ValueError, match='before it is normalised'):
+        MultiDataLoaders.from_dsets(Normalised(12), outputs=dict(kind=CategoryBlock), **small).one_batch()
+
+@pytest.mark.parametrize('items, words', [([(1,2)]*9, 'must be a dict by name'), ([], 'is empty'),
+                                          (iter([1]), 'has no length')])
+def test_data_sets_without_names(items, words):
+    with pytest.raises(TypeError, match=words): MultiDataLoaders.from_dsets(items)
+
+@pytest.fixture
+def hf(tmp_path):
+    "A Hugging Face data set on disk"
+    hub = pytest.importorskip('datasets')
+    n = 16
+    pictures = [Image.fromarray(np.full((20,30,3), 10*i, dtype=np.uint8)) for i in range(n)]
+    pictures[3] = None
+    columns = dict(photo=pictures, note=[f'note {i}' for i in range(n)], kind=[i%3 for i in range(n)],
+                   tags=[['red'],['big','red']]*(n//2), price=[i/3 for i in range(n)], rest=['x']*n)
+    features = hub.Features(dict(photo=hub.Image(), note=hub.Value('string'), kind=hub.ClassLabel(names=['cup','car','tree']),
+                                 tags=hub.List(hub.Value('string')), price=hub.Value('float32'), rest=hub.Value('string')))
+    hub.Dataset.from_dict(columns, features=features).save_to_disk(tmp_path/'set')
+    return hub.load_from_disk(tmp_path/'set')
+
+def test_a_hugging_face_data_set(hf, tmp_path):
+    from fastai.learner import load_learner
+    kw = dict(image='photo', text='note', outputs=['kind','tags','price'], item_tfms=Resize(16), **small)
+    dls,lines = loaders_and_lines(lambda: MultiDataLoaders.from_hf(hf, seed=1, **kw))
+    assert sorted(dls.vocab[-1]['kind']) == ['car','cup','tree'] and len(lines) == 4
+    items = dls.train_ds.items
+    assert 'rest' not in items and callable(items['photo'].iloc[0])    # pictures stay on disk, what is not used too
+    x,y = dls.test_dl(hf, with_labels=True).one_batch()
+    grey = (x.image[:,0,0,0]*255).round().tolist()
+    assert grey[:3] == [0,10,20] and bool(x.image[3].isnan().all())
+    assert [dls.vocab[-1]['kind'][k] for k in y.kind] == ['cup','car','tree','cup']
+    learn = multi_learner(dls, simple_cnn(2), path=tmp_path)
+    with learn.no_logging(), learn.no_bar(): learn.fit(1)
+    learn.export()
+    assert len(load_learner(tmp_path/'export.pkl').predict_df(hf.select(range(3)))) == 3
+
+def test_hugging_face_splits_and_selections(hf):
+    parts = dict(train=hf.select(range(12)).shuffle(seed=1), validation=hf.select(range(12, 16)), test=hf)
+    kw = dict(image='photo', outputs=dict(kind=CategoryBlock), item_tfms=Resize(16), **small)
+    dls = MultiDataLoaders.from_hf(parts, **kw)
+    assert [len(dl.dataset) for dl in dls.loaders] == [12,4]
+    assert dls.valid.one_batch()[0][0,0,0,0]*255 == pytest.approx(120, abs=.1)
+    assert [len(dl.dataset) for dl in MultiDataLoaders.from_hf(parts, valid='test', **kw).loaders] == [12,16]
+    with pytest.raises(KeyError, match="Did you mean 'photo'"): MultiDataLoaders.from_hf(hf, **{**kw, 'image': 'phto'})
+    with pytest.raises(TypeError, match='streaming'): MultiDataLoaders.from_hf(hf.to_iterable_dataset(), **kw)
+
+def test_hugging_face_workers_read_from_disk(hf):
+    kw = dict(image='photo', outputs=dict(kind=CategoryBlock), item_tfms=Resize(16), bs=4, device='cpu', seed=1)
+    dls = MultiDataLoaders.from_hf(hf, num_workers=1, **kw)
+    assert len(list(dls.train)) == 3
+
+def test_any_other_data_is_no_hugging_face_data_set():
+    with pytest.raises(TypeError, match='it takes a Hugging Face `datasets.Dataset`'):
+        MultiDataLoaders.from_hf([1,2], text='note', outputs='kind')

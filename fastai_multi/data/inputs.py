@@ -107,12 +107,22 @@ def _pixels_last(v):
     "An array as bytes, `h,w` or `h,w,c`"
     if v.ndim==3 and v.shape[0] in (1,3,4) and v.shape[-1] not in (1,3,4): v = v.transpose(1,2,0)
     if v.ndim==3 and v.shape[-1]==1: v = v[...,0]
-    if v.dtype.kind=='f': v = (v*255).round().clip(0,255)
+    if v.dtype.kind=='f': v = _as_bytes(v)
     return v.astype(np.uint8)
+
+def _as_bytes(v):
+    "Floats in [0,1] as 0 to 255"
+    low,high = float(v.min()),float(v.max())
+    if not -.1<=low<=high<=1.1: refuse_range(low, high)
+    return (v*255).round().clip(0,255)
 
 # %% ../../nbs/06_data.inputs.ipynb #73ad9c47
 def refuse_picture(v):
     raise TypeError(f'a picture is a path, bytes, a PIL image, an array or a tensor, not {type(v).__name__}')
+
+def refuse_range(low, high):
+    raise ValueError(f'its numbers go from {low:.3g} to {high:.3g}, where floats are in [0,1]: give the picture before '
+                     'it is normalised, or divide it by 255')
 
 # %% ../../nbs/06_data.inputs.ipynb #52eae973
 _picture_errors = (OSError, TypeError, ValueError, SyntaxError)
@@ -137,6 +147,7 @@ class ImagePart(Part):
     def is_missing(self, v): return is_missing(v) or isinstance(v, str) and not v.strip()
     def setup(self, values): self.pipe = Pipeline([])
     def encode(self, v):
+        if callable(v): v = v()    # a picture that is still where it came from
         if self.is_missing(v): return absent
         try: return open_image(v, self.img_cls)
         except _picture_errors as e: raise BadItem(self.unopened(v, e)) from e

@@ -98,7 +98,9 @@ class MultiDL(TfmdDL):
         "A new loader like this one, with a few changed attributes"
         if issubclass(ifnone(cls, type(self)), MultiDL):
             kwargs = merge(dict(bucket=self.bucket, threads=self.threads, parts=self.all_parts), kwargs)
-        return super().new(dataset, cls, **kwargs)
+        res = super().new(dataset, cls, **kwargs)
+        if isinstance(res, MultiDL): res.after_batch.seen_sizes = self.after_batch.seen_sizes
+        return res
 
     def __getstate__(self): return {**self.__dict__, '_encoded_items': None}
 
@@ -186,7 +188,7 @@ class MultiDL(TfmdDL):
                 for idxs in self.chunkify(samps): yield reader.batch(list(idxs))
         else:
             items = (o for o in map(reader.item, samps) if o is not None)
-            yield from map(self.do_batch, self.chunkify(items))
+            for chunk in self.chunkify(items): yield reader.noted(self.do_batch(chunk))
 
     def retain(self, res, b):
         if self.parts is not None: return res

@@ -121,6 +121,8 @@ class BatchReader:
         self.parts = leaf_parts(dl.parts)    # one for each value of an item, in order
         self.groups = RowGroups(dl.parts)
         self.pool = None                     # a pool of threads that decode pictures
+        self.sizes = []                      # of the pictures read since the last batch: width and height, or `None`
+        self.notes_sizes = any(isinstance(t, PictureScaler) for t in dl.after_item.fs)
         fs = [t for t in dl.after_item.fs if not is_idle(t)]
         self.steps = [item_step(t, dl.parts, dl.after_item.split_idx) for t in fs]
         self.whole = self._knows_all()       # whether batches are read without items
@@ -168,22 +170,36 @@ class BatchReader:
         vals = {}
         for items,slots,names in sources: vals.update(zip(slots, items.values(i, names, read)))
         self.groups.apply('encode', vals)
+        if self.notes_sizes: self.sizes.append(self._picture_size(vals))
         return vals
+
+    def _picture_size(self, vals):
+        pic = picture(tuple(v for j,v in vals.items() if self.parts[j].is_input))
+        return None if pic is None else tuple(frame_size(pic))
+
+    def noted(self, batch):
+        "`batch`, whose picture gets the sizes that its files have as `picture_sizes`"
+        values = split_item(batch, self.elements) or []
+        pic = first(v for p,v in zip(self.parts, values) if p.is_picture and p.is_input)
+        if pic is not None and len(self.sizes)==len(pic): pic.picture_sizes = self.sizes
+        self.sizes = []
+        return batch
 
     def item(self, i):
         "Item `i` after the item transforms, or `None` if one of them skips it"
+        n = len(self.sizes)
         try:
             vals = self._read(i, self.sources, read_value)
             for step in self.steps: vals = step(vals)
             return join_item(vals.values(), self.elements)
         except BadItem as e: self._refuse(e, i)
-        except SkipItemException: return None
+        except SkipItemException: del self.sizes[n:]
 
     def batch(self, idxs):
         "The batch of the items `idxs`, when all steps are known"
         rows = []
         if self.batch_sources: rows = [self._placed(i) for i in idxs]
-        return join_item([self._together(j, rows, idxs) for j in range(len(self.parts))], self.elements)
+        return self.noted(join_item([self._together(j, rows, idxs) for j in range(len(self.parts))], self.elements))
 
     def _placed(self, i):
         "The values of item `i` after the steps, pictures not decoded yet"
