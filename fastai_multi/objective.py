@@ -82,9 +82,11 @@ def multi_loss(
         raise ValueError('`loss_weights` is for several outputs by name; these data have one without a name.')
     if loss_func is None or isinstance(loss_func, dict):
         check_keys(weights, desc.outputs, 'output in `loss_weights`')
-        return MultiLoss(output_losses(tasks, loss_func, class_weights), weights=weights, named=desc.named,
-                         activations={n: t.activation for n,t in tasks.items()},
-                         decoders={n: t.decodes for n,t in tasks.items()})
+        losses = output_losses(tasks, loss_func, class_weights)
+        decoders = {n: t.decodes for n,t in tasks.items()}
+        decisions = {n: t.decodes for n,t in tasks.items() if t.decides(losses[n])}
+        return MultiLoss(losses, weights=weights, named=desc.named, decoders=decoders, decisions=decisions,
+                         activations={n: t.activation for n,t in tasks.items()})
     check_loss(loss_func)
     if desc.named: refuse_single_loss(loss_func, desc.outputs)
     if weights: raise ValueError('Give the weights to your own loss, or pass `loss_func` as a dict by output.')
