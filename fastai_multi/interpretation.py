@@ -12,6 +12,7 @@ import itertools
 from .core import *
 from .losses import *
 from .insight import *
+from .batch import *
 from .learner import *
 
 # %% ../nbs/61_interpretation.ipynb #8ac1ee5f

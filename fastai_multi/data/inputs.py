@@ -267,6 +267,19 @@ class TextPart(Part):
         joined = np.fromiter((i for o in ids for i in o), np.int64, lengths.sum())
         return lengths==0,torch.from_numpy(joined).as_subclass(TensorText),lengths
 
+    def adopt(self, learned):
+        "Number the words as the part whose `learned` this is"
+        mine = self.learned()
+        if mine==learned: return
+        if mine['kind']!=learned['kind']: self.check_like(mine, learned)
+        if self.encoder is None or self.encoder.has_ids: self.refuse_words(mine['vocab'], learned['vocab'])
+        self.encoder.take_vocab(learned['vocab'])
+        self.c = len(self.vocab)
+    def refuse_words(self, mine, model):
+        raise ValueError(f'{self.what} is read with a vocabulary of {len(mine or [])} tokens, and the model has '
+                         f'another, of {len(model or [])}. Read the texts with the tokenizer and the vocabulary of the '
+                         'model.')
+
     def collate(self, values, blank=None):
         return stack_padded(values, torch.zeros(0, dtype=torch.int64), self.pad_id).as_subclass(TensorText)
     def rows(self, column, idxs):

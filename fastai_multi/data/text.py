@@ -146,6 +146,11 @@ class Numericaliser:
         self.o2i = {w:i for i,w in reversed(list(enumerate(self.vocab)))}
         self.pad_id,self.unk_id = self.o2i['xxpad'],self.o2i['xxunk']
 
+    def take_vocab(self, vocab:list): # All words, in the order of their numbers
+        "Number words by `vocab`; later calls of `setup` leave it"
+        self.given = True
+        self._set_vocab(vocab)
+
     def tokens(self, texts:list) -> list: # A list of tokens for each text
         "`texts` split into tokens"
         if hasattr(self.tok, 'all'): return self.tok.all(texts)
