@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['check_batch_size', 'gather_named', 'name_batch', 'name_targets', 'check_loader_number', 'check_loader',
-           'check_epochs', 'is_rate', 'check_rate', 'check_batch_norm']
+           'check_epochs', 'is_rate', 'check_rate', 'named_batch_norm', 'check_has_batch', 'check_has_labels']
 
 # %% ../nbs/49_batch.ipynb #8bde6c9a
 from fastai.basics import *
 from .core import *
 from .targets import *
 import math
-from numbers import Integral, Real
+from numbers import Integral
 
 # %% ../nbs/49_batch.ipynb #01fcc558
 def check_batch_size(leaves, names):
@@ -52,12 +52,13 @@ def name_targets(yb, desc):
 def check_loader_number(ds_idx, n): # How many loaders there are
     "Raise unless `ds_idx` is the number of a loader"
     if isinstance(ds_idx, int) and -n<=ds_idx<n: return
-    raise ValueError(f'`ds_idx` is {short_repr(ds_idx)}; it is the number of one of the {n} loaders: 0 for training, 1 for '
-                     'validation.')
+    raise ValueError(f'`ds_idx` is {short_repr(ds_idx)}; it is the number of one of the {n} loaders: 0 for training, '
+                     '1 for validation.')
 
 def check_loader(dl):
     "Raise unless `dl` can be gone through in batches"
-    if dl is None or hasattr(dl, 'one_batch'): return
+    batches = isinstance(dl, (list,L)) and len(dl)>0 and all(isinstance(b, tuple) for b in dl)
+    if dl is None or batches or hasattr(dl, 'one_batch'): return
     raise TypeError(f'`dl` is {short_repr(dl)}, of type {type(dl).__name__}; it takes a loader, as dls.test_dl(items) '
                     'makes it.')
 
@@ -69,21 +70,40 @@ def check_epochs(n_epoch):
 
 def is_rate(v):
     "Whether `v` is a learning rate: a finite number, not negative"
-    return isinstance(v, Real) and 0<=v<math.inf
+    if isinstance(v, (str,bytes)): return False
+    try: return 0<=float(v)<math.inf
+    except (TypeError, ValueError): return False
 
 def check_rate(lr, n_groups):
     "Raise unless `lr` is a learning rate, a `slice` of rates, or a rate for each parameter group"
-    many = isinstance(lr, (list,tuple,L,np.ndarray))
+    many = isinstance(lr, (list,tuple,L,np.ndarray)) and np.ndim(lr)>0
     rates = [lr]
     if isinstance(lr, slice): rates = [lr.start, lr.stop]
     if many: rates = list(lr)
     if all(v is None or is_rate(v) for v in rates) and (len(rates)==n_groups or not many): return
-    raise ValueError(f'`lr` is {short_repr(lr)}; it takes a learning rate, such as 1e-3, a slice of two, or a list with '
-                     f'one for each of the {n_groups} parameter groups.')
+    raise ValueError(f'`lr` is {short_repr(lr)}; it takes a learning rate, such as 1e-3, a slice of two, or a list '
+                     f'with one for each of the {n_groups} parameter groups.')
 
 # %% ../nbs/49_batch.ipynb #pr0ps016
-def check_batch_norm(model, dl):
-    "Raise if the model normalises features over batches of one item"
-    if dl.bs!=1 or not any(isinstance(m, nn.BatchNorm1d) for m in model.modules()): return
-    raise ValueError('`bs` is 1, and the model has batch normalisation, which compares the items of a batch: make the '
-                     'loaders with bs=2 or more, or leave it out of the heads: heads={output: dict(bn=False)}.')
+@contextmanager
+def named_batch_norm(dl):
+    "Name `bs` in the error of a batch normalisation that gets one item"
+    try: yield
+    except ValueError as e:
+        if 'Expected more than 1 value per channel' not in str(e): raise
+        raise ValueError(f'`bs` is {dl.bs}, and the model has batch normalisation, which compares the items of a '
+                         'batch: make the loaders with bs=2 or more.') from e
+
+# %% ../nbs/49_batch.ipynb #2f53f10f
+def check_has_batch(dl):
+    "Raise unless the training loader `dl` has a batch"
+    if len(dl): return
+    raise ValueError(f'The training loader has no batch: `bs` is {dl.bs}, and there are {dl.n} items, of '
+                     f'which it leaves out what fills no batch. '
+                     f'Give bs={dl.n} or less.')
+
+def check_has_labels(dl):
+    "Raise unless `dl` has targets to compare with"
+    ds = getattr(dl, 'dataset', None)
+    if not isinstance(ds, Datasets) or len(ds.tls)>dl.n_inp: return
+    raise ValueError('`dl` has no labels to compare with: make it by dls.test_dl(items, with_labels=True).')

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['absent', 'IGNORE', 'palette', 'did_you_mean', 'UnknownName', 'check_in', 'check_keys', 'as_dict', 'BadItem',
            'short_repr', 'Named', 'Inputs', 'Outputs', 'Absent', 'is_missing', 'which_item', 'is_class',
-           'check_classes', 'present', 'format_value', 'flat', 'untyped', 'eval_mode']
+           'check_classes', 'present', 'format_value', 'flat', 'untyped', 'eval_mode', 'write_whole']
 
 # %% ../nbs/00_core.ipynb #a9a38b7b
 from fastcore.all import *
 from collections.abc import Hashable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from functools import lru_cache
 from importlib import import_module
@@ -305,6 +305,18 @@ def eval_mode(model, grad:bool=False): # A module; whether gradients are wanted
         with torch.set_grad_enabled(grad and torch.is_grad_enabled()): yield model
     finally:
         for m,training in modes.items(): m.training = training
+
+# %% ../nbs/00_core.ipynb #5c56e134
+@contextmanager
+def write_whole(path): # The file to write
+    "The path of a file to write in its place; after the block it is renamed to `path`, or removed if the block fails"
+    path = Path(path)
+    beside = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    try:
+        yield beside
+        os.replace(beside, path)
+    finally:
+        with suppress(OSError): beside.unlink()
 
 # %% ../nbs/00_core.ipynb #bcfb68d2
 palette = dict(right='#0072B2', wrong='#D55E00', plain='#333333',    # Colours of figures
