@@ -42,7 +42,7 @@ def check_staged(modalities, **kwargs):
 def check_neck(neck):
     "Raise unless `neck` is a width"
     if isinstance(neck, Integral) and neck>=0: return
-    raise ValueError(f'`neck` is {neck!r}; it is the width of a picture\'s features before they are fused: a whole '
+    raise ValueError(f'`neck` is {neck!r}; it is the width of pictures before they are fused: a whole '
                      'number, or 0 to leave them as they are.')
 
 @lru_cache(None)

@@ -89,9 +89,13 @@ def text_for_a_flag(case, rng):
     set_cell(case, column, r, rng.choice([2, 'yes', .5]))
     return [column]
 @in_table
-def text_for_features(case, rng): return spoil(case, rng, ['features'], ['abc', [[1.],[2.,3.]], {'a': 1}])
+def text_for_features(case, rng):
+    words = spoil(case, rng, ['features'], ['abc', [[1.],[2.,3.]], {'a': 1}])
+    return words and ['features', *words[1:]]
 @in_table
-def ragged_features(case, rng): return spoil(case, rng, ['features'], [[1.]*7, np.zeros((2,3))], True)
+def ragged_features(case, rng):
+    words = spoil(case, rng, ['features'], [[1.]*7, np.zeros((2,3))], True)
+    return words and words[:1]+['shape']
 @in_table
 def number_for_a_text(case, rng):
     content = output_of(case, rng, 'text')
@@ -196,7 +200,9 @@ def empty_file(case, rng): return bad_file(case, rng, 'empty.png')
 @in_table
 def folder_for_a_file(case, rng): return bad_file(case, rng, 'a folder.png')
 @in_table
-def number_for_a_file(case, rng): return spoil(case, rng, ['image'], [5, 1.5, ['a.png'], {'a': 1}])
+def number_for_a_file(case, rng):
+    words = spoil(case, rng, ['image'], [5, 1.5, ['a.png'], {'a': 1}])
+    return words and words[:1]
 @in_table
 def missing_mask(case, rng):
     return spoil(case, rng, ['mask'], [str(pictures_folder()/o) for o in ('no.png','broken.png','a folder.png')], True)
@@ -225,13 +231,14 @@ def unknown_output(case, rng):
 def no_input(case, rng): return given(case, ['image','text','features'], image=None, text=None, features=None)
 @in_table
 def no_outputs(case, rng):
-    v = rng.choice([{}, None, 'kind', ['a'], 5, True])
-    return given(case, ['outputs'], outputs=v)
+    if case.weight is not None: return None
+    v = rng.choice([{}, None, 'nope', ['nope'], 5, True])
+    return given(case, ['utput'], outputs=v, columns=None)
 @in_table
 def output_is_no_block(case, rng):
     if case.bare: return None
     n = rng.choice(list(case.outputs))
-    v = rng.choice(['CategoryBlock', 5, None, [CategoryBlock], accuracy, {}])
+    v = rng.choice(['CategoryBlock', 5, [CategoryBlock], accuracy, {}])
     return given(case, [n], outputs={**case.arguments()['outputs'], n: v})
 @in_table
 def output_name_no_text(case, rng):
@@ -348,12 +355,12 @@ def bad_neck(case, rng):
 def bad_heads(case, rng):
     n = next(iter(case.outputs))
     if case.bare: return building(['heads'], heads=rng.choice([{'nope': [8]}, 5, 'x']))
-    return building(['heads'], heads=rng.choice([{'nope': [8]}, 5, 'x', {n: 'x'}, {n: ['x']}, {n: {'hiden': [4]}}, {n: -3}]))
+    return building(['head'], heads=rng.choice([{'nope': [8]}, 5, 'x', {n: 'x'}, {n: ['x']}, {n: {'hiden': [4]}}, {n: -3}]))
 @in_learner
 def bad_loss_weights(case, rng):
     if case.bare: return building(['loss_weights'], loss_weights={'nope': 2.})
     n = next(iter(case.outputs))
-    return building(['loss_weights'], loss_weights=rng.choice([{'nope': 2.}, [1,2,3], 5, 'x', {n: 'x'}, {n: -1}, {n: math.nan}]))
+    return building(['weight'], loss_weights=rng.choice([{'nope': 2.}, [1,2,3], 5, 'x', {n: 'x'}, {n: -1}, {n: math.nan}]))
 @in_learner
 def bad_class_weights(case, rng):
     n = next(iter(case.outputs))
@@ -368,7 +375,7 @@ def bad_metrics(case, rng):
 def bad_loss(case, rng):
     if case.bare: return building(['loss_func'], loss_func=rng.choice(['mse', 5]))
     n = next(iter(case.outputs))
-    return building(['loss_func'], loss_func=rng.choice(['mse', 5, {'nope': torch.nn.MSELoss()}, {n: 'mse'}, {n: 5}]))
+    return building(['loss'], loss_func=rng.choice(['mse', 5, {'nope': torch.nn.MSELoss()}, {n: 'mse'}, {n: 5}]))
 @in_learner
 def bad_after(case, rng):
     if case.bare: return None

@@ -196,9 +196,10 @@ class Case:
         preds = learn.get_preds(1)[0]
         for n,c in self.outputs.items():
             if hasattr(c, 'check_metric'): c.check_metric(found, preds[n], self.valid_rows)
-        here = {n: found[f'{n}_loss'] for n in self.outputs}
-        if all(map(math.isfinite, here.values())):
-            check(near(sum(here.values()), found['valid_loss'], 1e-3), f'the losses {here} do not add up: {found}')
+        counts = learn.loss_func.weights.vector(preds[n], learn.loss_func.scales).tolist()
+        parts = [w*found[f'{n}_loss'] for n,w in zip(self.outputs, counts)]
+        if np.isfinite(parts).all():
+            check(near(sum(parts), found['valid_loss'], 1e-3), f'the losses {parts} do not add up: {found}')
 
 def mixed(v):
     "Whether a list of cells needs a column of objects"
