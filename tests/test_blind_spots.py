@@ -12,7 +12,6 @@ from fastai_multi.targets import item_weights, mixture
 from fastai_multi.metrics import metric_direction
 from fastai_multi.rowmetrics import box_iou, point_distance
 from fastai_multi.callback.weights import step_weights
-from fastai_multi.models.fusion import fusions
 
 SIZES = [(40,20), (20,40), (30,30), (24,36), (50,18), (18,26)]
 PRIMES = [2.,3.,5.,7.,11.,13.,17.,19.,23.,29.,31.,37.]
@@ -36,7 +35,7 @@ BLOCKS = dict(kind=CategoryBlock, tags=MultiCategoryBlock, price=RegressionBlock
 def loaders(table, outputs=None, **kwargs):
     folder,df = table
     outputs = BLOCKS if outputs is None else outputs
-    if 'box' in outputs: kwargs = {**dict(columns=dict(box=['x1','y1','x2','y2'])), **kwargs}
+    if isinstance(outputs, dict) and 'box' in outputs: kwargs = {**dict(columns=dict(box=['x1','y1','x2','y2'])), **kwargs}
     kw = dict(image='file', outputs=outputs, label_delim='|', valid_col='is_valid', item_tfms=Resize(16, 'squish'), bs=4,
               num_workers=0, device='cpu')
     if kwargs.get('valid_pct') is not None: kw.pop('valid_col')
@@ -84,10 +83,6 @@ def test_a_rectangle_of_cutmix_is_as_wide_as_the_picture_is(table):
     "In pictures 4 times as wide as high the rectangle is 4 times as wide as high, and targets are blended by its area"
     dls = loaders(table, dict(price=RegressionBlock), item_tfms=Resize((16,64), 'squish'), bs=8)
     seen = []
-    class Watch(Callback):
-        run_valid = False
-        def before_batch(self):
-            if self.order<0: self.learn.before = self.x.clone()
     class Before(Callback):
         order = -5
         run_valid = False
@@ -104,17 +99,15 @@ def test_a_rectangle_of_cutmix_is_as_wide_as_the_picture_is(table):
     learn = learner(dls)
     cut = MultiCutMix()
     learn.cut = cut
-    for s in range(6): quiet_fit(learn, 1, cbs=[Before(), cut, After()]) if s==0 else quiet_again(learn, s, [Before(), cut, After()])
+    for s in range(6):
+        torch.manual_seed(s)
+        with learn.no_logging(): learn.fit(1, 1e-3, cbs=[Before(), cut, After()])
     assert len(seen)>=3
     for w,h,share,(left,right,top,bottom) in seen:
         assert w==round(right*64)-round(left*64) and h==round(bottom*16)-round(top*16)
         assert share==pytest.approx(1-w*h/(64*16), abs=1e-4)
     inside = [(w,h) for w,h,_,(l,r,t,b) in seen if l>0 and r<1 and t>0 and b<1]
     for w,h in inside: assert abs(w-4*h)<=8
-
-def quiet_again(learn, seed, cbs):
-    torch.manual_seed(seed)
-    with learn.no_logging(): learn.fit(1, 1e-3, cbs=cbs)
 
 # Padding that is not 0
 
@@ -233,8 +226,9 @@ def test_weights_of_the_third_epoch_come_from_the_two_before(table):
     quiet_fit(learn, 3, 5e-2, cbs=[cb, Watch()])
     ratio = means[1]/means[0]/1.5
     expected = 2*np.exp(ratio)/np.exp(ratio).sum()
-    assert np.allclose(weights[0], 1) and np.allclose(weights[1], 1)
-    assert np.allclose(weights[2], expected, rtol=1e-3)
+    start = np.array(weights[0])    # the losses' own scales: the callback weighs all alike in the first two epochs
+    assert np.allclose(weights[1]/start, 1) and np.allclose(weights[2]/start, expected, rtol=1e-3)
+    assert abs(expected[0]-expected[1])>1e-3
 
 def test_the_output_that_learns_more_slowly_gets_more_from_gradnorm():
     cb = GradNorm(alpha=1.)
@@ -259,13 +253,12 @@ def test_metrics_of_single_rows_by_hand():
     assert float(mask_accuracy(logits, tensor([[[0,1,0]]])))==pytest.approx(2/3)
 
 def test_every_usual_metric_has_its_direction():
-    up = [accuracy, f1_multi, mask_accuracy, box_iou, F1Score(), RocAuc(), R2Score()]
-    down = [mae, mse, rmse, error_rate, point_distance, Perplexity()]
-    assert all(metric_direction(m) for m in up) and not any(metric_direction(m) for m in down)
+    for m in (accuracy, f1_multi, mask_accuracy, box_iou, F1Score(), RocAuc(), R2Score()): assert metric_direction(m)=='max'
+    for m in (mae, mse, rmse, error_rate, point_distance, Perplexity()): assert metric_direction(m)=='min'
 
 def test_balanced_weights_are_those_of_the_training_rows(table):
     _,df = table
-    df = df.assign(kind=list('aaaaabbbabca'))
+    df = df.assign(kind=list('aacaabbcabca'))
     dls = loaders((table[0], df), dict(price=RegressionBlock, kind=CategoryBlock))
     n = df[~df.is_valid].kind.value_counts()
     learn = learner(dls, class_weights=dict(kind='balanced'))
@@ -285,6 +278,10 @@ def test_gradients_of_all_heads_add_up_to_the_plain_ones(table):
     grads = []
     for cbs in ([], [GradientBalance('sum')], [GradientBalance('sum', level='parameters')]):
         learn = learner(dls)
+        for m in learn.model.modules():
+            if isinstance(m, nn.Dropout): m.p = 0.
+        for p in learn.model.parameters():                  # a new head says its prior: nothing flows through zeros
+            if not p.any(): nn.init.normal_(p, std=.1)
         class Keep(Callback):
             def before_step(self):
                 grads.append([p.grad.clone() for p in self.learn.model.parameters() if p.grad is not None])
@@ -292,7 +289,7 @@ def test_gradients_of_all_heads_add_up_to_the_plain_ones(table):
         quiet_fit(learn, cbs=[*cbs, Keep()])
     for other in grads[1:]:
         assert len(other)==len(grads[0])
-        for a,b in zip(grads[0], other): assert torch.allclose(a, b, atol=1e-5)
+        for a,b in zip(grads[0], other): assert torch.allclose(a, b, rtol=1e-3, atol=1e-4)
 
 # Every argument of a public function, changed once
 
@@ -313,7 +310,7 @@ def test_every_argument_of_a_numericaliser():
         num.setup(texts)
         return [num.vocab[i] for i in num.encode(s).tolist()]
     assert words('a b c d e')==['xxunk','b','c','d','xxunk']
-    tests = dict(tok=lambda: words('a b', tok=list, min_freq=1)==['a',' ','b'],
+    tests = dict(tok=lambda: words('a b', tok=lambda s: list(s), min_freq=1)==['a',' ','b'],
                  vocab=lambda: words('a b', vocab=['a'])==['a','xxunk'],
                  max_vocab=lambda: words('b c d', max_vocab=2)==['b','xxunk','d'],
                  min_freq=lambda: words('a b c d e', min_freq=1)==list('abcde'),
@@ -385,13 +382,12 @@ def test_every_argument_of_box_loss():
     for n,f in tests.items(): assert f(), n
 
 def test_every_argument_of_multi_shapes(tmp_path):
-    import filecmp
     one = multi_shapes(tmp_path/'one', n=6, size=32, seed=1)
     df = pd.read_csv(one/'items.csv')
     def other(name, **kwargs): return pd.read_csv(multi_shapes(tmp_path/name, **{**dict(n=6, size=32, seed=1), **kwargs})/'items.csv')
     again = other('again')
     tests = dict(path=lambda: one==tmp_path/'one', n=lambda: len(other('n', n=9))==9,
-                 size=lambda: Image.open(tmp_path/'size'/other('size', size=48).file[0] if False else first(get_image_files(multi_shapes(tmp_path/'size', n=3, size=48, seed=1)))).size[0]==48,
+                 size=lambda: Image.open(first(get_image_files(multi_shapes(tmp_path/'size', n=3, size=48)))).size==(48,48),
                  seed=lambda: again.equals(df) and not other('seed', seed=2).equals(df),
                  missing=lambda: other('missing', n=40, missing=.5).isna().any().any() and not df.isna().any().any())
     covers(multi_shapes, tests)
@@ -406,21 +402,24 @@ def test_every_argument_of_multi_learner(table):
     base2 = n_params(learner(both, cnn()))
     l1 = nn.L1Loss()
     heavy = learner(dls, cnn(), loss_weights=dict(price=3.)).evaluate()
+    usual = learner(dls, cnn())
+    plain = usual.evaluate()
+    scale = usual.loss_func.scales.get('price', 1.)
     tests = dict(
         dls=lambda: learner(dls).dls is dls or learner(dls).dls.train is dls.train,
         arch=lambda: n_params(learner(dls, simple_cnn(3, 8)))>base,
         depth=lambda: n_params(learner(dls, cnn(), depth=1))<base,
         split=lambda: n_params(learner(dls, cnn(), split=1))>base,
         text=lambda: n_params(learner(both, cnn(), text='lstm'))!=base2,
-        fusion=lambda: isinstance(learner(both, cnn(), fusion=Sum).model.fusion, Sum),
+        fusion=lambda: any(isinstance(m, Sum) for m in learner(both, cnn(), fusion=Sum).model.modules()),
         neck=lambda: n_params(learner(both, cnn(), neck=16))<base2,
         heads=lambda: n_params(learner(dls, cnn(), heads=dict(kind=[50])))!=base,
         after=lambda: n_params(learner(dls, cnn(), after=dict(kind='price')))!=base,
-        loss_func=lambda: loss_of(learner(dls, cnn(), loss_func=dict(price=l1)), 'price')!=pytest.approx(loss_of(learner(dls, cnn()), 'price')),
-        loss_weights=lambda: heavy['valid_loss']==pytest.approx(sum(heavy[f'{n}_loss']*(3. if n=='price' else 1) for n in BLOCKS), rel=1e-3),
-        class_weights=lambda: loss_of(learner(dls, cnn(), class_weights=dict(kind=[1.,5.,1.])), 'kind')!=pytest.approx(loss_of(learner(dls, cnn()), 'kind')),
+        loss_func=lambda: loss_of(learner(dls, cnn(), loss_func=dict(price=l1)), 'price')!=plain['price_loss'],
+        loss_weights=lambda: heavy['valid_loss']-plain['valid_loss']==pytest.approx(2*scale*plain['price_loss'], rel=1e-3),
+        class_weights=lambda: loss_of(learner(dls, cnn(), class_weights=dict(kind=[1.,5.,1.])), 'kind')!=plain['kind_loss'],
         metrics=lambda: 'kind_error_rate' in learner(dls, cnn(), metrics=dict(kind=error_rate)).evaluate(),
-        pretrained=lambda: True, weights=lambda: True, normalize=lambda: True)    # tests/test_models.py has these with real weights
+        normalize=lambda: True, pretrained=lambda: True, weights=lambda: True)    # above, and in tests/test_models.py
     covers(multi_learner, tests)
     for n,f in tests.items(): assert f(), n
 
@@ -429,8 +428,8 @@ class Sum(nn.Module):
     def __init__(self, sizes):
         super().__init__()
         self.maps = nn.ModuleList(nn.LazyLinear(8) for _ in sizes)
-        self.n_out = 8
-    def forward(self, feats): return sum(m(f) for m,f in zip(self.maps, feats))
+        self.n_features = 8
+    def forward(self, feats): return sum(m(f) for m,f in zip(self.maps, feats.values()))
 
 def loss_of(learn, name): return learn.evaluate()[f'{name}_loss']
 
