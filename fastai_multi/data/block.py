@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['PartsBlock', 'PlainTextBlock', 'FeaturesBlock', 'MultiInputBlock', 'ImageTextBlock', 'MultiOutputBlock',
-           'WeightBlock', 'OneOutputBlock', 'Description', 'describe']
+           'NumberBlock', 'WeightBlock', 'OneOutputBlock', 'Description', 'describe']
 
 # %% ../../nbs/16_data.block.ipynb #359d9991
 from fastcore.all import *
 from fastai.data.core import DataLoaders
 from fastai.data.block import TransformBlock
-from fastai.data.transforms import IntToFloatTensor
+from fastai.data.transforms import IntToFloatTensor, RegressionSetup
 from fastai.vision.core import PILImage, AddMaskCodes
 from fastai.vision.data import ImageBlock
 from ..core import *
@@ -109,6 +109,23 @@ class MultiOutputBlock(PartsBlock):
     ):
         if not blocks: refuse_no_blocks('MultiOutputBlock', 'kind=CategoryBlock, box=BBoxBlock')
         super().__init__({n: part_of(n, b) for n,b in blocks.items()}, Outputs)
+
+# %% ../../nbs/16_data.block.ipynb #19cd7b9e
+class NumberBlock(PartsBlock):
+    "A `TransformBlock` for numbers with a range or on another scale; metrics and predictions are in your units"
+    def __init__(self,
+        range=None,     # The lowest and the highest value, as (0, 4); `None` for an end that is open
+        scale='linear', # 'linear'; 'log' for positive numbers over orders of magnitude; 'log1p' for counts, 0 included
+        n_out=None      # How many numbers; `None`: as many as there are
+    ):
+        self.range = range
+        self.scale = scale
+        self.n_out = n_out
+        super().__init__({'number': self.make_part('number', False)}, Outputs, bare=True)
+    def make_part(self, name, is_input):
+        "A part of numbers"
+        tfms = [RegressionSetup(c=self.n_out)]
+        return ScaledPart(name, tfms, is_input=is_input, range=self.range, scale=self.scale)
 
 # %% ../../nbs/16_data.block.ipynb #02fa3e14
 class WeightBlock(PartsBlock):
