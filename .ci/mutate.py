@@ -12,8 +12,8 @@ root = Path(__file__).resolve().parent.parent
 # Faults: each rule gives for a node of the syntax tree what may stand in its place
 
 OPPOSITE = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
-            ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Add: ast.Sub, ast.Sub: ast.Add,
-            ast.Mult: ast.Div, ast.Div: ast.Mult, ast.And: ast.Or, ast.Or: ast.And}
+            ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In,
+            ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.And: ast.Or, ast.Or: ast.And}
 SIBLINGS = {a: b for pair in ('min max', 'amin amax', 'argmin argmax', 'any all', 'sum mean', 'nansum nanmean', 'w h',
                               'width height', 'x1 y1', 'train valid', 'pred targ', 'zeros ones', 'isnan isfinite',
                               'before_fit after_fit', 'sigmoid tanh', 'softmax log_softmax', 'floor ceil')
@@ -40,7 +40,8 @@ def constant(node):
 
 def sibling(node):
     "A neighbour's name: min and max, width and height"
-    if isinstance(node, ast.Attribute) and node.attr in SIBLINGS: yield 'name',with_change(node, attr=SIBLINGS[node.attr])
+    if isinstance(node, ast.Attribute) and node.attr in SIBLINGS:
+        yield 'name',with_change(node, attr=SIBLINGS[node.attr])
     if isinstance(node, ast.Name) and node.id in SIBLINGS and isinstance(node.ctx, ast.Load):
         yield 'name',with_change(node, id=SIBLINGS[node.id])
 
@@ -50,7 +51,8 @@ def position(node):
         yield 'index',with_change(node, slice=ast.Constant(-1-node.slice.value))
     if isinstance(node, ast.Slice) and node.upper is not None: yield 'slice',with_change(node, upper=None)
     if isinstance(node, ast.Slice) and node.lower is not None: yield 'slice',with_change(node, lower=None)
-    if isinstance(node, ast.Tuple) and len(node.elts)==2 and all(isinstance(e, (ast.Name,ast.Attribute)) for e in node.elts):
+    is_pair = isinstance(node, ast.Tuple) and len(node.elts)==2
+    if is_pair and all(isinstance(e, (ast.Name,ast.Attribute)) for e in node.elts):
         yield 'order',with_change(node, elts=node.elts[::-1])
     if isinstance(node, ast.Call) and len(node.args)==2 and all(isinstance(a, ast.Name) for a in node.args):
         yield 'order',with_change(node, args=node.args[::-1])
@@ -59,7 +61,8 @@ def dropped(node):
     "A keyword argument, an assignment or a call left out"
     if isinstance(node, ast.Call):
         for i,k in enumerate(node.keywords):
-            if k.arg is not None: yield f'{k.arg}= dropped',with_change(node, keywords=node.keywords[:i]+node.keywords[i+1:])
+            others = node.keywords[:i]+node.keywords[i+1:]
+            if k.arg is not None: yield f'{k.arg}= dropped',with_change(node, keywords=others)
     is_call = isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
     is_stored = isinstance(node, ast.Assign) and isinstance(node.targets[0], (ast.Attribute,ast.Subscript))
     if is_call or is_stored: yield 'statement dropped',ast.Pass()
@@ -67,7 +70,9 @@ def dropped(node):
 
 RULES = [opposite, constant, sibling, position, dropped]
 
-def is_text(node): return isinstance(node, (ast.JoinedStr,ast.List)) or isinstance(node, ast.Constant) and isinstance(node.value, str)
+def is_text(node):
+    if isinstance(node, (ast.JoinedStr,ast.List)): return True
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
 
 def with_change(node, **fields):
     "A copy of a node with other fields"
@@ -110,7 +115,8 @@ def with_fault(source, node, new):
 def modules():
     "The modules with code, by name"
     files = sorted((root/'fastai_multi').rglob('*.py'))
-    return {'.'.join(f.relative_to(root/'fastai_multi').with_suffix('').parts): f for f in files if not f.name.startswith('_')}
+    files = [f for f in files if not f.name.startswith('_')]
+    return {'.'.join(f.relative_to(root/'fastai_multi').with_suffix('').parts): f for f in files}
 
 def chosen(n, seed, names=None):
     "`n` faults over the modules, at least one in each, as descriptions that a file can hold"
@@ -137,14 +143,17 @@ NEAR = {
     'data.geometry': ['test_augment.py', 'test_data.py -k geometry', 'test_learner.py -k boxes'],
     'data.parts': ['test_data.py', 'test_kinds.py'], 'data.items': ['test_data.py', 'test_tables.py'],
     'data.inputs': ['test_data.py', 'test_input.py', 'test_tables.py'],
-    'data.outputs': ['test_data.py', 'test_tables.py'], 'data.spatial': ['test_data.py', 'test_augment.py', 'test_tables.py'],
+    'data.outputs': ['test_data.py', 'test_tables.py'],
+    'data.spatial': ['test_data.py', 'test_augment.py', 'test_tables.py'],
     'data.reader': ['test_input.py', 'test_data.py'], 'data.load': ['test_data.py', 'test_input.py'],
     'data.show': ['test_data.py -k show'], 'data.readers': ['test_data.py', 'test_tables.py'],
     'data.block': ['test_data.py'], 'data.loaders': ['test_data.py', 'test_tables.py'],
     'models': ['test_models.py', 'test_depth.py'], 'targets': ['test_losses.py'], 'terms': ['test_losses.py'],
-    'losses': ['test_losses.py'], 'metrics': ['test_losses.py', 'test_learner.py -k "table or numbers or classes_that"'],
+    'losses': ['test_losses.py'],
+    'metrics': ['test_losses.py', 'test_learner.py -k "table or numbers or classes_that"'],
     'callback.gradients': ['test_gradients.py'], 'callback': ['test_weights.py', 'test_gradients.py -k monitor'],
-    'callback.mixup': ['test_losses.py -k mix', 'test_learner.py -k mix'], 'tasks': ['test_kinds.py', 'test_defaults.py'],
+    'callback.mixup': ['test_losses.py -k mix', 'test_learner.py -k mix'],
+    'tasks': ['test_kinds.py', 'test_defaults.py'],
     'batch': ['test_losses.py -k "batch or weights"'], 'answers': ['test_learner.py -k "predict or boxes or raw"'],
     'report': ['test_gradients.py -k report'], 'probe': ['test_defaults.py'], 'depth': ['test_depth.py -k finder'],
     'learner': ['test_learner.py', 'test_defaults.py']}
@@ -220,7 +229,7 @@ def copy_project():
     "A copy of what the tests need, without compiled files"
     work = Path(tempfile.mkdtemp(prefix='mutate'))
     for name in ('fastai_multi','tests','nbs','benchmarks','docs','.ci'):
-        if (root/name).exists(): shutil.copytree(root/name, work/name, ignore=shutil.ignore_patterns('__pycache__', '_*.html'))
+        if (root/name).exists(): shutil.copytree(root/name, work/name, ignore=shutil.ignore_patterns('__pycache__'))
     for f in root.iterdir():
         if f.is_file() and not f.name.startswith('.git'): shutil.copy(f, work)
     if (root.parent/'shared').exists(): os.environ.setdefault('FASTAI_MULTI_SHARED', str(root.parent/'shared'))
@@ -248,7 +257,7 @@ class Runner:
             start = time.time()
             status,log = in_child(self.work, self.longest, lambda: run_step(module, step))
             self.base[key] = time.time()-start if status in (0, 5) else None
-            if self.base[key] is None: print(f'  left out, for it fails as it is ({status}): {key}\n{log[-600:]}', flush=True)
+            if self.base[key] is None: print(f'  left out, it fails as it is ({status}): {key}\n{log[-600:]}', flush=True)
         return self.base[key]
     def try_fault(self, module, i):
         "What happens to fault `i` of a module"
@@ -274,7 +283,8 @@ class Runner:
             here.write_text(text)
             if usual is None: continue
             status,log = in_child(self.work, 3*usual+20, lambda: run_step(module, step))
-            if status not in (0, 5): return dict(end='caught', by=step.get('notebook') or step['tests'][0], status=status)
+            by = step.get('notebook') or step['tests'][0]
+            if status not in (0, 5): return dict(end='caught', by=by, status=status)
         return dict(end='survived')
 
 def main():
@@ -283,7 +293,7 @@ def main():
     p.add_argument('--seed', type=int, default=0)
     p.add_argument('--modules', nargs='*')
     p.add_argument('--out', type=Path)
-    p.add_argument('--longest', type=float, default=240, help='a notebook or test file that takes more seconds is left out')
+    p.add_argument('--longest', type=float, default=240, help='seconds; a file of tests that takes more is left out')
     p.add_argument('--again', action='store_true', help='try again what survived')
     a = p.parse_args()
     out = (a.out or Path(tempfile.gettempdir())/f'faults-{a.seed}.jsonl').resolve()
@@ -303,7 +313,8 @@ def main():
         res['seconds'] = round(time.time()-start, 1)
         with out.open('a') as f: f.write(json.dumps(res)+'\n')
         done.append(res)
-        print(f"{k+1}/{len(todo)} {res['end']:9} {m}:{res['line']} {res['what']}  {res['now'][:90]}  [{res['seconds']} s]", flush=True)
+        place = f"{m}:{res['line']}"
+        print(f"{k+1}/{len(todo)} {res['end']:9} {place} {res['what']}  {res['now'][:90]}  [{res['seconds']} s]", flush=True)
     shutil.rmtree(runner.work, ignore_errors=True)
     report([o for o in done if o['end']!='no python'])
 
@@ -316,6 +327,7 @@ def report(done):
         print(f"  {m}: {sum(o['end']=='caught' for o in here)} of {len(here)}")
     print('\nSurvivors')
     for o in done:
-        if o['end']=='survived': print(f"  {o['module']}:{o['line']} ({o['what']})\n    was {o['was']}\n    now {o['now']}")
+        if o['end']!='survived': continue
+        print(f"  {o['module']}:{o['line']} ({o['what']})\n    was {o['was']}\n    now {o['now']}")
 
 if __name__=='__main__': main()

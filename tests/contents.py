@@ -150,8 +150,9 @@ class PictureInput(Content):
             elif self.case.method!='pad':
                 check(np.abs(o.numpy()-self.look(i)).max()<=1.01/255, f'{self.name}: other pixels in row {r}')
 
-WORDS = dict(latin='red green blue tall small round old new house tree'.split(), greek='μικρό μεγάλο σπίτι δέντρο'.split(),
-             russian='красный зелёный дом дерево'.split(), german='grün straße größe öl'.split(), chinese=list('红色绿树房子'),
+WORDS = dict(latin='red green blue tall small round old new house tree'.split(),
+             greek='μικρό μεγάλο σπίτι δέντρο'.split(), russian='красный зелёный дом дерево'.split(), german='grün straße größe öl'.split(),
+             chinese=list('红色绿树房子'),
              turkish='ışık ağaç çiçek'.split(), emoji=['🙂','🚗','🌳'])
 
 class TextInput(Content):
@@ -381,7 +382,8 @@ class NumberOutput(Content):
         off = [self.in_units(p)-self.values[r] for p,r in zip(preds, rows) if self.values[r] is not None]
         off = np.array(off)
         if not off.size or np.isnan(off).any(): return
-        check(near(found[f'{self.name}_mae'], abs(off).mean(), 1e-3), f'{self.name}: {found}, by hand {abs(off).mean()}')
+        mae = abs(off).mean()
+        check(near(found[f'{self.name}_mae'], mae, 1e-3), f'{self.name}: {found}, by hand {mae}')
 
 class BoxOutput(Content):
     kind = 'box'

@@ -214,6 +214,8 @@ def given(case, words, **kwargs):
     case.changed = kwargs
     return words
 
+def columns_of(case): return case.arguments().get('columns', {})
+
 @in_table
 def unknown_column(case, rng):
     n = rng.choice(list(case.inputs))
@@ -222,11 +224,11 @@ def unknown_column(case, rng):
 def unknown_target_column(case, rng):
     if case.bare: return given(case, ['columns', 'no such column'], columns='no such column')
     n = rng.choice(list(case.outputs))
-    return given(case, ['columns', n, 'no such column'], columns={**case.arguments().get('columns', {}), n: 'no such column'})
+    return given(case, ['columns', n, 'no such column'], columns={**columns_of(case), n: 'no such column'})
 @in_table
 def unknown_output(case, rng):
     if case.bare: return None
-    return given(case, ['columns', 'no such output'], columns={**case.arguments().get('columns', {}), 'no such output': 'x'})
+    return given(case, ['columns', 'no such output'], columns={**columns_of(case), 'no such output': 'x'})
 @in_table
 def no_input(case, rng): return given(case, ['image','text','features'], image=None, text=None, features=None)
 @in_table
@@ -256,7 +258,8 @@ def bad_share(case, rng):
     v = rng.choice([-.1, 1.5, 'x', math.nan, 20, [.2], None, 1, 0, 1e-9])
     return given(case, ['valid_pct'], valid_col=None, valid_value=None, valid_pct=v)
 @in_table
-def bad_seed(case, rng): return given(case, ['seed'], valid_col=None, valid_value=None, seed=rng.choice(['x', 1.5, [1]]))
+def bad_seed(case, rng):
+    return given(case, ['seed'], valid_col=None, valid_value=None, seed=rng.choice(['x', 1.5, [1]]))
 @in_table
 def bad_split_column(case, rng):
     case.options.pop('valid_value', None)
@@ -355,22 +358,26 @@ def bad_neck(case, rng):
 def bad_heads(case, rng):
     n = next(iter(case.outputs))
     if case.bare: return building(['heads'], heads=rng.choice([{'nope': [8]}, 5, 'x']))
-    return building(['head'], heads=rng.choice([{'nope': [8]}, 5, 'x', {n: 'x'}, {n: ['x']}, {n: {'hiden': [4]}}, {n: -3}]))
+    of_one = rng.choice(['x', ['x'], {'hiden': [4]}, -3])
+    return building(['head'], heads=rng.choice([{'nope': [8]}, 5, 'x', {n: of_one}]))
 @in_learner
 def bad_loss_weights(case, rng):
     if case.bare: return building(['loss_weights'], loss_weights={'nope': 2.})
     n = next(iter(case.outputs))
-    return building(['weight'], loss_weights=rng.choice([{'nope': 2.}, [1,2,3], 5, 'x', {n: 'x'}, {n: -1}, {n: math.nan}]))
+    of_one = rng.choice(['x', -1, math.nan])
+    return building(['weight'], loss_weights=rng.choice([{'nope': 2.}, [1,2,3], 5, 'x', {n: of_one}]))
 @in_learner
 def bad_class_weights(case, rng):
     n = next(iter(case.outputs))
     if case.bare: return None
-    return building(['class_weights'], class_weights=rng.choice([{'nope': 'balanced'}, 'balanced', 5, [1,2], {n: 'x'}, {n: [1]*99}]))
+    v = rng.choice([{'nope': 'balanced'}, 'balanced', 5, [1,2], {n: 'x'}, {n: [1]*99}])
+    return building(['class_weights'], class_weights=v)
 @in_learner
 def bad_metrics(case, rng):
     if case.bare: return building(['metrics'], metrics=rng.choice(['accuracy', {'nope': accuracy}, 5]))
     n = next(iter(case.outputs))
-    return building(['metric'], metrics=rng.choice([{'nope': accuracy}, 'accuracy', {n: 'accuracy'}, {n: 5}, 5, accuracy]))
+    v = rng.choice([{'nope': accuracy}, 'accuracy', {n: 'accuracy'}, {n: 5}, 5, accuracy])
+    return building(['metric'], metrics=v)
 @in_learner
 def bad_loss(case, rng):
     if case.bare: return building(['loss_func'], loss_func=rng.choice(['mse', 5]))
@@ -403,7 +410,8 @@ def bad_items(case, rng):
     v = rng.choice([5, None, {}, 'x', case.df.iloc[:0], [], case.df[[case.split_column]], object()])
     return using([], lambda learn: learn.predict_df(v))
 @in_learner
-def unknown_argument_of_predict_df(case, rng): return using(['nonsense'], lambda learn: learn.predict_df(case.df, nonsense=1))
+def unknown_argument_of_predict_df(case, rng):
+    return using(['nonsense'], lambda learn: learn.predict_df(case.df, nonsense=1))
 @in_learner
 def bad_batch_size_of_predict_df(case, rng):
     v = rng.choice([0, -1, 'x', 2.5])
