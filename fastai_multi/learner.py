@@ -27,6 +27,7 @@ from .prior import *
 from .probe import *
 from .build import *
 from .state import *
+import inspect
 
 # %% ../nbs/57_learner.ipynb #960d3b1c
 @contextmanager
@@ -222,9 +223,8 @@ class MultiLearner(PersistentLearner):
         dl = self.dls.test_dl(items, **kwargs)
         answers = Answers(dl, self.tasks, self.named)
         dec = self.get_preds(dl=dl, with_decoded=True)[2]
-        rows = [answers.cells(row(dec, i), i) for i in range(len(dl.dataset))]
         index = items.index if isinstance(items, pd.DataFrame) else None
-        return pd.DataFrame(rows, columns=list(self.tasks), index=index)
+        return answers.table(dec, index)
 
     def tta(self,
         ds_idx:int=1, # Which of the loaders, if `dl` is `None`
@@ -410,6 +410,7 @@ def multi_learner(
     **kwargs # Passed to `Learner`: `opt_func`, `lr`, `cbs`, `path`, `wd`, `moms`, …
 ) -> MultiLearner:
     "A `MultiLearner` for `dls`: one encoder for each input, their fusion, one head for each output"
+    check_learner_arguments(kwargs, inspect.signature(multi_learner).parameters)
     dls = multi_dls(dls)
     desc = describe(dls)
     tasks = {n: task_of(p) for n,p in desc.outputs.items()}

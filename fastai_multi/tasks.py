@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Task', 'register_task', 'task_of', 'class_weight', 'check_class_weight_list', 'CategoryTask', 'TagsTask',
-           'NumberTask', 'BoxTask', 'LabelsTask', 'PointsTask', 'MaskTask', 'EncoderOptions', 'Modality',
+           'NumberTask', 'ScaledTask', 'BoxTask', 'LabelsTask', 'PointsTask', 'MaskTask', 'EncoderOptions', 'Modality',
            'register_modality', 'modality_of', 'has_image_suffix', 'ImageModality', 'TextModality', 'VectorModality']
 
 # %% ../nbs/48_tasks.ipynb #e26f52b2
@@ -12,6 +12,7 @@ from fastai.basics import *
 from fastai.losses import CrossEntropyLossFlat, BCEWithLogitsLossFlat, MSELossFlat
 from fastai.metrics import accuracy, mae
 from collections.abc import Hashable
+from fastai.layers import SigmoidRange
 import mimetypes
 from PIL import Image
 from .core import *
@@ -233,6 +234,17 @@ class NumberTask(Task, part=NumberPart):
         return pred
     @property
     def to_units(self): return self.part.to_units
+    def check_head(self, given):
+        if not isinstance(given, nn.Module): return
+        if any(isinstance(m, SigmoidRange) for m in given.modules()): self.refuse_range()
+    def refuse_range(self):
+        raise ValueError(f"The head of output {self.name!r} holds a SigmoidRange, which would act on standardised "
+                         "values. Give the range, in your units, to its block: "
+                         f"outputs=dict({self.name}=NumberBlock(range=(…, …))).")
+
+class ScaledTask(NumberTask, part=ScaledPart):
+    "Numbers with a range or on another scale: the loss is on that scale, predictions stay within the range"
+    def activation(self, pred): return self.part.bounded(super().activation(pred))
 
 # %% ../nbs/48_tasks.ipynb #b5848d1c
 class BoxTask(Task, part=BoxPart):
@@ -342,6 +354,10 @@ class Modality:
         "Whether a lone raw value, given to `predict`, can be this input"
         return False
 
+    def absent(self, t): # A batch tensor of this input
+        "The batch with this input missing in every item"
+        return torch.full_like(t, math.nan)
+
     def typed(self, t):
         "A batch tensor of this input with the type that the data's transforms expect"
         return t
@@ -373,7 +389,7 @@ class ImageModality(Modality, part=ImagePart):
     def recognises(self, raw):
         if isinstance(raw, str): return has_image_suffix(raw)
         if isinstance(raw, (np.ndarray, Tensor)): return raw.ndim>1
-        return isinstance(raw, (Path, bytes, Image.Image))
+        return isinstance(raw, (Path, bytes, Image.Image)) or is_image_dict(raw) or hasattr(raw, 'read')
     def typed(self, t): return t.as_subclass(self.part.tensor_type)
 
     @property
@@ -392,6 +408,7 @@ class ImageModality(Modality, part=ImagePart):
 class TextModality(Modality, part=TextPart):
     "A text, encoded by the encoder named in `text`"
     def recognises(self, raw): return isinstance(raw, str) and not has_image_suffix(raw)
+    def absent(self, t): return torch.full_like(t, self.part.pad_id)
     def encoder(self, options):
         kind = ifnone(options.arch, options.text)
         drop = {}

@@ -10,6 +10,8 @@ __all__ = ['as_columns', 'cell', 'no_cell', 'check_columns', 'InputReader', 'Tar
 from fastcore.all import *
 from fasttransform import Transform
 from ..core import *
+from .items import *
+from .inputs import *
 from .outputs import *
 import math, os, numpy as np, pandas as pd
 from numbers import Real
@@ -62,11 +64,16 @@ class FileReader(ColumnsReader):
         super().__init__(col)
         self.pref,self.suff = pref,suff
     def value(self, cells):
-        v = cells[0]
+        v = self.file_name(cells[0])
         if not isinstance(v, (str,Path)) or not str(v).strip(): return v
-        if isinstance(self.pref, Path): v = os.path.join(self.pref, v)
-        else: v = f'{self.pref}{v}'
-        return f'{v}{self.suff}'
+        folder = self.pref
+        if isinstance(folder, Path): folder = '' if os.path.isabs(v) else os.path.join(folder, '')
+        return existing_file(f'{v}{self.suff}', folder)
+    def file_name(self, v):
+        "The name in a cell; a number is a name if a suffix makes it one"
+        if not self.suff or isinstance(v, bool): return v
+        if isinstance(v, float) and v.is_integer(): return str(int(v))
+        return str(v) if isinstance(v, (int,np.integer)) else v
 
 class TextReader(ColumnsReader):
     "Read a text; the texts of several columns are joined by a blank"
@@ -85,7 +92,7 @@ class VectorReader(ColumnsReader):
 def vector_of(col, v):
     "The numbers in a cell of the column `col`; NaN if it is empty"
     if is_missing(v): v = math.nan
-    try: return np.atleast_1d(np.asarray(v, dtype=np.float32))
+    try: return np.atleast_1d(numbers(v))
     except (ValueError, TypeError) as e: raise no_vector(col, v) from e
 
 def no_vector(col, v):
@@ -149,8 +156,9 @@ class TargetReader(ColumnsReader):
         return Delimited(v, self.label_delim)
     def table(self, df):
         if len(self.cols)==1:
-            values = df[self.cols[0]].tolist()
-            if not any(isinstance(v, str) for v in values): return values
+            values = column_values(df[self.cols[0]])
+            if any(isinstance(v, str) for v in values): values[:] = [self.value([v]) for v in values]
+            return values
         return super().table(df)
 
 class TargetFileReader(FileReader):
