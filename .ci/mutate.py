@@ -257,7 +257,7 @@ class Runner:
             start = time.time()
             status,log = in_child(self.work, self.longest, lambda: run_step(module, step))
             self.base[key] = time.time()-start if status in (0, 5) else None
-            if self.base[key] is None: print(f'  left out, it fails as it is ({status}): {key}\n{log[-600:]}', flush=True)
+            if self.base[key] is None: print(f'  left out, it fails as it is ({status}): {key}\n{log[-600:]}')
         return self.base[key]
     def try_fault(self, module, i):
         "What happens to fault `i` of a module"
@@ -314,7 +314,8 @@ def main():
         with out.open('a') as f: f.write(json.dumps(res)+'\n')
         done.append(res)
         place = f"{m}:{res['line']}"
-        print(f"{k+1}/{len(todo)} {res['end']:9} {place} {res['what']}  {res['now'][:90]}  [{res['seconds']} s]", flush=True)
+        line = f"{k+1}/{len(todo)} {res['end']:9} {place} {res['what']}  {res['now'][:90]}  [{res['seconds']} s]"
+        print(line, flush=True)
     shutil.rmtree(runner.work, ignore_errors=True)
     report([o for o in done if o['end']!='no python'])
 

@@ -18,6 +18,7 @@ from PIL import Image
 from .core import *
 from .data.frame import *
 from .data.parts import *
+from .data.items import *
 from .data.inputs import *
 from .data.outputs import *
 from .data.spatial import *

@@ -172,7 +172,7 @@ def mixed_classes(case, rng):
     if len(rows)<2: return None
     new = 5 if isinstance(content.classes[0], str) else 'five'
     set_cell(case, content.one, rows[-1], new)
-    return [content.said(), label(case, rows[-1]), 'int']
+    return [content.said(), label(case, rows[-1]), 'mixes']
 @in_table
 def bad_weight(case, rng):
     if case.weight is None: return None

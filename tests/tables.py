@@ -259,7 +259,7 @@ def run_mistake(seed, learner):
     return 'silently wrong',f'{case.describe()}: {m}: accepted'
 
 def run(seed):
-    "How the table of a seed ends, and a note. Of ten, seven are right (one is trained); two have a mistake, one its learner"
+    "How the table of a seed ends, and a note. Of ten, two have a mistake, and one its learner; one is trained"
     turn = seed%10
     if turn<7: return run_right(seed, train=turn==0)
     return run_mistake(seed, learner=turn==9)

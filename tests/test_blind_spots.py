@@ -27,7 +27,8 @@ def table(tmp_path_factory):
         Image.fromarray(rng.integers(0, 256, (h,w,3), dtype=np.uint8)).save(folder/f'{i}.png')
         words = ['big','red','old','car'][:1+i%4]
         rows.append(dict(file=f'{i}.png', caption=' '.join(words), kind='abc'[i%3], tags='|'.join('xyz'[:1+i%3]),
-                         price=p, x1=1+i%3, y1=2+i%2, x2=9+i%5, y2=10+i%4, weight=1+i/4, vec=p/10, is_valid=i in (1,3,8,10)))
+                         price=p, x1=1+i%3, y1=2+i%2, x2=9+i%5, y2=10+i%4,
+                         weight=1+i/4, vec=p/10, is_valid=i in (1,3,8,10)))
     return folder,pd.DataFrame(rows)
 
 BLOCKS = dict(kind=CategoryBlock, tags=MultiCategoryBlock, price=RegressionBlock, box=BBoxBlock)
@@ -428,7 +429,7 @@ def test_every_argument_of_multi_learner(table):
         after=lambda: n_params(learner(dls, cnn(), after=dict(kind='price')))!=base,
         loss_func=lambda: loss_of(learner(dls, cnn(), loss_func=dict(price=l1)), 'price')!=plain['price_loss'],
         loss_weights=lambda: more==pytest.approx(2*scale*plain['price_loss'], rel=1e-3),
-        class_weights=lambda: loss_of(learner(dls, cnn(), class_weights=dict(kind=[1,5,1])), 'kind')!=plain['kind_loss'],
+        class_weights=lambda: loss_of(learner(dls, cnn(), class_weights={'kind': [1,5,1]}), 'kind')!=plain['kind_loss'],
         metrics=lambda: 'kind_error_rate' in learner(dls, cnn(), metrics=dict(kind=error_rate)).evaluate(),
         normalize=lambda: True, pretrained=lambda: True, weights=lambda: True)    # above, and in tests/test_models.py
     covers(multi_learner, tests)
