@@ -162,8 +162,8 @@ def check_texts(suff, label_delim):
     if isinstance(label_delim, dict): delims = list(label_delim.values())
     for v in delims:
         if v is None or isinstance(v, str) and v: continue
-        raise ValueError(f"`label_delim` is {short_repr(label_delim)}; it takes a text, such as '|', or a dict of texts "
-                         'by output.')
+        raise ValueError(f"`label_delim` is {short_repr(label_delim)}; it takes a text, such as '|', or a dict of "
+                         'texts by output.')
 
 def check_transforms(**kwargs):
     "Raise for a transform that is none"
