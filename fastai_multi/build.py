@@ -41,7 +41,7 @@ def check_learner_arguments(
 _fastai_names = dict(
     ps="heads=dict(kind=dict(p=0.5)), the dropout of an output's head",
     y_range="the range in the output's block: outputs=dict(price=NumberBlock(range=(0, 4)))",
-    concat_pool="heads=dict(kind=dict(pool=…)), how an output's head pools",
+    concat_pool="heads=dict(kind=dict(pool='avg')), how an output's head pools: 'concat', 'avg', 'max' or 'gem'",
     cut="depth=3, the number of stages that are kept, or a dict by output",
     n_out="nothing: the sizes come from the blocks, as RegressionBlock(n_out=3) or CategoryBlock(vocab=[…])",
     lin_ftrs="heads=dict(kind=[512]), the hidden sizes of an output's head",

@@ -404,7 +404,7 @@ def multi_learner(
     text='bag', # Encoder of a text: 'bag', 'lstm', a Hugging Face model's folder or name, or a module
     fusion='concat', # How the inputs' features become one: 'concat', 'sum', 'gated', 'film', or a module
     neck:int=128, # Width of a picture's features before they are fused with other inputs; 0 leaves them as they are
-    heads:dict=None, # By output: hidden sizes, a dict of a head's options (`hidden`, `p`, `bn`, `pool`), or a module
+    heads:dict=None, # By output: hidden sizes, a dict of options (`hidden`, `p`, `bn`, `act`, `pool`), or a module
     after:dict=None, # For each output: the outputs that its head also reads, a name or several
     loss_func=None, # By output, for outputs that should not use the default loss; or one loss for all
     loss_weights:dict=None, # How much each output's loss counts, 1 where not given

@@ -197,3 +197,15 @@ def test_a_learner_with_frozen_parts_is_exported(tmp_path):
     learn.rates(1e-3, dict(size=1e-2))
     learn.export()
     assert load_learner(tmp_path/'export.pkl').held == ('kind',)
+
+# Options of heads
+
+def test_a_head_pools_and_activates_as_told(tmp_path):
+    heads = dict(kind=dict(hidden=[16], pool='gem', act=torch.nn.SiLU))
+    learn = multi_learner(pictures(tmp_path), simple_cnn(2), heads=heads, path=tmp_path)
+    power, = [p for n,p in learn.model.named_parameters() if n.endswith('pool.power')]
+    before = power.item()
+    assert any(isinstance(m, torch.nn.SiLU) for m in learn.model.heads['kind'].modules())
+    assert not any(isinstance(m, torch.nn.SiLU) for m in learn.model.heads['size'].modules())
+    with learn.no_logging(), learn.no_bar(): learn.fine_tune(1, 1e-2)
+    assert power.item() != before and np.isfinite(learn.recorder.values[-1]).all()
