@@ -405,7 +405,7 @@ def multi_learner(
     modalities = {n: modality_of(p) for n,p in desc.inputs.items()}
     heads = check_keys(dict(heads or {}), tasks, 'output in `heads`')
     arch = arch_by_input(arch, modalities)
-    check_staged(modalities, depth=depth, split=split)
+    check_read(modalities, depth=depth, split=split, weights=weights, text=unusual(text))
     encoders = build_encoders(dls, modalities, arch, depth=deepest(depth, tasks), text=text, pretrained=pretrained,
                               weights=weights)
     for n,t in tasks.items(): t.check_head(heads.get(n))

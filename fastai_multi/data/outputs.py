@@ -40,6 +40,16 @@ class ClassesPart(Part):
         return pred==true
     def fit_flat(self, tl): pass
     @classmethod
+    def serves_tfms(cls, tfms):
+        "Whether the transforms of a block or of a flat list make values of this kind"
+        return False
+    @classmethod
+    def from_block(cls, name, block, tfms, **kwargs):
+        if cls.serves_tfms(tfms): return super().from_block(name, block, tfms, **kwargs)
+    @classmethod
+    def from_flat(cls, name_of, tl, typ, is_input, codes=None):
+        if cls.serves_tfms(tl.tfms.fs): return cls.of_list(name_of(cls.kind), tl, is_input)
+    @classmethod
     def of_list(cls, name, tl, is_input, **kwargs):
         res = super().of_list(name, tl, is_input, **kwargs)
         res.c = getattr(res.pipe, 'c', None)
@@ -165,12 +175,6 @@ class CategoryPart(ClassesPart):
         "Whether `tfms` make one category"
         last = target_tfm(tfms)
         return isinstance(last, Categorize) and not isinstance(last, (MultiCategorize, EncodedMultiCategorize))
-    @classmethod
-    def from_block(cls, name, block, tfms, **kwargs):
-        if cls.serves_tfms(tfms): return super().from_block(name, block, tfms, **kwargs)
-    @classmethod
-    def from_flat(cls, name_of, tl, typ, is_input, codes=None):
-        if cls.serves_tfms(tl.tfms.fs): return cls.of_list(name_of(cls.kind), tl, is_input)
 
 # %% ../../nbs/07_data.outputs.ipynb #px240001
 def whole_classes(values):
@@ -232,12 +236,6 @@ class TagsPart(ClassesPart):
     def serves_tfms(cls, tfms):
         "Whether `tfms` make one-hot tags"
         return isinstance(target_tfm(tfms), (OneHotEncode, EncodedMultiCategorize))
-    @classmethod
-    def from_block(cls, name, block, tfms, **kwargs):
-        if cls.serves_tfms(tfms): return super().from_block(name, block, tfms, **kwargs)
-    @classmethod
-    def from_flat(cls, name_of, tl, typ, is_input, codes=None):
-        if cls.serves_tfms(tl.tfms.fs): return cls.of_list(name_of(cls.kind), tl, is_input)
 
 # %% ../../nbs/07_data.outputs.ipynb #px150001
 def wide(t):

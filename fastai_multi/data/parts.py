@@ -377,8 +377,8 @@ def refuse_other_classes(part, mine, model):
 
 # %% ../../nbs/04_data.parts.ipynb #4bc40079
 def part_classes(method):
-    "The classes of parts that define `method` themselves, the newest first and `Part` last"
-    return [c for c in [*reversed(Part.classes), Part] if method in vars(c)]
+    "The classes of parts that define `method`, or what it asks, `serves_tfms`; the newest first and `Part` last"
+    return [c for c in [*reversed(Part.classes), Part] if vars(c).keys() & {method, 'serves_tfms'}]
 
 # %% ../../nbs/04_data.parts.ipynb #px170020
 def sign_legend(part, v):
