@@ -15,6 +15,7 @@ from fastai.layers import SigmoidRange
 from .core import *
 from .data.frame import *
 from .data.parts import *
+from .data.inputs import *
 from .data.outputs import *
 from .data.spatial import *
 from .data.block import *
