@@ -4,14 +4,18 @@
 
 # %% auto #0
 __all__ = ['check_learner_arguments', 'EncoderOptions', 'Modality', 'modality_of', 'has_image_suffix', 'ImageModality',
-           'TextModality', 'VectorModality', 'arch_by_input', 'check_read', 'unusual', 'add_norm', 'input_column',
-           'deepest', 'build_encoders', 'output_losses', 'loss_options', 'smoothing_by_output', 'class_weight_tensors',
-           'refuse_weights_of_own_loss', 'given_losses', 'refuse_single_loss', 'multi_loss']
+           'TextModality', 'VectorModality', 'arch_by_input', 'check_read', 'unusual', 'check_neck',
+           'learner_arguments', 'add_norm', 'input_column', 'deepest', 'build_encoders', 'output_losses',
+           'loss_options', 'smoothing_by_output', 'class_weight_tensors', 'refuse_weights_of_own_loss', 'given_losses',
+           'check_loss', 'refuse_single_loss', 'multi_loss']
 
 # %% ../nbs/55_build.ipynb #04a27eab
 from fastai.basics import *
 from fastai.learner import Learner
 from fastai.losses import BaseLoss
+from functools import lru_cache
+from numbers import Integral
+import inspect
 from fastai.vision.augment import Normalize
 from PIL import Image
 from .core import *
@@ -144,7 +148,7 @@ class TextModality(Modality, part=TextPart):
     def encoder(self, options):
         kind = ifnone(options.arch, options.text)
         drop = {}
-        if kind in text_encoders: drop['drop'] = 0.5 if options.beside_trained else 0.
+        if isinstance(kind, str) and kind in text_encoders: drop['drop'] = 0.5 if options.beside_trained else 0.
         res = text_encoder(kind, self.part.c, pad_id=self.part.pad_id, terms=self.terms(kind, options.column), **drop)
         if isinstance(res, TextEncoder): res.check_tokens(self.part.vocab, self.part.max_len, f'Input {self.name!r}')
         return res
@@ -191,10 +195,21 @@ def unusual(text):
     if isinstance(text, str) and text==EncoderOptions().text: return None
     return text
 
+def check_neck(neck):
+    "Raise unless `neck` is a width"
+    if isinstance(neck, Integral) and neck>=0: return
+    raise ValueError(f'`neck` is {neck!r}; it is the width of pictures before they are fused: a whole '
+                     'number, or 0 to leave them as they are.')
+
+@lru_cache(None)
+def learner_arguments():
+    "The arguments that fastai's `Learner` takes"
+    return sorted(set(inspect.signature(Learner.__init__).parameters) - {'self'})
+
 def add_norm(dls, stats):
     "Add the normalisation with `stats`, mean and standard deviation, unless the loaders have one"
     if stats is None or any(isinstance(f, Normalize) for f in dls.train.after_batch.fs): return
-    cuda = dls.device is not None and dls.device.type=='cuda'
+    cuda = dls.device is not None and torch.device(dls.device).type=='cuda'
     for dl in dls.loaders: dl.after_batch.add(Normalize.from_stats(*stats, cuda=cuda))
 
 # %% ../nbs/55_build.ipynb #12e6c1ae
@@ -229,7 +244,8 @@ def output_losses(
     smoothing:dict=None # `label_smoothing`, for some of the outputs, by name
 ) -> dict: # A loss for each output
     "A loss for each output: yours where given, else the usual one of its kind"
-    losses = check_keys(dict(losses or {}), tasks, 'output in `loss_func`')
+    losses = as_dict(losses, 'loss_func', 'dict(kind=nn.CrossEntropyLoss())')
+    check_keys(losses, tasks, 'output in `loss_func`')
     res = {}
     for n,task in tasks.items():
         loss = losses.get(n)
@@ -274,7 +290,8 @@ def refuse_smoothing(loss, name=None, kind=None):
 # %% ../nbs/55_build.ipynb #a2959418
 def class_weight_tensors(weights, dls, tasks, loss_func):
     "A tensor for each output named in `class_weights`"
-    weights = check_keys(dict(weights or {}), tasks, 'output in `class_weights`')
+    weights = as_dict(weights, 'class_weights', "dict(kind='balanced')")
+    check_keys(weights, tasks, 'output in `class_weights`')
     res = {}
     for n,spec in weights.items():
         res[n] = tasks[n].class_weights(spec, dls.train)
@@ -296,6 +313,12 @@ def given_losses(loss_func, outputs # `loss_func` as a learner is given it; the 
     if isinstance(loss_func, dict): return set(loss_func)
     return set(outputs)
 
+def check_loss(loss_func):
+    "Raise unless a loss for all outputs can be called"
+    if callable(loss_func): return
+    raise TypeError(f'`loss_func` is {short_repr(loss_func)}; it takes a dict of losses by output, or a function of '
+                    'predictions and targets.')
+
 def refuse_single_loss(loss_func, outputs):
     "Raise if a loss of one output stands for all of several"
     if not isinstance(loss_func, (BaseLoss, nn.modules.loss._Loss)): return
@@ -312,15 +335,17 @@ def multi_loss(
     label_smoothing=None # A number for all categories with the usual loss, or a dict by output
 ):
     "The loss of a learner: a `MultiLoss`, or the one loss that the user passed for all outputs"
+    weights = as_dict(weights, 'loss_weights', 'dict(box=2.)')
     if weights and not desc.named:
         raise ValueError('`loss_weights` is for several outputs by name; these data have one without a name.')
     if loss_func is None or isinstance(loss_func, dict):
-        check_keys(dict(weights or {}), desc.outputs, 'output in `loss_weights`')
+        check_keys(weights, desc.outputs, 'output in `loss_weights`')
         losses = output_losses(tasks, loss_func, class_weights, smoothing_by_output(label_smoothing, tasks, loss_func))
         decoders = {n: t.decodes for n,t in tasks.items()}
         decisions = {n: t.decodes for n,t in tasks.items() if t.decides(losses[n])}
         return MultiLoss(losses, weights=weights, named=desc.named, decoders=decoders, decisions=decisions,
                          activations={n: t.activation for n,t in tasks.items()})
+    check_loss(loss_func)
     if label_smoothing: refuse_smoothing(loss_func)
     if desc.named: refuse_single_loss(loss_func, desc.outputs)
     if weights: raise ValueError('Give the weights to your own loss, or pass `loss_func` as a dict by output.')

@@ -103,10 +103,13 @@ class MultiLearner(PersistentLearner):
     @delegates(Learner.fit)
     def fit(self, n_epoch, *args, **kwargs):
         "As `Learner.fit`, which would go through epochs without a batch and say nothing"
+        check_epochs(n_epoch)
+        lr = args[0] if args else kwargs.get('lr')
+        if lr is not None: check_rate(lr, len(self.splitter(self.model)))
         check_has_batch(self.dls.train)
         self.renew_opt()
         drop_frozen_gradients(self.model)
-        super().fit(n_epoch, *args, **kwargs)
+        with named_batch_norm(self.dls.train): super().fit(n_epoch, *args, **kwargs)
 
     def probe(self) -> ProbeResult: # By output the losses on items left out; printed as a table
         "Let each head start at a linear fit on frozen features, or at its prior where that is as good"
@@ -168,7 +171,8 @@ class MultiLearner(PersistentLearner):
         **kwargs
     ) -> tuple:
         "Predictions and targets, each by the outputs' names, as `Learner.get_preds` gives them"
-        if isinstance(act, dict): check_keys(act, self.output_parts, 'output in `act`')
+        self._check_loader(ds_idx, dl)
+        check_activations(act, self.output_parts)
         activation = partial(self._activate, act)
         res = super().get_preds(ds_idx, dl, with_input, with_decoded, with_loss, act=activation, inner=inner,
                                 reorder=reorder, cbs=cbs, **kwargs)
@@ -217,6 +221,8 @@ class MultiLearner(PersistentLearner):
     ) -> pd.DataFrame: # A row for each item, a column for each output
         "The first value of `predict` for many items: classes, lists of tags, numbers, lists of corners; "
         "`None` where there is no answer"
+        check_items(items)
+        check_loader_options(kwargs, type(self.dls.valid))
         dl = self.dls.test_dl(items, **kwargs)
         answers = Answers(dl, self.tasks, self.named)
         dec = self.get_preds(dl=dl, with_decoded=True)[2]
@@ -233,6 +239,7 @@ class MultiLearner(PersistentLearner):
         use_max:bool=False # The largest of all in place of the average
     ) -> tuple: # Predictions and targets
         "Predictions averaged over augmented copies, by output; boxes, points and masks come from the plain picture"
+        self._check_loader(ds_idx, dl)
         if dl is None: dl = self.dls[ds_idx]
         dl = dl.new(shuffle=False, drop_last=False)
         if item_tfms is not None or batch_tfms is not None: dl = dl.new(after_item=item_tfms, after_batch=batch_tfms)
@@ -244,6 +251,19 @@ class MultiLearner(PersistentLearner):
         return type(plain)(res), targs
 
     # Validation
+    def _check_loader(self, ds_idx, dl):
+        if dl is None: check_loader_number(ds_idx, len(self.dls.loaders))
+        check_loader(dl)
+
+    def validate(self,
+        ds_idx:int=1, # Which of the loaders, if `dl` is `None`
+        dl=None, # Loader with labels
+        cbs=None # Callbacks for this run only
+    ) -> L: # The loss, then the metrics
+        "As `Learner.validate`"
+        self._check_loader(ds_idx, dl)
+        return super().validate(ds_idx, dl, cbs)
+
     def evaluate(self,
         ds_idx:int=1, # Which of the loaders, if `dl` is `None`
         dl=None, # Loader with labels
@@ -256,6 +276,7 @@ class MultiLearner(PersistentLearner):
         rates, the commonest class); `text`, linear models of TF-IDF weights, where there is text; and `probe`, the
         linear models on frozen features, if `probe` or `fine_tune` fitted them or the heads are still new. NaN where
         a baseline has no answer."""
+        self._check_loader(ds_idx, dl)
         if dl is not None: check_has_labels(dl)
         if baseline: return self._beside_baselines(ds_idx, dl, cbs)
         vals = self.validate(ds_idx, dl, cbs)
@@ -344,6 +365,7 @@ class MultiLearner(PersistentLearner):
     ) -> TaskReport:
         "What a few batches say: whether each output learns, whether its losses need balancing, and what to do; "
         "nothing is trained or changed"
+        check_loader(dl)
         return task_report(self, n_batches, dl, baselines)
 
     def plot_tasks(self, cosines:bool=False): # Plot the cosines instead of losses, weights and norms
@@ -403,7 +425,9 @@ def multi_learner(
     desc = describe(dls)
     tasks = {n: task_of(p) for n,p in desc.outputs.items()}
     modalities = {n: modality_of(p) for n,p in desc.inputs.items()}
-    heads = check_keys(dict(heads or {}), tasks, 'output in `heads`')
+    heads = check_keys(as_dict(heads, 'heads', 'dict(kind=[64])'), tasks, 'output in `heads`')
+    check_keys(kwargs, learner_arguments(), 'argument')
+    check_neck(neck)
     arch = arch_by_input(arch, modalities)
     check_read(modalities, depth=depth, split=split, weights=weights, text=unusual(text))
     encoders = build_encoders(dls, modalities, arch, depth=deepest(depth, tasks), text=text, pretrained=pretrained,

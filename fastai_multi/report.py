@@ -117,12 +117,12 @@ def valid_losses(learn, n_batches) -> dict: # `validation`, `constant`: `n` each
     "Mean losses of some validation items, and of the constant answers on them"
     dl = getattr(learn.dls, 'valid', None)
     if dl is None or not len(dl): return {}
-    dl = dl.new(shuffle=True, drop_last=False)
     device = first(learn.model.parameters()).device
     own = []
     constant = []
     counts = []
     with untouched(learn, dl), torch.no_grad():
+        dl = dl.new(shuffle=True, drop_last=False)
         learn.model.eval()
         for b in itertools.islice(dl, n_batches):
             b = to_device(b, device)
