@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['absent', 'IGNORE', 'palette', 'did_you_mean', 'UnknownName', 'check_in', 'check_keys', 'BadItem', 'short_repr',
            'Named', 'Inputs', 'Outputs', 'Absent', 'is_missing', 'which_item', 'is_class', 'check_classes', 'present',
-           'format_value', 'flat', 'untyped', 'eval_mode', 'write_whole', 'load_transformers', 'one_line']
+           'format_value', 'flat', 'untyped', 'eval_mode', 'write_whole', 'literal', 'load_transformers', 'one_line']
 
 # %% ../nbs/00_core.ipynb #a9a38b7b
 from fastcore.all import *
@@ -314,6 +314,11 @@ def write_whole(path): # The file to write
 # %% ../nbs/00_core.ipynb #bcfb68d2
 palette = dict(right='#0072B2', wrong='#D55E00', plain='#333333',    # Colours of figures
     many=['#E69F00','#56B4E9','#009E73','#CC79A7','#F0E442','#0072B2','#D55E00'])
+
+# %% ../nbs/00_core.ipynb #px280001
+def literal(s) -> str:
+    "`s` as matplotlib draws it letter by letter: a `$` starts no formula"
+    return str(s).replace('$', r'\$')
 
 # %% ../nbs/00_core.ipynb #7e053711
 def load_transformers(

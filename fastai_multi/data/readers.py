@@ -13,6 +13,7 @@ from ..core import *
 from .items import *
 from .inputs import *
 from .outputs import *
+from pandas.api.types import is_numeric_dtype
 import os, numpy as np, pandas as pd
 
 # %% ../../nbs/14_data.readers.ipynb #1532b1c1
@@ -77,6 +78,9 @@ class VectorReader(ColumnsReader):
         if len(cells)==1: return cells[0]
         if all(is_missing(v) for v in cells): return None
         return np.concatenate([np.atleast_1d(numbers(v)) for v in cells])
+    def table(self, df):
+        if len(self.cols)==1 or not all(is_numeric_dtype(df[c]) for c in self.cols): return super().table(df)
+        return list(np.stack([df[c].to_numpy(np.float64, na_value=np.nan) for c in self.cols], 1))
 
 # %% ../../nbs/14_data.readers.ipynb #c6f43162
 class InputReader(Transform):
