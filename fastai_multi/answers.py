@@ -13,6 +13,7 @@ from typing import NamedTuple
 from .core import *
 from .data.geometry import *
 from .data.frame import *
+from .data.parts import *
 from .data.items import *
 from .data.inputs import *
 from .rowmetrics import *
@@ -94,9 +95,8 @@ def in_units(task, values): # A `Task`; encoded values
     return task.to_units(values)
 
 def row(x, i):
-    "Item `i` of predictions by name, or of the one tensor there is"
-    if isinstance(x, Named): return x.map(itemgetter(i))
-    return x[i]
+    "Item `i` of predictions: of each tensor by name, or of the one there is"
+    return map_tensors(itemgetter(i), x)
 
 class Answers:
     "Decoded predictions for the items of a loader, as a user reads them"
@@ -136,13 +136,14 @@ class Answers:
     def cells(self, decoded, i):
         "The answer for item `i` as the cells of a table"
         res = self.of(decoded, i)
-        if not self.named: res = [res]
-        return [table_cell(o) for o in res]
+        if not self.named: return [table_cell(res)]
+        return [table_cell(v) for n,t in self.tasks.items() for v in t.part.cells(res[n]).values()]
 
     def table(self, decoded, index=None) -> pd.DataFrame: # Decoded predictions of all items; labels of the rows
-        "The answers for all items: a row for each, a column for each output, with the table's own values"
+        "The answers for all items: a row for each, a column for each output, or for `group.member`"
         rows = [self.cells(row(decoded, i), i) for i in range(len(self.dl.dataset))]
-        columns = {n: t.part.as_column([r[j] for r in rows]) for j,(n,t) in enumerate(self.tasks.items())}
+        leaves = leaves_of({n: t.part for n,t in self.tasks.items()})
+        columns = {n: leaf.as_column([r[j] for r in rows]) for j,(n,leaf) in enumerate(leaves.items())}
         return pd.DataFrame(columns, index=index)
 
 def table_cell(value):
@@ -156,7 +157,7 @@ def table_cell(value):
 # %% ../nbs/50_answers.ipynb #7ea1a98b
 def pad_ids_of(parts):
     "The number that pads the rows of a part, for each of `parts` that has one"
-    return {n: p.pad_id for n,p in parts.items() if getattr(p, 'pad_id', None) is not None}
+    return {n: p.pad_id for n,p in leaves_of(parts).items() if getattr(p, 'pad_id', None) is not None}
 
 def one_tensor(x, pad_id=None):
     "`x` as one tensor, where batches of different lengths left a list of rows"
@@ -167,7 +168,15 @@ def one_tensor(x, pad_id=None):
 def pad_all(x, pad_ids):
     "`one_tensor` of every named part of `x`; `pad_ids` holds the padding of token ids by name"
     if not isinstance(x, Named): return one_tensor(x, first(pad_ids.values()))
-    return type(x)([one_tensor(o, pad_ids.get(n)) for n,o in x.items()])
+    return _pad_named(x, pad_ids)
+
+def _pad_named(x, pad_ids, path=''):
+    "`x` padded; `path` leads to the group that it is"
+    res = []
+    for n,o in x.items():
+        if isinstance(o, Named): res.append(_pad_named(o, pad_ids, f'{path}{n}.'))
+        else: res.append(one_tensor(o, pad_ids.get(f'{path}{n}')))
+    return type(x)(res)
 
 # %% ../nbs/50_answers.ipynb #b0c0a171
 class ThresholdChoice(NamedTuple):

@@ -19,12 +19,11 @@ def check_batch_size(leaves, names):
 
 def gather_named(parts, base, names, bare=False):
     "The tensors in `parts` as one tuple of class `base` with `names`, or as the one tensor there is when `bare`"
-    leaves = [untyped(o) for o in flat(tuple(parts))]
     names = tuple(names)
+    if len(parts)==1 and isinstance(parts[0], Named) and parts[0].keys()==names and not bare: return untyped(parts[0])
+    leaves = [untyped(o) for o in flat(tuple(parts))]
     check_batch_size(leaves, names)
     if bare: return leaves[0]
-    first_part = parts[0]
-    if isinstance(first_part, Named) and first_part.keys()==names: return type(first_part)(leaves)
     return base.of(*names)(leaves)
 
 # %% ../nbs/49_batch.ipynb #977c9d1c

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['check_learner_arguments', 'arch_by_input', 'check_staged', 'add_norm', 'input_column', 'deepest', 'build_encoders',
-           'output_losses', 'class_weight_tensors', 'refuse_weights_of_own_loss', 'given_losses', 'refuse_single_loss',
-           'multi_loss']
+           'output_losses', 'loss_options', 'smoothing_by_output', 'class_weight_tensors', 'refuse_weights_of_own_loss',
+           'given_losses', 'refuse_single_loss', 'multi_loss']
 
 # %% ../nbs/55_build.ipynb #04a27eab
 from fastai.basics import *
@@ -100,18 +100,51 @@ def build_encoders(dls, modalities, arch, **options):
 def output_losses(
     tasks:dict, # The outputs' tasks by name
     losses:dict=None, # Losses of yours, for some of the outputs, by name
-    class_weights:dict=None # A tensor of weights of classes, for some of the outputs, by name
+    class_weights:dict=None, # A tensor of weights of classes, for some of the outputs, by name
+    smoothing:dict=None # `label_smoothing`, for some of the outputs, by name
 ) -> dict: # A loss for each output
     "A loss for each output: yours where given, else the usual one of its kind"
     losses = check_keys(dict(losses or {}), tasks, 'output in `loss_func`')
-    class_weights = class_weights or {}
     res = {}
     for n,task in tasks.items():
         loss = losses.get(n)
-        if loss is None: loss = task.loss(weight=class_weights[n]) if n in class_weights else task.loss()
+        if loss is None: loss = task.loss(**loss_options(task, class_weights or {}, smoothing or {}))
         if loss is None: raise task.no_loss()
         res[n] = loss
     return res
+
+def loss_options(task, class_weights, smoothing):
+    "The arguments of the usual loss of an output: weights of its classes, label smoothing"
+    res = {}
+    if task.name in class_weights: res[task.weight_arg] = class_weights[task.name]
+    if task.name in smoothing: res['label_smoothing'] = smoothing[task.name]
+    return res
+
+# %% ../nbs/55_build.ipynb #73c1f63f
+def smoothing_by_output(
+    label_smoothing, # A number for all categories with the usual loss, or a dict by output; `None`: none
+    tasks:dict,      # The outputs' tasks by name
+    loss_func=None   # The losses that the user gave, by output
+) -> dict:
+    "Label smoothing by output"
+    own = loss_func or {}
+    if not label_smoothing: return {}
+    if not isinstance(label_smoothing, dict):
+        label_smoothing = {n: label_smoothing for n,t in tasks.items() if t.smooths and n not in own}
+        if not label_smoothing:
+            raise ValueError('`label_smoothing` is for categories with the default loss; there is none.')
+    check_keys(label_smoothing, tasks, 'output in `label_smoothing`')
+    for n,v in label_smoothing.items():
+        if not tasks[n].smooths or n in own: refuse_smoothing(own.get(n), n, tasks[n].part.kind)
+        if not 0<=v<1: raise ValueError(f'`label_smoothing` of output {n!r} is {v}; it is a share from 0 to below 1.')
+    return label_smoothing
+
+# %% ../nbs/55_build.ipynb #46abc3a0
+def refuse_smoothing(loss, name=None, kind=None):
+    if loss is None:
+        raise ValueError(f'`label_smoothing` is for categories; output {name!r} is {kind}.')
+    raise ValueError('`label_smoothing` is for the default loss, and there is a loss of yours: give it to that, as '
+                     'CrossEntropyLossFlat(label_smoothing=0.1).')
 
 # %% ../nbs/55_build.ipynb #a2959418
 def class_weight_tensors(weights, dls, tasks, loss_func):
@@ -127,7 +160,7 @@ def refuse_weights_of_own_loss(name, task, loss_func):
     "Raise if output `name` has a loss of the user's, which would not see the weights"
     if loss_func is None: return
     if isinstance(loss_func, dict) and name not in loss_func: return
-    raise ValueError(f'`class_weights` is for outputs of one class with the default loss; output {name!r} '
+    raise ValueError(f'`class_weights` is for categories and tags with the default loss; output {name!r} '
                      f'is {task.part.kind} '
                      'and has a loss of yours: give the weights to that.')
 
@@ -150,18 +183,20 @@ def multi_loss(
     tasks:dict, # The outputs' tasks by name
     loss_func=None, # Losses by output, one loss for all, or `None`
     weights:dict=None, # How much each output's loss counts
-    class_weights:dict=None # Weights of classes by output, as tensors
+    class_weights:dict=None, # Weights of classes by output, as tensors
+    label_smoothing=None # A number for all categories with the usual loss, or a dict by output
 ):
     "The loss of a learner: a `MultiLoss`, or the one loss that the user passed for all outputs"
     if weights and not desc.named:
         raise ValueError('`loss_weights` is for several outputs by name; these data have one without a name.')
     if loss_func is None or isinstance(loss_func, dict):
         check_keys(dict(weights or {}), desc.outputs, 'output in `loss_weights`')
-        losses = output_losses(tasks, loss_func, class_weights)
+        losses = output_losses(tasks, loss_func, class_weights, smoothing_by_output(label_smoothing, tasks, loss_func))
         decoders = {n: t.decodes for n,t in tasks.items()}
         decisions = {n: t.decodes for n,t in tasks.items() if t.decides(losses[n])}
         return MultiLoss(losses, weights=weights, named=desc.named, decoders=decoders, decisions=decisions,
                          activations={n: t.activation for n,t in tasks.items()})
+    if label_smoothing: refuse_smoothing(loss_func)
     if desc.named: refuse_single_loss(loss_func, desc.outputs)
     if weights: raise ValueError('Give the weights to your own loss, or pass `loss_func` as a dict by output.')
     return loss_func

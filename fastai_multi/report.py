@@ -14,6 +14,7 @@ from fastai.torch_core import get_random_states, set_random_states
 import itertools
 from .core import *
 from .targets import *
+from .terms import *
 from .losses import *
 from .callback.weights import *
 from .callback.gradients import *
@@ -76,8 +77,8 @@ class BatchLook:
         targets = loss_func.by_output(y, 'targets')
         self.losses = loss_func.step.values.detach()
         live = loss_func.step.live
-        self.labelled = torch.stack([present(t).sum() for t in targets])
-        self.items = torch.full_like(self.labelled, len(targets[0]))
+        self.labelled = torch.stack([present_rows(t).sum() for t in targets])
+        self.items = torch.full_like(self.labelled, n_rows(targets[0]))
         self.gramian = None
         if feats:
             g = task_gradients(live, feats)

@@ -130,11 +130,13 @@ def write_state(
     model:nn.Module, # Its weights are written
     opt=None, # Its state is written too, unless it is `None`
     signature:dict=None, # What the model depends on, as plain data
+    thresholds:dict=None, # By output, above which probability a tag is predicted
     **kwargs # Passed to `torch.save`
 ):
     "Write the state of a model to `file`, whole or not at all"
     weights = get_model(model).state_dict()
     weights.signature = signature
+    weights.thresholds = thresholds
     weights.parameters = parameter_names(model, opt)
     state = weights
     if opt is not None: state = dict(model=weights, opt=opt.state_dict())
@@ -325,7 +327,8 @@ class PersistentLearner(Learner):
         if rank_distrib(): return file
         signature = signature_of(self.dls, self.description)
         opt = self.opt if with_opt else None
-        write_state(file, self.model, opt, signature, pickle_protocol=pickle_protocol, **kwargs)
+        thresholds = {n: t.cut.value for n,t in self.tasks.items() if t.cut is not None}
+        write_state(file, self.model, opt, signature, thresholds, pickle_protocol=pickle_protocol, **kwargs)
         return file
 
     def load(self,
@@ -344,6 +347,9 @@ class PersistentLearner(Learner):
         dls = loaders_for(state, self.dls, self.description, strict)
         put_state(state, self.model, self.opt if with_opt else None, strict, repr(str(file)))
         self._take(dls)
+        thresholds = getattr(weights_in(state), 'thresholds', None) or {}
+        for n,t in self.tasks.items():
+            if n in thresholds and t.cut is not None: t.cut.value = thresholds[n]
         return self
 
     def export(self,

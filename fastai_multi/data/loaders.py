@@ -50,14 +50,17 @@ def output_block(outputs, columns):
     if isinstance(outputs, dict):
         check_output_columns(outputs, columns)
         parts = {n: part_of(n, b) for n,b in outputs.items()}
-        return PartsBlock(parts, Outputs),{n: (columns or {}).get(n, n) for n in outputs}
+        return PartsBlock(parts, Outputs),columns_by_leaf(parts, columns)
     check_one_output(outputs)
-    if isinstance(outputs, PartsBlock) and not outputs.bare:
-        return outputs,{n: (columns or {}).get(n, n) for n in outputs.parts}
+    if isinstance(outputs, PartsBlock) and not outputs.bare: return outputs,columns_by_leaf(outputs.parts, columns)
     if columns is None or isinstance(columns, dict):
         raise ValueError(f'`columns` is {columns!r}; one block without a name needs its column, or list of columns.')
     if not isinstance(outputs, PartsBlock): outputs = OneOutputBlock(outputs)
     return outputs,columns
+
+def columns_by_leaf(parts, columns):
+    "The columns of each part, the members of groups by their own names"
+    return merge(*[p.columns((columns or {}).get(n)) for n,p in parts.items()])
 
 def check_output_columns(outputs, columns):
     "Raise unless `columns` fits outputs by name"
@@ -89,7 +92,7 @@ def with_weight(df, outputs, columns, weight):
 def output_reader(df, block, columns, label_delim, folder):
     "The reader for the parts of `block`"
     bare = not isinstance(columns, dict)
-    parts = {'target': first(block.parts.values())} if bare else block.parts
+    parts = {'target': first(block.parts.values())} if bare else block.leaves
     cols = {'target': columns} if bare else columns
     pref = {n: folder for n,p in parts.items() if p.is_picture}
     flags = [n for n,p in parts.items() if p.one_hot and all(c in df for c in as_columns(cols[n]))
@@ -398,8 +401,8 @@ def csv_arguments():
 def class_columns(df, outputs=None, columns=None):
     "The columns whose output has classes"
     block,cols = output_block(outputs, column_names(df, columns))
-    if not isinstance(cols, dict): cols = {n: cols for n in block.parts}
-    names = [c for n,p in block.parts.items() if p.has_classes for c in as_columns(cols[n])]
+    if not isinstance(cols, dict): cols = {n: cols for n in block.leaves}
+    names = [c for n,p in block.leaves.items() if p.has_classes for c in as_columns(cols[n])]
     return [c for c in names if c in df.columns and list(df.columns).count(c)==1]
 
 def as_written(df, file, options, kwargs):
