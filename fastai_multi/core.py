@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['absent', 'IGNORE', 'palette', 'did_you_mean', 'UnknownName', 'check_in', 'check_keys', 'BadItem', 'short_repr',
            'Named', 'Inputs', 'Outputs', 'Absent', 'is_missing', 'which_item', 'is_class', 'check_classes', 'present',
-           'format_value', 'flat', 'untyped', 'eval_mode', 'write_whole', 'literal', 'load_transformers', 'one_line']
+           'format_value', 'flat', 'untyped', 'map_tensors', 'n_rows', 'eval_mode', 'write_whole', 'literal',
+           'load_transformers', 'one_line']
 
 # %% ../nbs/00_core.ipynb #a9a38b7b
 from fastcore.all import *
@@ -17,7 +18,7 @@ from importlib import import_module
 from urllib.parse import quote, unquote
 import torch
 from torch import Tensor
-from torch.utils._pytree import MappingKey, register_pytree_node
+from torch.utils._pytree import MappingKey, register_pytree_node, tree_map_only
 
 # %% ../nbs/00_core.ipynb #d22d669c
 def did_you_mean(name, options):
@@ -98,8 +99,8 @@ class Named(tuple):
     def items(self): return tuple(zip(self._names, self))
     def get(self, name, default=None): return self[name] if name in self._names else default
     def map(self, f, *args, **kwargs):
-        "The same names with `f` of each member"
-        return type(self)([f(o, *args, **kwargs) for o in self])
+        "The same names with `f` of each member; of a member that is itself a group, `f` of each of its members"
+        return type(self)([o.map(f, *args, **kwargs) if isinstance(o, Named) else f(o, *args, **kwargs) for o in self])
 
     def __getitem__(self, k):
         if not isinstance(k, str): return super().__getitem__(k)
@@ -283,10 +284,22 @@ def flat(x):
     return [o for p in x for o in flat(p)] if isinstance(x, (tuple,list)) else [x]
 
 # %% ../nbs/00_core.ipynb #plain100
-def untyped(t # A tensor; anything else is returned as it is
+def untyped(t # A tensor, or a group of them; anything else is returned as it is
            ):
     "`t` without fastai's type"
+    if isinstance(t, Named): return t.map(untyped)
     return t.as_subclass(Tensor) if isinstance(t, Tensor) and type(t) is not Tensor else t
+
+# %% ../nbs/00_core.ipynb #33a3a516
+def map_tensors(f, # A function of a tensor
+                x # A tensor, or any nest of tuples, lists, dicts and named tuples; what is no tensor stays
+               ):
+    "`x` with the result of `f` in the place of each tensor"
+    return tree_map_only(Tensor, f, x)
+
+def n_rows(x) -> int: # A batch: a tensor, or a group of tensors
+    "The number of items of a batch"
+    return len(first(o for o in flat(x) if isinstance(o, Tensor)))
 
 # %% ../nbs/00_core.ipynb #710eb402
 @contextmanager
