@@ -36,7 +36,8 @@ class RowMetric:
         "Sum of the statistics over labelled rows, and their number, each row counted `w` times"
         if isinstance(targ, Named): here = labelled_rows(targ, self.stats)
         else:
-            if pred.shape!=targ.shape and pred.numel()==targ.numel(): pred = pred.reshape(targ.shape)
+            is_alike = targ.is_floating_point() and pred.numel()==targ.numel()    # classes: `bs,1` is one class
+            if is_alike and pred.shape!=targ.shape: pred = pred.reshape(targ.shape)
             here = present(targ)
         v = self.values(pred, targ)
         v = torch.where(per_item(here, v), v, 0.)

@@ -466,7 +466,7 @@ class TextModality(Modality, part=TextPart):
     def encoder(self, options):
         kind = ifnone(options.arch, options.text)
         drop = {}
-        if kind in text_encoders: drop['drop'] = 0.5 if options.beside_trained else 0.
+        if isinstance(kind, str) and kind in text_encoders: drop['drop'] = 0.5 if options.beside_trained else 0.
         res = text_encoder(kind, self.part.c, pad_id=self.part.pad_id, terms=self.terms(kind, options.column), **drop)
         if isinstance(res, TextEncoder): res.check_tokens(self.part.vocab, self.part.max_len, f'Input {self.name!r}')
         return res

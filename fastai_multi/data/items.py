@@ -262,7 +262,7 @@ class PartsTfm(Transform):
             if not idxs: continue
             raws = raw_values(getters, self, items.subset(i).items)
             for n,p in parts.items():
-                if p.encode_column(raws[n]) is None: check_each(p, raws[n], idxs)
+                if p.encode_column(raws[n]) is None: check_each(p, raws[n], idxs, items.items)
 
     def split(self, v # What the getter gave
              ) -> dict:
@@ -333,14 +333,24 @@ def setup_part(part, values, items):
     part.see_column(values)
     try: part.setup([values[i] for i in here])
     except BadItem as e:
-        if e.at is None: raise
-        raise ValueError(f'{e} (Found in {which_item(items, here[e.at])}.)') from e
+        at = e.at
+        if at is None: at = first_refused(part, [values[i] for i in here])
+        if at is None: raise
+        raise ValueError(f'{e} (Found in {which_item(items, here[at])}.)') from e
 
-def check_each(part, values, idxs):
-    "Encode each of `values` and raise for the first that cannot be, with its index"
+def first_refused(part, values):
+    "Position of the first of `values` that a part cannot be set up with alone, or `None`"
+    part = deepcopy(part)
+    for i,v in enumerate(values):
+        try: part.setup([v])
+        except BadItem: return i
+        except Exception: pass    # too little to learn from one value
+
+def check_each(part, values, idxs, items):
+    "Encode each of `values` and raise for the first that cannot be, with its index among all `items`"
     for i,v in zip(idxs, values):
         try: part.encode(v)
-        except BadItem as e: raise ValueError(f'{e} (Found in item {i}, in the validation split.)') from e
+        except BadItem as e: raise ValueError(f'{e} (Found in {which_item(items, i)}, in the validation split.)') from e
 
 def refuse_getter(v, names):
     raise BadItem(f'The getter gives {short_repr(v)} where a dict, a Series or a tuple of {len(names)} values was '

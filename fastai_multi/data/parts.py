@@ -402,8 +402,7 @@ def part_of(name:str,     # Name of the part
     is_input:bool=False   # An input rather than an output
 ) -> Part:
     "The `Part` that does what `block` does, with its own copy of the block's transforms"
-    if not isinstance(block, TransformBlock) and callable(block): block = block()
-    if not isinstance(block, TransformBlock): refuse_block(name, block, is_input)
+    if not isinstance(block, TransformBlock): block = made_block(name, block, is_input)
     if hasattr(block, 'make_part'): return block.make_part(name, is_input)
     tfms = [instantiate(t) for t in block.type_tfms]
     kwargs = dict(item_tfms=_other_tfms(block.item_tfms), batch_tfms=_other_tfms(block.batch_tfms), is_input=is_input)
@@ -412,6 +411,16 @@ def part_of(name:str,     # Name of the part
         if part is not None: return part
 
 # %% ../../nbs/04_data.parts.ipynb #b3d9c1de
+def made_block(name, block, is_input):
+    "The block that a class or a function without arguments makes"
+    made = block
+    try:
+        if callable(block): made = block()
+    except TypeError as e:
+        if e.__traceback__.tb_next is not None: raise    # a mistake inside the block
+    if not isinstance(made, TransformBlock): refuse_block(name, block, is_input)
+    return made
+
 def refuse_block(name, block, is_input):
     where = 'input' if is_input else 'output'
     raise TypeError(f'The block of {where} {name!r} is {block!r}; it takes a fastai block such as `CategoryBlock`, as '
