@@ -120,11 +120,16 @@ class CategoryPart(ClassesPart):
         if isinstance(dtype, pd.CategoricalDtype): self.dtype = dtype
     def setup(self, values):
         self.compose_vocab()
-        values = whole_classes([self.as_class(v) for v in values])
+        values = self.as_classes(values)
         if self.dtype is not None and self.takes_classes(): self.take_categories()
         self.check_values([[v] for v in values], 'label')
         self.setup_tfms(values)
         self.count_missing()
+    def as_classes(self, values):
+        "Many raw values as the vocabulary holds them"
+        try: known = {v: self.as_class(v) for v in set(values)}
+        except TypeError: return values    # a list, for one, which `check_values` refuses
+        return whole_classes([known[v] for v in values])
     def count_missing(self):
         "Make room for a missing category among the inputs"
         if self.is_input and self.missing_class==self.c: self.c += 1
@@ -152,7 +157,8 @@ class CategoryPart(ClassesPart):
     def has_fast_column(self): return self.tfm_types()==[Categorize]
     def encode_together(self, values):
         o2i = self.vocab.o2i
-        return torch.tensor([o2i[self.as_class(v)] for v in values]).as_subclass(TensorCategory)
+        known = {v: o2i[self.as_class(v)] for v in set(values)}
+        return torch.tensor([known[v] for v in values]).as_subclass(TensorCategory)
     def collate(self, values, blank=None):
         gap = self.missing_class
         classes = [gap if v is absent else int(v) for v in values]
@@ -203,9 +209,12 @@ class TagsPart(ClassesPart):
     def is_missing(self, v): return v=='' if isinstance(v, str) else is_missing(v)
     def as_list(self, v):
         "The classes of one raw value"
-        if isinstance(v, Delimited): v = v.split_list()
+        return [self.as_class(o) for o in self.members(v)]
+    def members(self, v):
+        "The members of one raw value as they are"
+        if isinstance(v, Delimited): return v.split_list()
         if isinstance(v, str) or not is_iter(v): self.refuse_no_list(v)
-        return [self.as_class(o) for o in v]
+        return list(v)
     def setup(self, values):
         self.compose_vocab()
         values = [self.as_list(v) for v in values]
@@ -223,7 +232,9 @@ class TagsPart(ClassesPart):
     def has_fast_column(self): return self.tfm_types()==[MultiCategorize, OneHotEncode]
     def encode_together(self, values):
         res,o2i = np.zeros((len(values), self.c), dtype=np.float32),self.vocab.o2i
-        for row,v in zip(res, values): row[[o2i[o] for o in self.as_list(v)]] = 1.
+        rows = [self.members(v) for v in values]
+        known = {o: o2i[self.as_class(o)] for row in rows for o in row}
+        for row,v in zip(res, rows): row[[known[o] for o in v]] = 1.
         return torch.from_numpy(res).as_subclass(TensorMultiCategory)
     def collate(self, values, blank=None): return self.stack_like(values, TensorMultiCategory(torch.zeros(self.c)))
     def rows(self, column, idxs): return stored_rows(self, TagsPart, column, idxs)

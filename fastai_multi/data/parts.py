@@ -339,6 +339,9 @@ class Part:
         if not isinstance(v, Tensor): return
         self.c = ifnone(getattr(self.pipe, 'c', None), max(1, v.numel()))
         self.like = v.new_zeros(v.shape)
+    def opener(self, t):
+        "A type transform of fastai's flat form, or one that reads what it reads more carefully"
+        return t
     def flat_item_tfm(self, i):
         "An item transform that fastai's flat form needs for this part, the `i`th of the item; or `None`"
 
