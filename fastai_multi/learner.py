@@ -426,7 +426,7 @@ def multi_learner(
     check_keys(kwargs, learner_arguments(), 'argument')
     check_neck(neck)
     arch = arch_by_input(arch, modalities)
-    check_staged(modalities, depth=depth, split=split)
+    check_read(modalities, depth=depth, split=split, weights=weights, text=unusual(text))
     encoders = build_encoders(dls, modalities, arch, depth=deepest(depth, tasks), text=text, pretrained=pretrained,
                               weights=weights)
     for n,t in tasks.items(): t.check_head(heads.get(n))
