@@ -209,8 +209,8 @@ class TagsPart(ClassesPart):
     def is_missing(self, v): return v=='' if isinstance(v, str) else is_missing(v)
     def as_list(self, v):
         "The classes of one raw value"
-        return [self.as_class(o) for o in self.members(v)]
-    def members(self, v):
+        return [self.as_class(o) for o in self.tags_of(v)]
+    def tags_of(self, v):
         "The members of one raw value as they are"
         if isinstance(v, Delimited): return v.split_list()
         if isinstance(v, str) or not is_iter(v): self.refuse_no_list(v)
@@ -232,7 +232,7 @@ class TagsPart(ClassesPart):
     def has_fast_column(self): return self.tfm_types()==[MultiCategorize, OneHotEncode]
     def encode_together(self, values):
         res,o2i = np.zeros((len(values), self.c), dtype=np.float32),self.vocab.o2i
-        rows = [self.members(v) for v in values]
+        rows = [self.tags_of(v) for v in values]
         known = {o: o2i[self.as_class(o)] for row in rows for o in row}
         for row,v in zip(res, rows): row[[known[o] for o in v]] = 1.
         return torch.from_numpy(res).as_subclass(TensorMultiCategory)
