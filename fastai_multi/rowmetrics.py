@@ -33,7 +33,8 @@ class RowMetric:
 
     def sums(self, pred, targ, w=None):
         "Sum of the statistics over labelled rows, and their number, each row counted `w` times"
-        if pred.shape!=targ.shape and pred.numel()==targ.numel(): pred = pred.reshape(targ.shape)
+        is_numbers = targ.is_floating_point() and pred.numel()==targ.numel()
+        if is_numbers: pred = pred.reshape(targ.shape)
         here = present(targ)
         v = self.values(pred, targ)
         v = torch.where(per_item(here, v), v, 0.)

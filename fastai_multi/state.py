@@ -47,7 +47,10 @@ def multi_dls(dls):
 
 def multi_dl(dl):
     "The loader `dl` as a `MultiDL`"
-    return dl if isinstance(dl, MultiDL) else dl.new(cls=MultiDL)
+    if isinstance(dl, MultiDL): return dl
+    sampler = own_draw(dl)
+    if sampler is None: return dl.new(cls=MultiDL)
+    return dl.new(cls=MultiDL, sampler=sampler, shuffle=True)
 
 def own_loaders(dls):
     "A copy of `dls` that shares nothing but the items"

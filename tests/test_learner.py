@@ -618,3 +618,83 @@ def test_a_head_put_in_another_s_place_is_trained(shapes):
     learn.fit(1)
     assert not any(torch.equal(a, b) for a,b in zip(before, learn.model.heads['kind'].parameters()) if a.ndim>1)
     assert learn.opt.state[trunk]['step']==2*steps                 # the rest went on
+
+# Which items an epoch has
+
+def drawn(dl, epochs=40):
+    "How often each training item is drawn in an epoch, by its row in the table"
+    counts = np.zeros(80)
+    for _ in range(epochs): np.add.at(counts, dl.items.index.to_numpy()[list(dl.get_idxs())], 1/epochs)
+    return counts
+
+def test_weights_of_items_are_kept_from_the_factory_to_training(shapes):
+    from fastai.callback.data import WeightedDL
+    df = pd.read_csv(shapes/'items.csv')
+    df['w'] = np.where(df.kind=='circle', 3., 1.)
+    train = small(shapes).train.items.index
+    w = df.w.loc[train].to_numpy()
+    want = len(w)*w/w.sum()
+    forms = dict(column=small(shapes, df, weights='w'), series=small(shapes, df, weights=df.w),
+                 numbers=small(shapes, df, weights=list(w)), fastai=small(shapes, df, dl_type=WeightedDL, wgts=w))
+    for name,dls in forms.items():
+        learn = learner(dls)
+        counts = drawn(learn.dls.train)
+        assert counts.sum()==pytest.approx(len(w)), name
+        for kind in ('circle','square'):
+            rows = train[df.kind.loc[train]==kind]
+            assert counts[rows].mean()==pytest.approx(want[df.kind.loc[train]==kind][0], rel=.15), (name, kind)
+        assert learn.dls.valid.get_idxs()==list(range(16))
+        assert sorted(learn.get_preds(ds_idx=0)[0].kind.shape)==[4,64]
+    learn.fit(1)
+    assert 'w' in small(shapes, df, weights='w').train.items
+    with pytest.raises(ValueError, match='holds 80 numbers, and there are 64 training items'):
+        small(shapes, df, weights=list(df.w))
+    with pytest.raises(KeyError, match="Unknown column in `weights` 'ww'. Did you mean 'w'"):
+        small(shapes, df, weights='ww')
+
+class EveryOther(TfmdDL):
+    "A user's own loader: every other item, the last first"
+    def get_idxs(self):
+        if not self.shuffle: return super().get_idxs()
+        return list(range(self.n))[::-2]
+
+def test_a_loader_that_draws_in_its_own_way_goes_on_doing_so(shapes):
+    df = pd.read_csv(shapes/'items.csv')
+    get_y = partial(lambda names, r: {n: r[n] for n in names}, ['kind','area'])
+    dblock = DataBlock((ImageBlock, MultiOutputBlock(**PLAIN)), get_x=ColReader('file', pref=f'{shapes}/'), get_y=get_y,
+                       splitter=RandomSplitter(.2, seed=0), item_tfms=Resize(32))
+    w = np.zeros(80)
+    train = dblock.datasets(df).splits[0]
+    w[train[7]] = 1.
+    learn = learner(dblock.weighted_dataloaders(df, wgts=w, bs=16, num_workers=0))
+    assert set(learn.dls.train.get_idxs())=={7}
+    steps = dict(after_item=[Resize(32), ToTensor()], after_batch=[IntToFloatTensor()])
+    dls = dblock.datasets(df).partial_dataloaders(partial_n=16, bs=8, num_workers=0, **steps)
+    learn = learner(dls)
+    assert len(learn.dls.train)==2 and len(set(learn.dls.train.get_idxs()))==16
+    assert len({tuple(learn.dls.train.get_idxs()) for _ in range(3)})==3
+    learn = learner(dblock.dataloaders(df, dl_type=EveryOther, bs=16, num_workers=0))
+    assert learn.dls.train.get_idxs()==list(range(63, -1, -2)) and len(learn.dls.train)==2
+    learn.fit(1)
+    assert learn.get_preds(ds_idx=0)[0].kind.shape==(64,4)
+
+def test_a_sampler_of_pytorch(shapes):
+    sampler = torch.utils.data.SubsetRandomSampler(range(20))
+    learn = learner(small(shapes, sampler=sampler, bs=8))
+    assert sorted(learn.dls.train.get_idxs())==list(range(20)) and len(learn.dls.train)==2
+    learn.fit(1)
+    assert learn.opt.state[first(learn.model.parameters())]['step']==2
+    with pytest.raises(ValueError, match='Give `weights` or `sampler`'): small(shapes, sampler=sampler, weights=[1])
+
+@pytest.mark.parametrize('outputs, name', [(PLAIN, 'kind_accuracy'), (CategoryBlock, 'accuracy')])
+def test_one_class_in_training_trains(shapes, outputs, name):
+    df = pd.read_csv(shapes/'items.csv')
+    df = df[df.kind=='circle'].head(16)
+    columns = {} if isinstance(outputs, dict) else dict(columns='kind')
+    learn = learner(small(shapes, df, outputs=outputs, bs=4, **columns))
+    learn.fit(1)
+    res = learn.evaluate()
+    assert res[name]==1 and np.isfinite(res['valid_loss'])
+    answer = learn.predict(df.iloc[0])
+    assert getattr(answer[0], 'kind', answer[0])=='circle'
+    if isinstance(outputs, dict): assert res['kind_loss']==0 and answer[2].kind.tolist()==[1.]
