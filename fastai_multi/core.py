@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['absent', 'IGNORE', 'palette', 'did_you_mean', 'UnknownName', 'check_in', 'check_keys', 'BadItem', 'short_repr',
            'Named', 'Inputs', 'Outputs', 'Absent', 'is_missing', 'which_item', 'is_class', 'check_classes', 'present',
-           'format_value', 'flat', 'untyped', 'eval_mode', 'write_whole']
+           'format_value', 'flat', 'untyped', 'eval_mode', 'write_whole', 'load_transformers', 'one_line']
 
 # %% ../nbs/00_core.ipynb #a9a38b7b
 from fastcore.all import *
@@ -314,3 +314,23 @@ def write_whole(path): # The file to write
 # %% ../nbs/00_core.ipynb #bcfb68d2
 palette = dict(right='#0072B2', wrong='#D55E00', plain='#333333',    # Colours of figures
     many=['#E69F00','#56B4E9','#009E73','#CC79A7','#F0E442','#0072B2','#D55E00'])
+
+# %% ../nbs/00_core.ipynb #7e053711
+def load_transformers(
+    auto_class:str, # 'AutoModel', 'AutoTokenizer', …
+    name, # A folder, or the name of a model on the Hugging Face hub
+    **kwargs # Passed to `from_pretrained`
+):
+    "What `transformers` loads for `name`; errors say what is missing"
+    try: import transformers
+    except ImportError as e:
+        raise ImportError(f'{str(name)!r} needs the package transformers: pip install fastai_multi[hf].') from e
+    try: return getattr(transformers, auto_class).from_pretrained(name, **kwargs)
+    except OSError as e:
+        raise ValueError(f'{str(name)!r} is no folder with a Hugging Face model, and it could not be loaded from the '
+                         f'hub. Without a network give the folder that holds config.json. ({one_line(e)})') from e
+
+def one_line(e, most=200): # An exception; at most this many characters
+    "The first line of a message"
+    lines = str(e).strip().splitlines() or ['']
+    return lines[0][:most]

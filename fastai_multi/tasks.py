@@ -395,8 +395,10 @@ class TextModality(Modality, part=TextPart):
     def encoder(self, options):
         kind = ifnone(options.arch, options.text)
         drop = {}
-        if isinstance(kind, str): drop['drop'] = 0.5 if options.beside_trained else 0.
-        return text_encoder(kind, self.part.c, pad_id=self.part.pad_id, terms=self.terms(kind, options.column), **drop)
+        if kind in text_encoders: drop['drop'] = 0.5 if options.beside_trained else 0.
+        res = text_encoder(kind, self.part.c, pad_id=self.part.pad_id, terms=self.terms(kind, options.column), **drop)
+        if isinstance(res, TextEncoder): res.check_tokens(self.part.vocab, self.part.max_len, f'Input {self.name!r}')
+        return res
 
     def terms(self, kind, column):
         "The weighted words and pairs of the training texts, for an encoder that starts untrained"

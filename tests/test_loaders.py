@@ -258,3 +258,69 @@ def test_hugging_face_workers_read_from_disk(hf):
 def test_any_other_data_is_no_hugging_face_data_set():
     with pytest.raises(TypeError, match='it takes a Hugging Face `datasets.Dataset`'):
         MultiDataLoaders.from_hf([1,2], text='note', outputs='kind')
+
+# Splits
+
+@pytest.fixture(scope='module')
+def visits():
+    "Rows of 40 patients, each with 1 to 6 rows; a rare class, tags, and a skewed number"
+    rng = np.random.default_rng(1)
+    rows = []
+    for p in range(40):
+        for _ in range(1+p%6):
+            rows.append(dict(note='a note', patient=f'p{p}', kind='rare' if rng.random()<.1 else 'often',
+                             tags='|'.join(t for t in ('a','b') if rng.random()<.2) or '|', price=float(rng.exponential())))
+    return pd.DataFrame(rows)
+
+visit_outputs = dict(kind=CategoryBlock, tags=MultiCategoryBlock, price=RegressionBlock)
+
+def visit_loaders(df, make=MultiDataLoaders.from_df, **kw):
+    return make(df, text='note', outputs=visit_outputs, label_delim='|', **small, **kw)
+
+def test_folds_keep_groups_together_and_cover_all_rows(visits):
+    seen = []
+    for dls in visit_loaders(visits, kfold_dls, folds=4, groups='patient', stratify=['kind','price']):
+        train,valid = dls.train_ds.items,dls.valid_ds.items
+        assert not set(train.patient) & set(valid.patient)
+        assert abs(len(valid)-len(visits)/4) <= 2
+        assert abs((valid.kind=='rare').mean()-(visits.kind=='rare').mean()) < .04
+        seen += valid.index.tolist()
+    assert sorted(seen) == list(range(len(visits)))
+
+def test_folds_are_as_even_as_scikit_learns(visits):
+    "Shares of the rare class: no further from even than `StratifiedGroupKFold`, which knows classes only"
+    from sklearn.model_selection import StratifiedGroupKFold
+    theirs = [(visits.kind[v]=='rare').mean() for _,v in StratifiedGroupKFold(4).split(visits, visits.kind, visits.patient)]
+    ours = [(dls.valid_ds.items.kind=='rare').mean()
+            for dls in visit_loaders(visits, kfold_dls, folds=4, groups='patient', stratify='kind')]
+    assert np.ptp(ours) <= np.ptp(theirs)+.01
+
+def test_one_fold_is_the_same_in_every_call(visits):
+    a,b = (visit_loaders(visits, folds=4, fold=2, groups='patient') for _ in range(2))
+    assert a.valid_ds.items.index.tolist() == b.valid_ds.items.index.tolist()
+    c = visit_loaders(visits, folds=4, fold=2, groups='patient', seed=5)
+    assert c.valid_ds.items.index.tolist() != a.valid_ds.items.index.tolist()
+
+def test_a_random_split_may_be_stratified_by_tags(visits):
+    dls = visit_loaders(visits, valid_pct=.25, stratify='tags', seed=1)
+    for tag in 'ab':
+        share = visits.tags.str.contains(tag).mean()
+        assert abs(dls.valid_ds.items.tags.str.contains(tag).mean()-share) < .02
+
+def test_positions_masks_and_splitters(visits):
+    from fastai.data.transforms import IndexSplitter
+    n = len(visits)
+    for kw in (dict(valid_idx=[3,7]), dict(valid_idx=np.isin(np.arange(n), [3,7])), dict(splitter=IndexSplitter([3,7]))):
+        assert visit_loaders(visits, **kw).valid_ds.items.index.tolist() == [3,7]
+
+@pytest.mark.parametrize('kw, words', [
+    (dict(valid_idx=[1], valid_col='kind'), '`valid_col` and `valid_idx` are given'),
+    (dict(valid_idx=[999]), 'holds the position 999; positions go from 0'),
+    (dict(valid_idx=['p1']), 'valid_idx=df.index.isin'),
+    (dict(folds=4, fold=4), 'a number from 0 to 3'), (dict(folds=1), 'two folds or more'),
+    (dict(folds=50, groups='patient'), 'has 40 groups, and 50 folds'),
+    (dict(stratify='kin'), "Did you mean 'kind'"), (dict(groups='patiens'), "Did you mean 'patient'"),
+    (dict(splitter=3), '`splitter` is 3; it takes a function')])
+def test_splits_that_cannot_be(visits, kw, words):
+    with pytest.raises((ValueError,KeyError,TypeError)) as e: visit_loaders(visits, **kw)
+    assert words in str(e.value)

@@ -54,7 +54,7 @@ def check_part_names(parts, base):
 class PlainTextBlock(PartsBlock):
     "A `TransformBlock` for a text; its vocabulary comes from the training split"
     def __init__(self,
-        tok=None,            # A fastai or Hugging Face fast tokenizer, or any callable `str -> list`; default: words
+        tok=None,            # Of fastai or Hugging Face, a model's folder or name, or a callable `str -> list`
         vocab:list=None,     # The vocabulary; default: the words of the training texts
         max_vocab:int=30000, # Size of the vocabulary at most; the most frequent words are kept
         min_freq:int=2,      # Words that occur less often are unknown

@@ -240,6 +240,11 @@ class TextPart(Part):
     @property
     def vocab(self): return super().vocab if self.encoder is None else self.encoder.vocab
 
+    @property
+    def max_len(self):
+        "How many tokens a text has at most, or `None`"
+        return None if self.encoder is None else self.encoder.max_len
+
     def is_missing(self, v): return is_missing(v) or isinstance(v, str) and not v.strip()
     def setup(self, values):
         self.pipe = Pipeline([])

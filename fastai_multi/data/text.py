@@ -73,6 +73,7 @@ def refuse_no_padding():
 def as_splitter(tok, max_len=None):
     "`tok`, given in any of these ways, as an object that splits one text"
     if tok is None: return split_words
+    if isinstance(tok, str): tok = load_transformers('AutoTokenizer', tok)
     if isinstance(tok, type): tok = tok()
     if isinstance(tok, Tokenizer): return RulesSplitter(tok.tok, tok.rules)
     if isinstance(tok, (BaseTokenizer, SpacyTokenizer, SentencePieceTokenizer)): return RulesSplitter(tok)
@@ -83,7 +84,8 @@ def as_splitter(tok, max_len=None):
     return tok
 
 def refuse_tokenizer(tok):
-    raise TypeError(f'`tok` is {tok!r}; it takes a fastai tokenizer, a Hugging Face fast tokenizer, or a callable from '
+    raise TypeError(f'`tok` is {tok!r}; it takes a fastai tokenizer, a Hugging Face fast tokenizer or the folder or '
+                    'name of its model, or a callable from '
                     'a text to a list of tokens.')
 
 # %% ../../nbs/01_data.text.ipynb #d81dabab

@@ -365,8 +365,10 @@ class MultiModel(nn.Module):
         for trunk in self.trunks.values():
             for name,parameters in zip(groups, trunk.param_groups()): groups[name] += parameters
         for name,encoder in self.encoders.items():
-            is_trained = getattr(encoder, 'pretrained', False)
-            if is_trained and name not in self.trunks: groups[f'{name} encoder'] = list(encoder.parameters())
+            if name in self.trunks or not getattr(encoder, 'pretrained', False): continue
+            if hasattr(encoder, 'param_groups'):
+                for group,parameters in zip(groups, encoder.param_groups()): groups[group] += parameters
+            else: groups[f'{name} encoder'] = list(encoder.parameters())
         groups['new layers'] = list(self.parameters())
         return without_repeats(groups)
 
