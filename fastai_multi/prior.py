@@ -74,11 +74,12 @@ def set_prior(learn, name, values):
     return prior
 
 # %% ../nbs/53_prior.ipynb #b5100010
-def start_at_prior(learn):
+def start_at_prior(learn, names=None): # Outputs whose heads are new; all if `None`
     "Let each head say its prior, and bring the losses to one scale"
     heads = linear_heads(learn)
     with torch.no_grad():
-        for n,task in learn.tasks.items():
+        for n in ifnone(names, learn.tasks):
+            task = learn.tasks[n]
             head = heads.get(n)
             if head is not None and task.family is None: wake(head)
             values = known_targets(learn, n)

@@ -7,7 +7,7 @@ __all__ = ['normalization', 'signature_of', 'normal_stats', 'multi_dls', 'multi_
            'check_normalized', 'normalize_like', 'check_sizes', 'refuse_size', 'parameter_names', 'write_state',
            'read_state', 'check_state_file', 'refuse_broken', 'weights_in', 'saved_signature', 'with_last_slot',
            'put_opt_state', 'put_state', 'check_weights_fit', 'loaders_for', 'drop_frozen_gradients', 'knows_all',
-           'carry_over', 'without_data', 'refuse_unpicklable', 'PersistentLearner']
+           'carry_over', 'count_params', 'group_rates', 'without_data', 'refuse_unpicklable', 'PersistentLearner']
 
 # %% ../nbs/56_state.ipynb #4e8b471e
 from fastai.basics import *
@@ -259,6 +259,17 @@ def carry_over(old, opt):
     states = {p: kept.get(p, state) for p,_,state,_ in opt.all_params()}
     for p,state in states.items(): opt.state[p] = {k: v for k,v in state.items() if k!=_slot}
     if slot is not None: opt.state[p][_slot] = slot
+
+# %% ../nbs/56_state.ipynb #f505e31d
+def count_params(params):
+    "How many numbers are in `params`"
+    return sum(p.numel() for p in params)
+
+def group_rates(lr, n):
+    "`lr` for each of `n` groups, as fastai's optimizers read it"
+    if not isinstance(lr, slice): return list(lr) if is_listy(lr) else [lr]*n
+    if lr.start: return list(even_mults(lr.start, lr.stop, n))
+    return [lr.stop/10]*(n-1) + [lr.stop]
 
 # %% ../nbs/56_state.ipynb #a8cc4141
 @contextmanager

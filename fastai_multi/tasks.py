@@ -25,6 +25,7 @@ from .models.text import *
 from .models.wide import *
 from .models.tabular import *
 from .models.heads import *
+from .targets import *
 from .terms import *
 from .rowmetrics import *
 from .losses import *
@@ -253,6 +254,10 @@ class BoxTask(Task, part=BoxPart):
     def metrics(self):
         if self.part.many: return []
         return [box_iou]
+    def activation(self, pred):
+        "One box with its corners in order, inside the picture"
+        if self.part.many: return pred
+        return order_corners(pred.float()).clamp(-1,1)
     def to_user(self, value, frame=None):
         if frame is None: return absent            # no picture, no place in it
         boxes = to_pixels(value.reshape(-1,4), frame)

@@ -698,3 +698,142 @@ def test_one_class_in_training_trains(shapes, outputs, name):
     answer = learn.predict(df.iloc[0])
     assert getattr(answer[0], 'kind', answer[0])=='circle'
     if isinstance(outputs, dict): assert res['kind_loss']==0 and answer[2].kind.tolist()==[1.]
+
+# What a user is told
+
+def test_a_table_that_cannot_be_predicted(trained, shapes):
+    df = pd.read_csv(shapes/'items.csv')
+    empty = trained.predict_df(df[:0])
+    assert [*empty.columns]==[*OUTPUTS] and len(empty)==0
+    for items,error,words in ((dict(df.iloc[0]), TypeError, 'learn.predict'),
+                              (shapes/'items.csv', TypeError, 'read_csv'),
+                              (None, TypeError, '`items` is None'), (3, TypeError, '`items` is 3')):
+        with pytest.raises(error, match=words): trained.predict_df(items)
+    with pytest.raises(KeyError, match="Unknown argument of `predict_df` 'nonsense'"):
+        trained.predict_df(df, nonsense=1)
+    for bs,error,words in ((0, ValueError, 'at least 1'), (-1, ValueError, 'at least 1'),
+                           ('x', TypeError, 'whole number')):
+        with pytest.raises(error, match=words): trained.predict_df(df, bs=bs)
+    assert len(trained.predict_df(df.iloc[:3], bs=np.int64(2), num_workers=0))==3
+
+def test_more_items_in_a_batch_than_there_are(shapes):
+    learn = learner(small(shapes, bs=512))
+    for f in (learn.dls.show_batch, learn.dls.one_batch, learn.summary, partial(learn.fit, 1),
+              partial(learn.fit_one_cycle, 1), learn.lr_find, learn.dls.train.show_batch):
+        with pytest.raises(ValueError, match='`bs` is 512, and there are 64 items.*Give bs=64 or less'): f()
+    assert np.isfinite(learn.evaluate()['valid_loss'])
+    with pytest.raises(ValueError, match='`bs` is 1, and the batch norm .* needs at least 2 items'):
+        learner(small(shapes, bs=1)).fit(1)
+
+def test_a_loaded_learner_has_no_items(shapes, tmp_path):
+    learn = learner(small(shapes), path=tmp_path)
+    learn.export('empty.pkl')
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        again = load_learner(tmp_path/'empty.pkl')
+    for f in (partial(again.fit, 1), again.get_preds, again.show_results, again.dls.show_batch, again.lr_find):
+        with pytest.raises(ValueError, match='the learner was exported, which leaves them behind'): f()
+    with again.no_logging():
+        again.dls = small(shapes, seed=4)
+        again.fit(1)
+    assert again.output_parts['area'].mean==learn.output_parts['area'].mean
+
+@pytest.mark.parametrize('kw', [dict(loss_weights=[1,2]), dict(class_weights='balanced'), dict(loss_func=[nn.L1Loss()]),
+                                dict(heads=[3])], ids=lambda kw: first(kw))
+def test_what_is_not_by_output(shapes, kw):
+    arg = first(kw)
+    with pytest.raises(TypeError, match=rf"`{arg}` is .*dict by output, {arg}=dict\(kind=…\).*\['kind', 'area'\]"):
+        learner(small(shapes), **kw)
+
+def test_losses_replaced_in_a_learner(shapes):
+    learn = learner(small(shapes), loss_weights=dict(area=2.))
+    kind,scale = learn.loss_func.funcs['kind'],learn.loss_func.scales['kind']
+    learn.loss_func = dict(area=nn.L1Loss())
+    assert isinstance(learn.loss_func, MultiLoss) and isinstance(learn.loss_func.funcs['area'], nn.L1Loss)
+    assert learn.loss_func.funcs['kind'] is kind and learn.loss_func.scales=={'kind': scale}
+    assert learn.loss_func.weights['area']==2
+    learn.fit(1)
+    with pytest.raises(KeyError, match="output in `loss_func` 'aera'. Did you mean 'area'"):
+        learn.loss_func = dict(aera=nn.L1Loss())
+
+def test_the_column_that_is_watched(shapes, tmp_path):
+    learn = learner(small(shapes), path=tmp_path)
+    cb = SaveModelCallback(monitor='valid_kind_loss')
+    learn.fit(2, cbs=cb)
+    losses = [v[2] for v in learn.recorder.values]
+    assert cb.best==pytest.approx(min(losses))
+    with pytest.raises(ValueError, match='only the training loss of all outputs together'):
+        learn.fit(1, cbs=SaveModelCallback(monitor='train_kind_loss'))
+
+@pytest.mark.parametrize('where', ['training','validation'])
+def test_a_loss_that_is_not_finite_is_told_once(shapes, where):
+    def area_loss(pred, targ):
+        "NaN in the third batch of training, or the first of validation"
+        learn.seen += 1
+        bad = learn.seen==3 if where=='training' else not learn.model.training
+        return ((pred.squeeze(-1)-targ)**2).mean()*(math.nan if bad else 1.)
+    learn = learner(small(shapes), loss_func=dict(area=area_loss))
+    learn.seen = 0
+    with pytest.warns(UserWarning, match='not finite') as said: learn.fit(1)
+    told = [str(w.message) for w in said if 'not finite' in str(w.message)]
+    assert f"The loss of 'area' is not finite in batch {2 if where=='training' else 0} of {where}, epoch 0" in told[0]
+    assert len(told)==(2 if where=='training' else 1)        # after training on NaN validation is lost too
+
+def test_nothing_is_said_of_finite_losses(shapes):
+    df = pd.read_csv(shapes/'items.csv')
+    df.loc[df.index%3==0, 'area'] = np.nan
+    learn = learner(small(shapes, df))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', UserWarning)
+        learn.fit(1)
+
+# What an output means
+
+def test_a_range_that_leaves_out_the_targets(shapes):
+    head = nn.Sequential(nn.LazyLinear(1), SigmoidRange(0, 4))
+    with pytest.raises(ValueError, match=r'SigmoidRange\(0, 4\).*Numbers are standardised: the training targets, from'):
+        learner(small(shapes), heads=dict(area=head))
+
+class Logarithm(Transform):
+    def encodes(self, v): return math.log(v)
+    def decodes(self, v): return math.exp(v)
+
+def test_a_transform_of_yours_is_undone_in_metrics_and_answers(shapes):
+    block = RegressionBlock()
+    block.type_tfms = [Logarithm(), *block.type_tfms]
+    df = pd.read_csv(shapes/'items.csv')
+    learn = learner(small(shapes, outputs=dict(area=block)))
+    learn.fit(1)
+    rows = df.loc[learn.dls.valid.items.index]
+    said = learn.predict_df(rows, num_workers=0).area
+    assert learn.evaluate()['area_mae']==pytest.approx((said-rows.area).abs().mean(), rel=1e-3)
+    assert learn.predict(rows.iloc[0])[0].area==pytest.approx(said.iloc[0], rel=1e-3)
+
+def test_a_box_with_a_loss_of_yours_lies_in_the_picture(shapes):
+    dls = small(shapes, outputs=dict(box=BBoxBlock), columns=dict(box=BOX))
+    learn = learner(dls, loss_func=dict(box=nn.L1Loss()))
+    learn.model.forward = lambda *xb: Outputs(box=torch.tensor([[3.,-2.,-3.,.5]]))
+    res,_,box = learn.predict(pd.read_csv(shapes/'items.csv').iloc[0])
+    assert box.box.tolist()==[-1.,-1.,1.,.5]
+    assert res.box.tolist()==[0.,0.,64.,48.]
+
+def test_numbers_and_tags_with_gaps_inside_an_item(shapes):
+    df = pd.read_csv(shapes/'items.csv')
+    rng = np.random.default_rng(0)
+    df['twice'] = df.area*2
+    df.loc[5:30, 'twice'] = np.nan
+    findings = rng.integers(0, 2, (80,3)).astype(float)
+    findings[rng.random((80,3))<.3] = np.nan
+    df[['a','b','c']] = findings
+    outputs = dict(two=RegressionBlock, tags=MultiCategoryBlock(encoded=True, vocab=['a','b','c']))
+    own = lambda p,t: (p-t).abs().mean()
+    dls = small(shapes, df, outputs=outputs, columns=dict(two=['area','twice'], tags=['a','b','c']))
+    learn = learner(dls, metrics=dict(two=[mae, rmse, own], tags=[F1ScoreMulti(), RocAucMulti()]))
+    learn.fit(1)
+    res = learn.evaluate()
+    assert all(np.isfinite(v) for v in res.values()), res
+    preds,targs = learn.get_preds()
+    part = learn.output_parts['two']
+    off = (part.to_units(preds.two)-part.to_units(targs.two)).abs()
+    assert res['two_mae']==pytest.approx(off.nanmean(1).mean().item(), rel=1e-3)
+    assert targs.tags.isnan().any()
