@@ -14,6 +14,7 @@ from .core import *
 from .data.geometry import *
 from .data.frame import *
 from .data.items import *
+from .data.inputs import *
 from .rowmetrics import *
 from .losses import *
 from .tasks import *
@@ -37,7 +38,7 @@ def raw_item(
 ) -> tuple: # A value for each input, `None` where there is none
     "`item` with a place for each input"
     names = list(modalities)
-    if isinstance(item, dict):
+    if isinstance(item, dict) and not is_image_dict(item):
         check_keys(item, names, 'input')
         return tuple(item.get(n) for n in names)
     if len(names)==1: return (item,)
@@ -161,11 +162,18 @@ class Answers:
         if not self.named: res = [res]
         return [table_cell(o) for o in res]
 
+    def table(self, decoded, index=None) -> pd.DataFrame: # Decoded predictions of all items; labels of the rows
+        "The answers for all items: a row for each, a column for each output, with the table's own values"
+        rows = [self.cells(row(decoded, i), i) for i in range(len(self.dl.dataset))]
+        columns = {n: t.part.as_column([r[j] for r in rows]) for j,(n,t) in enumerate(self.tasks.items())}
+        return pd.DataFrame(columns, index=index)
+
 def table_cell(value):
     "An answer as a cell of a table holds it: `None`, lists, numbers, texts"
     if value is absent: return None
     if isinstance(value, Tensor): return value.tolist()
     if isinstance(value, L): return list(value)
+    if isinstance(value, str): return str(value)    # fastai's `Category` is a text of a class of its own
     return value
 
 # %% ../nbs/50_answers.ipynb #7ea1a98b

@@ -31,13 +31,16 @@ class MultiInterpretation:
     def from_learner(cls,
         learn:MultiLearner, # The learner, trained
         ds_idx:int=1, # Which of the loaders, if `dl` is `None`: 0 training, 1 validation
-        dl=None # A loader with labels
+        dl=None, # A loader with labels
+        cbs=None, # Callbacks for the prediction
+        shuffle:bool=False # Predict in batches of random items; the items stay in the loader's order
     ):
         "Predict the items of a loader once, and keep what is needed to look at them"
         check_is_multi(learn)
-        dl = ifnone(dl, learn.dls[ds_idx]).new(shuffle=False, drop_last=False)
+        dl = ifnone(dl, learn.dls[ds_idx])
+        dl = dl.new(shuffle=shuffle, drop_last=False)
         check_has_labels(dl)
-        with learn.no_bar(): raw,targs = learn.get_preds(dl=dl, act=noop)
+        with learn.no_bar(): raw,targs = learn.get_preds(dl=dl, act=noop, cbs=cbs)
         self = cls(learn, dl, {})
         preds = learn.loss_func.activation(raw)
         decoded = learn.loss_func.decodes(preds)

@@ -28,6 +28,7 @@ from .prior import *
 from .probe import *
 from .build import *
 from .state import *
+import inspect
 
 # %% ../nbs/57_learner.ipynb #960d3b1c
 @contextmanager
@@ -52,7 +53,8 @@ class MultiLearner(PersistentLearner):
         loss_func=None, # By output, for outputs that should not use the default loss; or one loss for all
         metrics=None, # A dict by output of functions, `Metric`s or torchmetrics; `None` for good defaults
         loss_weights:dict=None, # How much each output's loss counts, 1 where not given
-        class_weights:dict=None, # By output of one class: 'balanced', or a weight by class
+        class_weights:dict=None, # By output of classes or tags: 'balanced', or a weight by class
+        label_smoothing=None, # A number for all categories, or a dict by output
         **kwargs # Passed to `Learner`
     ):
         dls = multi_dls(dls)
@@ -63,7 +65,8 @@ class MultiLearner(PersistentLearner):
         self.given_losses = given_losses(loss_func, self.tasks)
         self.priors = {}    # by output, the constant raw prediction that fits the training targets
         self.probe_scores = None    # what `evaluate` gave after the probe, by name
-        loss_func = multi_loss(self.description, self.tasks, loss_func, loss_weights, self.class_weights)
+        loss_func = multi_loss(self.description, self.tasks, loss_func, loss_weights, self.class_weights,
+                               label_smoothing)
         super().__init__(dls, model, loss_func=loss_func, metrics=metrics, **kwargs)
         self.remove_cb(CastToTensor)
         self.add_cb(LossWatch())
@@ -108,7 +111,8 @@ class MultiLearner(PersistentLearner):
     def metrics(self, v):
         self._metrics = L(output_metrics(v, {n: t.metrics() for n,t in self.tasks.items()},
             prep={n: partial(in_units, t) for n,t in self.tasks.items() if t.to_units is not None},
-            named=self.named, losses=isinstance(self.loss_func, MultiLoss), class_weights=self.class_weights,
+            named=self.named, losses=isinstance(self.loss_func, MultiLoss),
+            class_weights={n: self.tasks[n].item_weights(w) for n,w in self.class_weights.items()},
             own={n: t.metric for n,t in self.tasks.items()}))
 
     # Training
@@ -241,9 +245,8 @@ class MultiLearner(PersistentLearner):
         dl = table_dl(self.dls, items, **kwargs)
         answers = Answers(dl, self.tasks, self.named)
         dec = self.get_preds(dl=dl, with_decoded=True)[2]
-        rows = [answers.cells(row(dec, i), i) for i in range(len(dl.dataset))]
         index = items.index if isinstance(items, pd.DataFrame) else None
-        return pd.DataFrame(rows, columns=list(self.tasks), index=index)
+        return answers.table(dec, index)
 
     def tta(self,
         ds_idx:int=1, # Which of the loaders, if `dl` is `None`
@@ -360,12 +363,13 @@ class MultiLearner(PersistentLearner):
 
     # What its losses say
     def task_report(self,
-        n_batches:int=8, # How many batches to look at
-        dl=None # Loader; the training one if `None`
+        n_batches:int=8, # How many batches to look at, of the training and of the validation items
+        dl=None, # Loader; the training one if `None`
+        baselines:bool=False # Add `evaluate(baseline=True)`: each metric beside those of simple baselines
     ) -> TaskReport:
-        "What a few batches say about each output's loss and gradient, and whether they need balancing; "
+        "What a few batches say: whether each output learns, whether its losses need balancing, and what to do; "
         "nothing is trained or changed"
-        return task_report(self, n_batches, dl)
+        return task_report(self, n_batches, dl, baselines)
 
     def plot_tasks(self, cosines:bool=False): # Plot the cosines instead of losses, weights and norms
         "What the last `TaskMonitor` recorded"
@@ -389,13 +393,14 @@ def multi_learner(
     depth=None, # How many stages of `arch` are kept (1: stem and first stage): a number, or one by output; `None`: all
     split:int=None, # How many of these stages are shared; each output owns a copy of the others; `None`: all
     text='bag', # Encoder of a text: 'bag', 'lstm', a Hugging Face model's folder or name, or a module
-    fusion='concat', # How the features of several inputs become one: 'concat', or a module
+    fusion='concat', # How the inputs' features become one: 'concat', 'sum', 'gated', 'film', or a module
     neck:int=128, # Width of a picture's features before they are fused with other inputs; 0 leaves them as they are
     heads:dict=None, # By output: hidden sizes, a dict of a head's options (`hidden`, `p`, `bn`, `pool`), or a module
     after:dict=None, # For each output: the outputs that its head also reads, a name or several
     loss_func=None, # By output, for outputs that should not use the default loss; or one loss for all
     loss_weights:dict=None, # How much each output's loss counts, 1 where not given
-    class_weights:dict=None, # By output of one class: 'balanced', or a weight by class, in loss and accuracy
+    class_weights:dict=None, # By output of classes or tags: 'balanced', or a weight by class
+    label_smoothing=None, # A number for all categories, or a dict by output: the share spread over all classes
     metrics=None, # By output; good defaults if `None`
     pretrained:bool=True, # Start from the weights that `arch` has, with their normalisation, then frozen first
     weights=None, # A file of `arch`'s weights, in place of the library's
@@ -403,6 +408,7 @@ def multi_learner(
     **kwargs # Passed to `Learner`: `opt_func`, `lr`, `cbs`, `path`, `wd`, `moms`, …
 ) -> MultiLearner:
     "A `MultiLearner` for `dls`: one encoder for each input, their fusion, one head for each output"
+    check_learner_arguments(kwargs, inspect.signature(multi_learner).parameters)
     dls = multi_dls(dls)
     desc = describe(dls)
     tasks = {n: task_of(p) for n,p in desc.outputs.items()}
@@ -422,7 +428,7 @@ def multi_learner(
     if normalize: add_norm(dls, stats)
     kwargs = {'splitter': split_params, **kwargs}
     learn = MultiLearner(dls, model, loss_func=loss_func, loss_weights=loss_weights, class_weights=class_weights,
-                         metrics=metrics, **kwargs)
+                         label_smoothing=label_smoothing, metrics=metrics, **kwargs)
     if any(getattr(e, 'pretrained', False) for e in encoders.values()): learn.freeze()
     start_at_prior(learn)
     return learn

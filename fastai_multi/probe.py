@@ -199,7 +199,9 @@ class WideFit:
     def _fitted(self, task, z, head, y, bias):
         if task.family=='squares': return ridge(z, numbers_of(task, head, y))
         loss = dict(softmax=F.cross_entropy, sigmoid=F.binary_cross_entropy_with_logits)[task.family]
-        return Logistic(loss, bias, self.learn.class_weights.get(task.name)).choose(z, y)
+        w = self.learn.class_weights.get(task.name)
+        if w is not None: loss = partial(loss, **{task.weight_arg: w})
+        return Logistic(loss, bias).choose(z, y)
 
     def _judged(self, task, head, y, bias, fit, shares):
         term = term_of(self.learn, task.name)

@@ -5,6 +5,7 @@ from contextlib import redirect_stdout
 import matplotlib
 matplotlib.use('Agg')
 import numpy as np, pandas as pd, pytest, torch
+import fastai.callback.schedule    # `fine_tune`
 from fastai.data.block import CategoryBlock, MultiCategoryBlock, RegressionBlock
 from fastai.vision.augment import Resize
 from fastai.vision.core import Image
@@ -324,3 +325,87 @@ def test_positions_masks_and_splitters(visits):
 def test_splits_that_cannot_be(visits, kw, words):
     with pytest.raises((ValueError,KeyError,TypeError)) as e: visit_loaders(visits, **kw)
     assert words in str(e.value)
+
+# Numbers with a range and a scale
+
+def priced(n=400, seed=0):
+    "Texts whose word says the price, over four orders of magnitude, and stars from 0 to 4"
+    rng = np.random.default_rng(seed)
+    words = ['screw','lamp','bike','car']
+    kind = rng.integers(0, 4, n)
+    return pd.DataFrame(dict(note=[f'a {words[k]}' for k in kind], price=10.**(kind+rng.normal(0, .1, n)),
+                             stars=np.clip(kind+rng.normal(1, .3, n), 0, 4)))
+
+def fitted(df, outputs, **kw):
+    dls = MultiDataLoaders.from_df(df, text='note', outputs=outputs, bs=64, num_workers=0, device='cpu', seed=1)
+    learn = multi_learner(dls, **kw)
+    with learn.no_logging(), learn.no_bar(): learn.fine_tune(4, 1e-2)
+    return learn
+
+def test_a_number_on_a_logarithmic_scale_is_in_the_users_units():
+    df = priced()
+    outputs = dict(price=NumberBlock(scale='log'), stars=NumberBlock(range=(0,4)))
+    learn = fitted(df, outputs)
+    with learn.no_bar():
+        table = learn.predict_df(df)
+        said = learn.evaluate()
+        answer,_,_ = learn.predict('a screw')
+    right = np.log10(table['price']/df['price']).abs()
+    assert right.mean() < .15                                  # small prices too, in proportion
+    assert table['stars'].min() >= 0 and table['stars'].max() <= 4
+    assert float(answer.price) == pytest.approx(1, rel=.5)
+    valid = learn.dls.valid_ds.items
+    by_hand = (table['price']-df['price']).abs()[valid.index].mean()
+    assert said['price_mae'] == pytest.approx(by_hand, rel=1e-3)
+
+def test_a_logarithmic_scale_does_better_in_proportion_than_a_plain_number():
+    df = priced()
+    errors = []
+    for block in (NumberBlock(scale='log'), RegressionBlock):
+        learn = fitted(df, dict(price=block))
+        with learn.no_bar(): table = learn.predict_df(df)
+        errors.append((np.log10(table['price'].clip(lower=.01)/df['price'])).abs().mean())
+    assert errors[0] < .5*errors[1]
+
+def test_a_range_is_reached_and_not_passed():
+    "A sigmoid never reaches its ends; here a prediction stops at them"
+    df = priced().assign(stars=lambda d: (d['price']>30)*4.)
+    learn = fitted(df, dict(stars=NumberBlock(range=(0,4))))
+    learn.model.heads['stars'].wide.bias.data += 1.
+    with learn.no_bar():
+        table = learn.predict_df(df)
+        preds,_ = learn.get_preds()
+    assert table['stars'].max() == 4 and table['stars'].min() >= 0
+    part = learn.output_parts['stars']
+    assert float(part.to_units(preds.stars).max()) == 4.
+
+def test_values_beyond_a_range_are_found_with_their_row():
+    df = priced().assign(stars=lambda d: d['stars'].where(d.index!=7, 9.))
+    with pytest.raises(ValueError, match=r"Output 'stars' is 9, beyond its range from 0 to 4.*row 7"):
+        fitted(df, dict(stars=NumberBlock(range=(0,4))))
+    df = priced().assign(price=0.)
+    with pytest.raises(ValueError, match="Use scale='log1p'"): fitted(df, dict(price=NumberBlock(scale='log')))
+
+def test_a_sigmoid_on_standardised_values_is_refused():
+    from fastai.layers import SigmoidRange
+    df = priced()
+    dls = MultiDataLoaders.from_df(df, text='note', outputs=dict(stars=RegressionBlock), **small)
+    with pytest.raises(ValueError, match='NumberBlock'):
+        multi_learner(dls, heads=dict(stars=torch.nn.Sequential(torch.nn.LazyLinear(1), SigmoidRange(0,4))))
+
+def test_several_scaled_numbers_survive_export(tmp_path):
+    from fastai.learner import load_learner
+    df = priced()
+    dls = MultiDataLoaders.from_df(df.assign(twice=2*df['price']), text='note', outputs=dict(both=NumberBlock(scale='log1p')),
+                                   columns=dict(both=['price','twice']), seed=1, **small)
+    learn = multi_learner(dls, path=tmp_path)
+    learn.export()
+    a,b = (l.predict('a bike')[0].both for l in (learn, load_learner(tmp_path/'export.pkl')))
+    assert len(a) == 2 and torch.allclose(torch.as_tensor(a), torch.as_tensor(b)) and min(a) > 0
+
+@pytest.mark.parametrize('arg', ['ps','y_range','concat_pool','cut','n_out','lin_ftrs','custom_head'])
+def test_fastais_names_in_multi_learner_are_answered(table, arg):
+    folder,df = table
+    dls = MultiDataLoaders.from_df(df, folder, text='note', outputs=dict(gender=CategoryBlock), **small)
+    with pytest.raises(KeyError) as e: multi_learner(dls, **{arg: 1})
+    assert f'`{arg}` is a name of fastai. Here write ' in str(e.value)

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['PartsBlock', 'PlainTextBlock', 'FeaturesBlock', 'MultiInputBlock', 'ImageTextBlock', 'MultiOutputBlock',
-           'WeightBlock', 'OneOutputBlock', 'Description', 'describe']
+           'NumberBlock', 'WeightBlock', 'PointsBlock', 'SegmentationBlock', 'OneOutputBlock', 'Description',
+           'describe']
 
 # %% ../../nbs/16_data.block.ipynb #359d9991
 from fastcore.all import *
 from fastai.data.core import DataLoaders
 from fastai.data.block import TransformBlock
-from fastai.data.transforms import IntToFloatTensor
+from fastai.data.transforms import IntToFloatTensor, RegressionSetup
 from fastai.vision.core import PILImage, AddMaskCodes
 from fastai.vision.data import ImageBlock
 from ..core import *
@@ -19,6 +20,7 @@ from .parts import *
 from .items import *
 from .inputs import *
 from .outputs import *
+from .spatial import *
 from .elements import *
 from .reader import *
 from .load import *
@@ -110,6 +112,23 @@ class MultiOutputBlock(PartsBlock):
         if not blocks: refuse_no_blocks('MultiOutputBlock', 'kind=CategoryBlock, box=BBoxBlock')
         super().__init__({n: part_of(n, b) for n,b in blocks.items()}, Outputs)
 
+# %% ../../nbs/16_data.block.ipynb #19cd7b9e
+class NumberBlock(PartsBlock):
+    "A `TransformBlock` for numbers with a range or on another scale; metrics and predictions are in your units"
+    def __init__(self,
+        range=None,     # The lowest and the highest value, as (0, 4); `None` for an end that is open
+        scale='linear', # 'linear'; 'log' for positive numbers over orders of magnitude; 'log1p' for counts, 0 included
+        n_out=None      # How many numbers; `None`: as many as there are
+    ):
+        self.range = range
+        self.scale = scale
+        self.n_out = n_out
+        super().__init__({'number': self.make_part('number', False)}, Outputs, bare=True)
+    def make_part(self, name, is_input):
+        "A part of numbers"
+        tfms = [RegressionSetup(c=self.n_out)]
+        return ScaledPart(name, tfms, is_input=is_input, range=self.range, scale=self.scale)
+
 # %% ../../nbs/16_data.block.ipynb #02fa3e14
 class WeightBlock(PartsBlock):
     "How much each item counts: a number from 0 up, 1 if missing; for use in a `MultiOutputBlock`"
@@ -117,6 +136,32 @@ class WeightBlock(PartsBlock):
     def make_part(self, name, is_input):
         "A part of weights"
         return WeightPart(name)
+
+# %% ../../nbs/16_data.block.ipynb #px180031
+class PointsBlock(PartsBlock):
+    "Points as `PointBlock` takes them, of which some are each other's mirror image"
+    def __init__(self,
+        flip_pairs=None # Pairs of positions, as `[(0,1)]`, that change places where the picture is mirrored; `[]`: none
+    ):
+        self.flip_pairs = flip_pairs
+        super().__init__({'points': self.make_part('points', False)}, Outputs, bare=True)
+    def make_part(self, name, is_input):
+        "A part of points"
+        return PointsPart(name, flip_pairs=self.flip_pairs, is_input=is_input)
+
+class SegmentationBlock(PartsBlock):
+    "Masks as `MaskBlock` takes them, with a choice of how their files are read"
+    def __init__(self,
+        codes=None,       # The classes' names
+        values=None,      # The number in the file for each of `codes`; default: 0, 1, 2, …
+        void=None,        # The number in the file, or several, of pixels without a label; or one of `codes`
+        resize:bool=False # Scale a mask of the same shape to the size of its picture; `False` refuses it
+    ):
+        self.options = dict(codes=codes, values=values, void=void, resize=resize)
+        super().__init__({'mask': self.make_part('mask', False)}, Outputs, bare=True)
+    def make_part(self, name, is_input):
+        "A part of masks"
+        return MaskPart(name, is_input=is_input, **self.options)
 
 # %% ../../nbs/16_data.block.ipynb #25dbe8c2
 class OneOutputBlock(PartsBlock):

@@ -91,6 +91,7 @@ class MultiDL(TfmdDL):
         self.parts = None         # the elements of an item: their parts by name
         if self.all_parts is not None: self.parts = self.all_parts[:len(dataset.tls)]
         self._encoded_items = None
+        self.after_item = ItemPipeline(self.after_item, elements=self.parts)
         self.after_batch = BatchPipeline(self.after_batch, elements=self.parts)
         if do_setup:
             for nm in ('after_item','before_batch','after_batch'): getattr(self, nm).setup(self)

@@ -10,6 +10,8 @@ __all__ = ['as_columns', 'cell', 'check_columns', 'InputReader', 'TargetReader',
 from fastcore.all import *
 from fasttransform import Transform
 from ..core import *
+from .items import *
+from .inputs import *
 from .outputs import *
 import os, numpy as np, pandas as pd
 
@@ -51,11 +53,16 @@ class FileReader(ColumnsReader):
         super().__init__(col)
         self.pref,self.suff = pref,suff
     def value(self, cells):
-        v = cells[0]
+        v = self.file_name(cells[0])
         if not isinstance(v, (str,Path)) or not str(v).strip(): return v
-        if isinstance(self.pref, Path): v = os.path.join(self.pref, v)
-        else: v = f'{self.pref}{v}'
-        return f'{v}{self.suff}'
+        folder = self.pref
+        if isinstance(folder, Path): folder = '' if os.path.isabs(v) else os.path.join(folder, '')
+        return existing_file(f'{v}{self.suff}', folder)
+    def file_name(self, v):
+        "The name in a cell; a number is a name if a suffix makes it one"
+        if not self.suff or isinstance(v, bool): return v
+        if isinstance(v, float) and v.is_integer(): return str(int(v))
+        return str(v) if isinstance(v, (int,np.integer)) else v
 
 class TextReader(ColumnsReader):
     "Read a text; the texts of several columns are joined by a blank"
@@ -69,7 +76,7 @@ class VectorReader(ColumnsReader):
     def value(self, cells):
         if len(cells)==1: return cells[0]
         if all(is_missing(v) for v in cells): return None
-        return np.concatenate([np.atleast_1d(np.asarray(v, dtype=np.float32)) for v in cells])
+        return np.concatenate([np.atleast_1d(numbers(v)) for v in cells])
 
 # %% ../../nbs/14_data.readers.ipynb #c6f43162
 class InputReader(Transform):
@@ -128,8 +135,9 @@ class TargetReader(ColumnsReader):
         return Delimited(v, self.label_delim)
     def table(self, df):
         if len(self.cols)==1:
-            values = df[self.cols[0]].tolist()
-            if not any(isinstance(v, str) for v in values): return values
+            values = column_values(df[self.cols[0]])
+            if any(isinstance(v, str) for v in values): values[:] = [self.value([v]) for v in values]
+            return values
         return super().table(df)
 
 class TargetFileReader(FileReader):
