@@ -5,12 +5,10 @@
 # %% auto #0
 __all__ = ['check_learner_arguments', 'arch_by_input', 'check_staged', 'add_norm', 'input_column', 'deepest', 'build_encoders',
            'by_output', 'output_losses', 'loss_options', 'smoothing_by_output', 'class_weight_tensors',
-           'refuse_weights_of_own_loss', 'given_losses', 'refuse_single_loss', 'multi_loss', 'check_ranges',
-           'check_head_range', 'with_losses']
+           'refuse_weights_of_own_loss', 'given_losses', 'refuse_single_loss', 'multi_loss', 'with_losses']
 
 # %% ../nbs/55_build.ipynb #04a27eab
 from fastai.basics import *
-from fastai.layers import SigmoidRange
 from fastai.learner import Learner
 from fastai.losses import BaseLoss
 from fastai.vision.augment import Normalize
@@ -210,25 +208,6 @@ def multi_loss(
     if desc.named: refuse_single_loss(loss_func, desc.outputs)
     if weights: raise ValueError('Give the weights to your own loss, or pass `loss_func` as a dict by output.')
     return loss_func
-
-# %% ../nbs/55_build.ipynb #73a9bede
-def check_ranges(heads, tasks, dl): # Heads and tasks by output; the training loader
-    "Raise if a head ends in a range that its training targets are not in"
-    for n,task in tasks.items():
-        if task.to_units is None or n not in heads: continue
-        for m in heads[n].modules():
-            if isinstance(m, SigmoidRange): check_head_range(n, task.part, m, dl.values(n))
-
-def check_head_range(name, part, layer, values): # Encoded `values`
-    "Raise unless the range of `layer` takes in the `values` of output `name`"
-    low,high = float(values.min()),float(values.max())
-    if layer.low<=low and high<=layer.high: return
-    units = part.to_units(values)
-    mean,std = part.mean.flatten()[0].item(),part.std.flatten()[0].item()
-    raise ValueError(f'The head {name!r} ends in {type(layer).__name__}({layer.low}, {layer.high}). Numbers are '
-                     f'standardised: the training targets, from {float(units.min()):g} to {float(units.max()):g}, are '
-                     f'{low:.3g} to {high:.3g} for the head. Give the range as ((low-{mean:g})/{std:g}, '
-                     f'(high-{mean:g})/{std:g}).')
 
 # %% ../nbs/55_build.ipynb #44c31591
 def with_losses(

@@ -423,7 +423,6 @@ def multi_learner(
     head_classes = {n: t.head_class for n,t in tasks.items()}
     model = MultiModel(encoders, sizes, heads=heads, head_classes=head_classes, fusion=fusion, neck=neck,
                        named=desc.named, depth=depth, split=split, after=after)
-    check_ranges(model.heads, tasks, dls.train)
     stats = first(e.stats for e in encoders.values() if getattr(e, 'stats', None) is not None)
     if normalize: add_norm(dls, stats)
     kwargs = {'splitter': split_params, **kwargs}

@@ -789,9 +789,9 @@ def test_nothing_is_said_of_finite_losses(shapes):
 
 # What an output means
 
-def test_a_range_that_leaves_out_the_targets(shapes):
+def test_a_range_goes_to_the_block_not_into_the_head(shapes):
     head = nn.Sequential(nn.LazyLinear(1), SigmoidRange(0, 4))
-    with pytest.raises(ValueError, match=r'SigmoidRange\(0, 4\).*Numbers are standardised: the training targets, from'):
+    with pytest.raises(ValueError, match=r"'area' holds a SigmoidRange.*NumberBlock\(range="):
         learner(small(shapes), heads=dict(area=head))
 
 class Logarithm(Transform):
