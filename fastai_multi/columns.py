@@ -161,6 +161,7 @@ def _is_collection(m):
 
 def _expand(ms):
     "A list of the metrics in `ms`; a torchmetrics `MetricCollection` is several"
+    if isinstance(ms, dict): ms = [OnMember(n, m) for n,of_member in ms.items() for m in _expand(of_member)]
     if isinstance(ms, str) or not is_listy(ms): ms = [ms]
     res = []
     for m in ms:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['linear_models', 'known_targets', 'some_items', 'join_rows', 'term_of', 'linear_heads', 'has_scales', 'set_prior',
-           'start_at_prior', 'bias_of', 'wake', 'complete_priors', 'ConstantBaseline', 'best_fit', 'LinearNumbers',
-           'LinearClasses', 'LinearTags', 'TextBaseline', 'TextScores']
+           'start_at_prior', 'bias_of', 'wake', 'complete_priors', 'target_of', 'ConstantBaseline', 'best_fit',
+           'LinearNumbers', 'LinearClasses', 'LinearTags', 'TextBaseline', 'TextScores']
 
 # %% ../nbs/53_prior.ipynb #b5100002
 from fastai.basics import *
@@ -17,6 +17,7 @@ from .losses import *
 from .columns import *
 from .terms import *
 from .batch import *
+from .targets import *
 
 # %% ../nbs/53_prior.ipynb #b5100008
 def known_targets(learn, name):
@@ -109,11 +110,16 @@ def complete_priors(learn, most:int=1000):
     with dl.dataset.set_split_idx(1):
         for b in dl:
             _,y = name_batch(b[:dl.n_inp], b[dl.n_inp:], learn.description)
-            for n,t in zip(learn.tasks, flat(y)): targets[n].append(untyped(t).cpu())
+            for n in missing: targets[n].append(target_of(y, n).cpu())
     for n in missing:
         values = join_rows(targets[n])
         values = values[learn.tasks[n].labelled(values)]
         if len(values): learn.priors[n] = learn.tasks[n].prior(values, learn.class_weights.get(n))
+
+def target_of(y, name):
+    "The targets of output `name` in `y`, as `name_batch` gives it"
+    y = plain_targets(y)
+    return y if isinstance(y, Tensor) else y[name]
 
 def _without_prior(learn):
     return [n for n,t in learn.tasks.items() if n not in learn.priors and t.family is not None]

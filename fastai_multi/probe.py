@@ -52,7 +52,7 @@ class FrozenFeatures:
                 reads = model.read(*to_device(x, first(model.parameters()).device))
                 for key,n in outputs.items():
                     for k,v in model.wide_inputs(n, reads).items(): wide[key,k].append(stored(v))
-                for n,t in y.items(): targets[n].append(t.cpu())
+                for n in fitted_outputs(self.learn): targets[n].append(y[n].cpu())
         for (key,k),ts in wide.items(): self.wide.setdefault(key, {})[k] = join_rows(ts)
         for n,ts in targets.items(): self.targets[n] = join_rows(ts)
 

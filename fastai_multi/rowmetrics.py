@@ -12,6 +12,7 @@ from fastai.metrics import accuracy, error_rate, accuracy_multi, mae, mse, rmse
 from torchvision import ops
 from .core import *
 from .targets import *
+from .terms import *
 
 # %% ../nbs/37_rowmetrics.ipynb #ea8839f1
 class RowMetric:
@@ -33,9 +34,11 @@ class RowMetric:
 
     def sums(self, pred, targ, w=None):
         "Sum of the statistics over labelled rows, and their number, each row counted `w` times"
-        is_numbers = targ.is_floating_point() and pred.numel()==targ.numel()
-        if is_numbers: pred = pred.reshape(targ.shape)
-        here = present(targ)
+        if isinstance(targ, Named): here = labelled_rows(targ, self.stats)
+        else:
+            is_alike = targ.is_floating_point() and pred.numel()==targ.numel()    # classes: `bs,1` is one class
+            if is_alike and pred.shape!=targ.shape: pred = pred.reshape(targ.shape)
+            here = present(targ)
         v = self.values(pred, targ)
         v = torch.where(per_item(here, v), v, 0.)
         if w is None: return v.sum(0), here.sum()

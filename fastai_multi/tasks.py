@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Task', 'register_task', 'task_of', 'CategoryTask', 'TagsTask', 'NumberTask', 'ScaledTask', 'BoxTask', 'LabelsTask',
-           'PointsTask', 'MaskTask', 'EncoderOptions', 'Modality', 'register_modality', 'modality_of',
+           'PointsTask', 'MaskTask', 'GroupTask', 'EncoderOptions', 'Modality', 'register_modality', 'modality_of',
            'has_image_suffix', 'ImageModality', 'TextModality', 'VectorModality']
 
 # %% ../nbs/48_tasks.ipynb #e26f52b2
@@ -18,9 +18,11 @@ from PIL import Image
 from .core import *
 from .data.frame import *
 from .data.parts import *
+from .data.items import *
 from .data.inputs import *
 from .data.outputs import *
 from .data.spatial import *
+from .data.block import *
 from .models.image import *
 from .models.text import *
 from .models.wide import *
@@ -30,6 +32,7 @@ from .targets import *
 from .terms import *
 from .rowmetrics import *
 from .losses import *
+from .metrics import *
 
 # %% ../nbs/48_tasks.ipynb #86ad702f
 class Task:
@@ -65,6 +68,11 @@ class Task:
     def metric(self, m):
         "The metric `m` as this output uses it"
         return m
+
+    @property
+    def size(self):
+        "The size of the output, as a head is built for it"
+        return self.part.c
 
     def decides(self, loss) -> bool:
         "Whether this task decodes the predictions of a model with `loss`, even if that has a `decodes`"
@@ -121,7 +129,7 @@ class Task:
 
     def check_head(self, given):
         "Raise unless there is a head: `given` is what the user passed for this output, or `None`"
-        if self.head_class is None and not isinstance(given, nn.Module): raise self.no_head()
+        if self.head_class is None and not callable(given): raise self.no_head()
 
     def no_head(self):
         "The error for an output without a head"
@@ -307,6 +315,57 @@ class MaskTask(Task, part=MaskPart):
                              f"name them, MaskBlock(codes=[…]), "
                              f"or pass a module, heads={{{self.name!r}: module}}.")
 
+# %% ../nbs/48_tasks.ipynb #902b491d
+class GroupTask(Task, part=GroupPart):
+    "A named group of outputs: what its members' tasks say, by member"
+    mixable = False
+    def __init__(self, part):
+        super().__init__(part)
+        self.tasks = {n: task_of(m) for n,m in part.members.items()}
+
+    @property
+    def size(self): return {n: t.size for n,t in self.tasks.items()}
+    @property
+    def head_class(self):
+        classes = {n: t.head_class for n,t in self.tasks.items()}
+        return None if None in classes.values() else classes
+    def loss(self, **kwargs):
+        losses = {n: t.loss() for n,t in self.tasks.items()}
+        return None if None in losses.values() else GroupLoss(losses)
+    def metrics(self): return [OnMember(n, m) for n,t in self.tasks.items() for m in t.metrics()]
+    def metric(self, m):
+        if not isinstance(m, OnMember): return m
+        check_in(m.member, self.tasks, f'member of the group {self.name!r} in `metrics`')
+        return OnMember(m.member, self.tasks[m.member].metric(m.metric))
+    def labelled(self, values): return labelled_rows(values)
+
+    def by_member(self, method, value, *args):
+        "`value` with each member through a method of its task; what is no member stays"
+        if not isinstance(value, Named): return value
+        vals = [getattr(self.tasks[n], method)(v, *args) if n in self.tasks else v for n,v in value.items()]
+        return type(value)(vals)
+    def activation(self, pred): return self.by_member('activation', pred)
+    def decodes(self, pred): return self.by_member('decodes', pred)
+    @property
+    def to_units(self):
+        if all(t.to_units is None for t in self.tasks.values()): return None
+        return self.members_in_units
+    def members_in_units(self, value):
+        "A group of encoded values with its members in the user's units"
+        if not isinstance(value, Named): return value
+        return type(value)([self._in_units(n, v) for n,v in value.items()])
+    def _in_units(self, name, v):
+        if name not in self.tasks or self.tasks[name].to_units is None: return v
+        return self.tasks[name].to_units(v)
+    def to_user(self, value, frame=None): # A dict by member
+        return dict(self.by_member('to_user', value, frame).items())
+    def tta(self, plain, augmented, beta=0.25, use_max=False):
+        "By member; with `beta=None` a pair of groups"
+        vals = [t.tta(plain[n], augmented[n], beta, use_max) for n,t in self.tasks.items()]
+        if beta is not None or use_max: return type(plain)(vals)
+        both = [v if isinstance(v, tuple) else (v,v) for v in vals]
+        return type(plain)([a for a,_ in both]), type(plain)([b for _,b in both])
+
 # %% ../nbs/48_tasks.ipynb #7899765e
 class EncoderOptions:
     "What `multi_learner` was told about encoders"
@@ -412,7 +471,7 @@ class TextModality(Modality, part=TextPart):
     def encoder(self, options):
         kind = ifnone(options.arch, options.text)
         drop = {}
-        if kind in text_encoders: drop['drop'] = 0.5 if options.beside_trained else 0.
+        if isinstance(kind, str) and kind in text_encoders: drop['drop'] = 0.5 if options.beside_trained else 0.
         res = text_encoder(kind, self.part.c, pad_id=self.part.pad_id, terms=self.terms(kind, options.column), **drop)
         if isinstance(res, TextEncoder): res.check_tokens(self.part.vocab, self.part.max_len, f'Input {self.name!r}')
         return res

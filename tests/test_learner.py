@@ -703,17 +703,13 @@ def test_one_class_in_training_trains(shapes, outputs, name):
 
 def test_a_table_that_cannot_be_predicted(trained, shapes):
     df = pd.read_csv(shapes/'items.csv')
-    empty = trained.predict_df(df[:0])
-    assert [*empty.columns]==[*OUTPUTS] and len(empty)==0
-    for items,error,words in ((dict(df.iloc[0]), TypeError, 'learn.predict'),
-                              (shapes/'items.csv', TypeError, 'read_csv'),
-                              (None, TypeError, '`items` is None'), (3, TypeError, '`items` is 3')):
+    for items,error,words in ((dict(df.iloc[0]), TypeError, 'call `predict`'), (df[:0], ValueError, '`items` is empty'),
+                              (shapes/'items.csv', TypeError, 'takes a table'), (None, TypeError, '`items` is None'),
+                              (3, TypeError, '`items` is 3')):
         with pytest.raises(error, match=words): trained.predict_df(items)
-    with pytest.raises(KeyError, match="Unknown argument of `predict_df` 'nonsense'"):
-        trained.predict_df(df, nonsense=1)
-    for bs,error,words in ((0, ValueError, 'at least 1'), (-1, ValueError, 'at least 1'),
-                           ('x', TypeError, 'whole number')):
-        with pytest.raises(error, match=words): trained.predict_df(df, bs=bs)
+    with pytest.raises(KeyError, match="Unknown argument 'nonsense'"): trained.predict_df(df, nonsense=1)
+    for bs in (0, -1, 'x'):
+        with pytest.raises(ValueError, match='a whole number of at least 1'): trained.predict_df(df, bs=bs)
     assert len(trained.predict_df(df.iloc[:3], bs=np.int64(2), num_workers=0))==3
 
 def test_more_items_in_a_batch_than_there_are(shapes):
@@ -722,7 +718,7 @@ def test_more_items_in_a_batch_than_there_are(shapes):
               partial(learn.fit_one_cycle, 1), learn.lr_find, learn.dls.train.show_batch):
         with pytest.raises(ValueError, match='`bs` is 512, and there are 64 items.*Give bs=64 or less'): f()
     assert np.isfinite(learn.evaluate()['valid_loss'])
-    with pytest.raises(ValueError, match='`bs` is 1, and the batch norm .* needs at least 2 items'):
+    with pytest.raises(ValueError, match='`bs` is 1, and the model has batch normalisation'):
         learner(small(shapes, bs=1)).fit(1)
 
 def test_a_loaded_learner_has_no_items(shapes, tmp_path):
@@ -742,7 +738,7 @@ def test_a_loaded_learner_has_no_items(shapes, tmp_path):
                                 dict(heads=[3])], ids=lambda kw: first(kw))
 def test_what_is_not_by_output(shapes, kw):
     arg = first(kw)
-    with pytest.raises(TypeError, match=rf"`{arg}` is .*dict by output, {arg}=dict\(kind=…\).*\['kind', 'area'\]"):
+    with pytest.raises(TypeError, match=rf"`{arg}` is .*it takes a dict"):
         learner(small(shapes), **kw)
 
 def test_losses_replaced_in_a_learner(shapes):

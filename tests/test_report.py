@@ -186,3 +186,40 @@ def test_metrics_beside_baselines():
     assert 'metrics\n' in repr(rep) and 'losses: of training items' in repr(rep)
     assert [*rep.losses] == ['training','evaluation','constant','validation','constant there']
     assert rep.losses.loc['a','constant'] == pytest.approx(1, abs=.15)
+
+WORDS = dict(up=['sun', 'cloud', 'bird'], down=['stone', 'root', 'worm'])
+
+def captions(n=160):
+    "A text whose words say the class, at times the wrong one, and a number that nothing says"
+    rng = np.random.default_rng(0)
+    kind = rng.choice(['up','down'], n, p=[.6,.4])
+    said = np.where(rng.random(n)<.1, 'down', kind)
+    text = [' '.join(rng.choice(WORDS[k], 3)) for k in said]
+    return pd.DataFrame(dict(text=text, kind=kind, size=rng.normal(size=n), is_valid=np.arange(n)%4==0))
+
+def reader(**kwargs):
+    dls = MultiDataLoaders.from_df(captions(), image=None, text='text', valid_col='is_valid', bs=16, num_workers=0,
+                                   seed=0, outputs=dict(kind=CategoryBlock, size=RegressionBlock))
+    torch.manual_seed(0)
+    learn = multi_learner(dls, **kwargs)
+    if hasattr(learn, 'progress'): learn.remove_cb(ProgressCallback)
+    learn.logger = noop
+    return learn
+
+def test_baselines_of_texts():
+    learn = reader()
+    before = {k: v.clone() for k,v in learn.model.state_dict().items()}
+    t = learn.evaluate(baseline=True)
+    assert [*t] == ['learner','constant','text','probe']
+    valid = learn.dls.valid.items
+    assert t.constant['kind_accuracy'] == pytest.approx((valid.kind=='up').mean(), abs=1e-4)
+    assert t.text['kind_accuracy'] > .85 and t.probe['kind_accuracy'] > .85
+    assert t.learner['kind_accuracy'] == pytest.approx(t.constant['kind_accuracy'])    # not trained yet
+    for k,v in learn.model.state_dict().items(): assert torch.equal(v, before[k])      # the probe was of a copy
+    assert learn.probe_scores is None
+    learn.probe()
+    probed = learn.evaluate()['kind_accuracy']
+    learn.fit_one_cycle(2, 1e-2)
+    assert learn.evaluate(baseline=True).probe['kind_accuracy'] == pytest.approx(probed)
+    dl = learn.dls.test_dl(valid.iloc[:20], with_labels=True)
+    assert 'probe' not in learn.evaluate(dl=dl, baseline=True)      # its scores are of other items

@@ -55,6 +55,10 @@ def test_everything_follows_the_threshold(table, tmp_path, by_tag):
     assert [*again.predict_df(valid).tags] == want
     dl = again.dls.test_dl(valid, with_labels=True)
     assert again.evaluate(dl=dl)['tags_f1'] == pytest.approx(choice.f1)
+    learn.save(tmp_path/'weights')
+    learn.tasks['tags'].threshold = .999
+    learn.load(tmp_path/'weights')                                  # the threshold belongs to the weights
+    assert learn.evaluate()['tags_f1'] == pytest.approx(choice.f1)
     other = deepcopy(learn)
     other.tasks['tags'].threshold = .999                            # a copy goes its own way
     assert other.evaluate()['tags_f1'] < choice.f1

@@ -180,7 +180,7 @@ class MultiMix(MixHandler):
         y = lone(self.yb)
         if not isinstance(y, (Named,Tensor)): y = Outputs.of(*lf.names)(flat(self.yb))
         for n,t in zip(lf.names, lf.by_output((y,), 'targets')): check_flat_target(self.what, n, t)
-        other = blend.partners(y) if isinstance(y, Tensor) else y.map(blend.partners)
+        other = map_tensors(blend.partners, y)
         self.learn.yb = (mix_targets(y, other, blend.share),)
 
     def _mix_plain_y(self, blend):
@@ -218,6 +218,9 @@ def check_one_mix(cb, cbs):
 
 def check_flat_target(what, name, t):
     "Raise a `ValueError` for targets of pictures or points"
+    if isinstance(t, Named):
+        for o in t: check_flat_target(what, name, o)
+        return
     if t.ndim<=2: return
     raise ValueError(f'{what} cannot blend output {name!r}, whose targets have the shape {list(t.shape)}: what lies '
                      'between two of them is no target.')

@@ -48,7 +48,9 @@ def frame(
     batch = _validation(batch_tfms, _crops_batches)
     if batch.fs: m = _batch_affine(batch, *frame_size(x)) @ m         # picture -> item -> batch
     to_px = torch.tensor([[w/2,0,w/2],[0,h/2,h/2],[0,0,1.]]).double()
-    return (to_px @ torch.linalg.inv(m))[:2].float()
+    res = (to_px @ torch.linalg.inv(m))[:2].float()
+    res.img_size = fastuple(w,h)
+    return res
 
 def _batch_affine(pipe, w, h):
     "The map that the batch transforms `pipe` make of the frame of a picture of `w` by `h`"
@@ -60,11 +62,15 @@ def to_pixels(
     t:Tensor, # Points `...,2` or boxes `...,4` in the network's frame
     m:Tensor # The map that `frame` returned
 ):
-    "Points or boxes in the pixels that `m` leads to"
+    "Points or boxes in the pixels that `m` leads to; boxes end at the edges of the picture"
     t = t.as_subclass(Tensor)
     p = t.reshape(*t.shape[:-1], t.shape[-1]//2, 2) @ m[:,:2].T.to(t) + m[:,2].to(t)
-    if t.shape[-1]==4: return torch.cat([p.amin(-2), p.amax(-2)], -1)
-    return p.reshape(t.shape)
+    if t.shape[-1]!=4: return p.reshape(t.shape)
+    corners = [p.amin(-2), p.amax(-2)]    # x1,y1 and x2,y2
+    if hasattr(m, 'img_size'):
+        edge = torch.tensor(m.img_size).to(p)
+        corners = [torch.minimum(o.clamp(min=0), edge) for o in corners]
+    return torch.cat(corners, -1)
 
 # %% ../../nbs/03_data.frame.ipynb #c0f02cef
 def reads_pixels(tfms) -> bool: # A `Pipeline` or a list

@@ -218,7 +218,8 @@ class PartsTfm(Transform):
     ):
         super().__init__()
         self.parts,self.base,self.bare = parts,base,bare
-        self.groups = parts_groups(parts)
+        self.leaves = leaves_of(parts)
+        self.groups = parts_groups(self.leaves)
     @property
     def only(self):
         "The first part, which is the only one if `bare`"
@@ -248,30 +249,34 @@ class PartsTfm(Transform):
         getters = list(items.tfms.fs)
         train = items.train if train_setup and hasattr(items, 'train') else items
         raws = raw_values(getters, self, train.items)
-        for n,p in self.parts.items(): setup_part(p, raws[n], train.items)
+        for n,p in self.leaves.items(): setup_part(p, raws[n], train.items)
         if train is not items and self.base is Outputs: self._check_later_splits(getters, items)
 
     def _check_later_splits(self, getters, items):
         "Raise for a class in a later split that the training split does not have"
-        parts = {n:p for n,p in self.parts.items() if p.class_map is not None}
+        parts = {n:p for n,p in self.leaves.items() if p.class_map is not None}
         if not parts: return
         for i in range(1, len(items.splits)):
             idxs = list(items.splits[i])
             if not idxs: continue
             raws = raw_values(getters, self, items.subset(i).items)
             for n,p in parts.items():
-                if p.encode_column(raws[n]) is None: check_each(p, raws[n], idxs)
+                if p.encode_column(raws[n]) is None: check_each(p, raws[n], idxs, items.items)
 
     def split(self, v # What the getter gave
              ) -> dict:
-        "The raw value of each part, by name"
+        "The raw value of each leaf, by name"
         names = list(self.parts)
-        if self.bare: return {names[0]: v}
-        if self._is_mapping(v):
-            self._check_keys(list(v.keys()))
-            return {n: v[n] for n in names}
+        if self.bare: return self.only.split(v)
+        if self._is_mapping(v): return self._split_mapping(v)
         if not isinstance(v, (tuple, list, L, np.ndarray)) or len(v)!=len(names): refuse_getter(v, names)
-        return dict(zip(names, v))
+        return merge(*[p.split(o) for p,o in zip(self.parts.values(), v)])
+    def _split_mapping(self, v):
+        "What a mapping holds: the values of parts, or those of the members of a group each under its own name"
+        keys = list(v.keys())
+        if all(n in keys for n in self.leaves): return {n: v[n] for n in self.leaves}
+        self._check_keys(keys)
+        return merge(*[p.split(v[n]) for n,p in self.parts.items()])
     def _is_mapping(self, v):
         if not hasattr(v, 'keys'): return False
         return not isinstance(v, Named) or list(v.keys())==list(self.parts)
@@ -282,27 +287,40 @@ class PartsTfm(Transform):
             raise BadItem(f'The getter gives {keys}, and the {what} {n!r} is not among them{did_you_mean(n, keys)}')
 
     def split_columns(self, cols:dict): # The columns that a reader gives
-        "The column of each part: by name, else by position"
-        if self.bare: return {first(self.parts): _one_column(cols)}
-        if set(cols)>=set(self.parts): return {n: cols[n] for n in self.parts}
+        "The column of each leaf: by name, else by position"
+        if self.bare: return {first(self.leaves): _one_column(cols)}
+        if set(cols)>=set(self.leaves): return {n: cols[n] for n in self.leaves}
+        if set(cols)>=set(self.parts): return self._split_columns([cols[n] for n in self.parts])
         if len(cols)!=len(self.parts): refuse_columns(list(cols), list(self.parts))
-        return dict(zip(self.parts, cols.values()))
+        return self._split_columns(cols.values())
+    def _split_columns(self, cols):
+        res = {}
+        for p,col in zip(self.parts.values(), cols):
+            if not p.members: res[p.name] = col
+            else:
+                rows = [p.split(v) for v in col]
+                for leaf in p.leaves: res[leaf.name] = [row[leaf.name] for row in rows]
+        return res
 
-    def join(self, vals:dict): # Encoded values by name
+    def join(self, vals:dict): # Encoded values by leaf
         "The item: a tuple with names, or the only part"
         if self.bare: return first(vals.values())
         for g in self.groups: g.encode(vals)
-        return self.cls(vals.values())
+        return self.nest(vals)
+    def nest(self, vals:dict): # Values by leaf
+        "The item that holds the values `vals`"
+        values = iter([vals[n] for n in self.leaves])
+        return self.cls([p.unflatten(values) for p in self.parts.values()])
 
     def __call__(self, v, split_idx=None, **kwargs):
-        return self.join({n: self.parts[n].encode(o) for n,o in self.split(v).items()})
+        return self.join({n: self.leaves[n].encode(o) for n,o in self.split(v).items()})
 
     def decode(self, v, split_idx=None, **kwargs):
         if self.bare: return self.only.decode(v)
         if len(v)!=len(self.parts): return v
-        vals = dict(zip(self.parts, v))
+        vals = dict(zip(self.leaves, (o for p,m in zip(self.parts.values(), v) for o in p.flatten(m))))
         for g in self.groups: g.decode(vals)
-        return self.cls([p.decode(vals[n]) for n,p in self.parts.items()])
+        return self.nest({n: p.decode(vals[n]) for n,p in self.leaves.items()})
 
 # %% ../../nbs/05_data.items.ipynb #e2ce52ab
 def _one_column(cols):
@@ -314,14 +332,24 @@ def setup_part(part, values, items):
     part.see_column(values)
     try: part.setup([values[i] for i in here])
     except BadItem as e:
-        if e.at is None: raise
-        raise ValueError(f'{e} (Found in {which_item(items, here[e.at])}.)') from e
+        at = e.at
+        if at is None: at = first_refused(part, [values[i] for i in here])
+        if at is None: raise
+        raise ValueError(f'{e} (Found in {which_item(items, here[at])}.)') from e
 
-def check_each(part, values, idxs):
-    "Encode each of `values` and raise for the first that cannot be, with its index"
+def first_refused(part, values):
+    "Position of the first of `values` that a part cannot be set up with alone, or `None`"
+    part = deepcopy(part)
+    for i,v in enumerate(values):
+        try: part.setup([v])
+        except BadItem: return i
+        except Exception: pass    # too little to learn from one value
+
+def check_each(part, values, idxs, items):
+    "Encode each of `values` and raise for the first that cannot be, with its index among all `items`"
     for i,v in zip(idxs, values):
         try: part.encode(v)
-        except BadItem as e: raise ValueError(f'{e} (Found in item {i}, in the validation split.)') from e
+        except BadItem as e: raise ValueError(f'{e} (Found in {which_item(items, i)}, in the validation split.)') from e
 
 def refuse_getter(v, names):
     raise BadItem(f'The getter gives {short_repr(v)} where a dict, a Series or a tuple of {len(names)} values was '
@@ -334,14 +362,14 @@ def refuse_columns(found, names):
 def raw_values(fs,  # The getters before `tfm`
     tfm,            # A `PartsTfm`
     items           # The items: a list or a `DataFrame`
-) -> dict:          # A list of raw values for each part
-    "What the getters give for all `items`, by part"
+) -> dict:          # A list of raw values for each leaf of the parts
+    "What the getters give for all `items`, by leaf"
     cols = getter_columns(fs, items)
     if cols is not None: return tfm.split_columns(cols)
     getter = Pipeline(fs)
     rows = (items.iloc[i] for i in range(len(items))) if hasattr(items, 'iloc') else items
     values = [tfm.split(getter(o)) for o in rows]
-    return {n: [v[n] for v in values] for n in tfm.parts}
+    return {n: [v[n] for v in values] for n in tfm.leaves}
 
 # %% ../../nbs/05_data.items.ipynb #f8faced3
 class Fresh:

@@ -9,7 +9,7 @@ __all__ = ['MultiDataLoaders', 'kfold_dls']
 from fastcore.all import *
 from fastai.data.core import DataLoaders, Datasets, TfmdDL
 from fastai.data.load import DataLoader
-from fastai.data.block import DataBlock
+from fastai.data.block import DataBlock, TransformBlock
 from fastai.vision.core import PILImage
 from fastai.data.block import CategoryBlock
 from fastai.data.transforms import get_image_files
@@ -50,14 +50,17 @@ def output_block(outputs, columns):
     if isinstance(outputs, dict):
         check_output_columns(outputs, columns)
         parts = {n: part_of(n, b) for n,b in outputs.items()}
-        return PartsBlock(parts, Outputs),{n: (columns or {}).get(n, n) for n in outputs}
+        return PartsBlock(parts, Outputs),columns_by_leaf(parts, columns)
     check_one_output(outputs)
-    if isinstance(outputs, PartsBlock) and not outputs.bare:
-        return outputs,{n: (columns or {}).get(n, n) for n in outputs.parts}
+    if isinstance(outputs, PartsBlock) and not outputs.bare: return outputs,columns_by_leaf(outputs.parts, columns)
     if columns is None or isinstance(columns, dict):
         raise ValueError(f'`columns` is {columns!r}; one block without a name needs its column, or list of columns.')
     if not isinstance(outputs, PartsBlock): outputs = OneOutputBlock(outputs)
     return outputs,columns
+
+def columns_by_leaf(parts, columns):
+    "The columns of each part, the members of groups by their own names"
+    return merge(*[p.columns((columns or {}).get(n)) for n,p in parts.items()])
 
 def check_output_columns(outputs, columns):
     "Raise unless `columns` fits outputs by name"
@@ -73,7 +76,7 @@ def check_one_output(outputs):
     if outputs is None:
         raise ValueError("`outputs` is missing: names of columns, as ['kind', 'price'], a dict of blocks, as "
                          '`dict(kind=CategoryBlock)`, or a block with its column in `columns`.')
-    if isinstance(outputs, str) or is_listy(outputs):
+    if not callable(outputs) and not isinstance(outputs, TransformBlock):
         raise TypeError(f'`outputs` is {outputs!r}; it takes a dict of blocks by output, as '
                         '`dict(kind=CategoryBlock, price=RegressionBlock)`, one block, or names of columns whose '
                         "blocks are inferred: ['kind', 'price'].")
@@ -89,11 +92,13 @@ def with_weight(df, outputs, columns, weight):
 def output_reader(df, block, columns, label_delim, folder):
     "The reader for the parts of `block`"
     bare = not isinstance(columns, dict)
-    parts = {'target': first(block.parts.values())} if bare else block.parts
+    parts = {'target': first(block.parts.values())} if bare else block.leaves
     cols = {'target': columns} if bare else columns
     pref = {n: folder for n,p in parts.items() if p.is_picture}
-    flags = [n for n,p in parts.items() if p.one_hot and all(c in df for c in as_columns(cols[n]))
-             and are_flags(df, as_columns(cols[n]))]
+    tags = {n: as_columns(cols[n]) for n,p in parts.items() if p.one_hot}
+    tags = {n: cs for n,cs in tags.items() if all(list(df.columns).count(c)==1 for c in cs)}
+    for cs in tags.values(): check_flags(df, cs)
+    flags = [n for n,cs in tags.items() if are_flags(df, cs)]
     return OutputReader(columns, label_delim=label_delim, pref=pref, flags=flags)
 
 # %% ../../nbs/19_data.loaders.ipynb #1nf3r002
@@ -142,6 +147,42 @@ def check_table(df):
         raise TypeError(f'`df` is a {type(df).__name__}; it takes a pandas DataFrame.')
     if not len(df): raise ValueError('`df` is a table without rows.')
 
+# %% ../../nbs/19_data.loaders.ipynb #pr0ps030
+def check_paths(**kwargs):
+    "Raise for a folder that is no path"
+    for k,v in kwargs.items():
+        if v is None or isinstance(v, (str, os.PathLike)): continue
+        raise TypeError(f'`{k}` is {short_repr(v)}, of type {type(v).__name__}; it takes a path: a text or a `Path`.')
+
+def check_texts(suff, label_delim):
+    "Raise for a suffix or a delimiter that is no text"
+    if not isinstance(suff, str):
+        raise TypeError(f"`suff` is {short_repr(suff)}; it takes the end of the files' names, such as '.png'.")
+    delims = [label_delim]
+    if isinstance(label_delim, dict): delims = list(label_delim.values())
+    for v in delims:
+        if v is None or isinstance(v, str) and v: continue
+        raise ValueError(f"`label_delim` is {short_repr(label_delim)}; it takes a text, such as '|', or a dict of "
+                         'texts by output.')
+
+def check_transforms(**kwargs):
+    "Raise for a transform that is none"
+    for k,v in kwargs.items():
+        for t in L(v):
+            if callable(t): continue
+            raise TypeError(f'`{k}` holds {short_repr(t)}, of type {type(t).__name__}; it takes a transform, such as '
+                            'Resize(128), or a list of transforms.')
+
+def check_block_options(img_cls, text_block):
+    "Raise for a class of pictures or a block of texts that is none"
+    if not hasattr(img_cls, 'create'):
+        raise TypeError(f'`img_cls` is {short_repr(img_cls)}; it takes a class of pictures, such as PILImage or '
+                        'PILImageBW.')
+    made = text_block
+    if isinstance(text_block, type) and issubclass(text_block, TransformBlock): made = text_block()
+    if made is None or isinstance(made, TransformBlock): return
+    raise TypeError(f'`text_block` is {short_repr(text_block)}; it takes a block, such as PlainTextBlock(max_len=64).')
+
 # %% ../../nbs/19_data.loaders.ipynb #1nf3r010
 _fastai_names = dict(
     fn_col="image='file', the column of the pictures' files",
@@ -175,7 +216,8 @@ class MultiDataLoaders(DataLoaders):
     ):
         "Create from a `DataBlock`"
         kwargs = check_batch_size(check_batch_size(kwargs), 'val_bs')
-        dls = dblock.dataloaders(source, path=path, **merge(dict(dl_type=MultiDL), kwargs))
+        try: dls = dblock.dataloaders(source, path=path, **merge(dict(dl_type=MultiDL), kwargs))
+        except BadItem as e: raise ValueError(f'{e} (Found in the first item of the training split.)') from e
         return cls(*dls.loaders, path=dls.path, device=dls.device)
 
     @classmethod
@@ -212,6 +254,10 @@ class MultiDataLoaders(DataLoaders):
         "Create from a table"
         check_table(df)
         check_arguments(kwargs)
+        check_paths(path=path, folder=folder)
+        check_texts(suff=suff, label_delim=label_delim)
+        check_transforms(item_tfms=item_tfms, batch_tfms=batch_tfms)
+        check_block_options(img_cls, text_block)
         image,text,features = column_names(df, [image, text, features])
         valid_col = column_names(df, valid_col)
         outputs,columns,label_delim = with_blocks(df, outputs, column_names(df, columns), label_delim)
@@ -398,8 +444,8 @@ def csv_arguments():
 def class_columns(df, outputs=None, columns=None):
     "The columns whose output has classes"
     block,cols = output_block(outputs, column_names(df, columns))
-    if not isinstance(cols, dict): cols = {n: cols for n in block.parts}
-    names = [c for n,p in block.parts.items() if p.has_classes for c in as_columns(cols[n])]
+    if not isinstance(cols, dict): cols = {n: cols for n in block.leaves}
+    names = [c for n,p in block.leaves.items() if p.has_classes for c in as_columns(cols[n])]
     return [c for c in names if c in df.columns and list(df.columns).count(c)==1]
 
 def as_written(df, file, options, kwargs):

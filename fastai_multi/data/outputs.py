@@ -291,9 +291,13 @@ class NumberPart(NumericPart):
         self.std = torch.where(std>1e-13*self.mean.abs(), std, torch.ones_like(std))
         self.c = self.mean.numel()
     def _check_sizes(self, ts):
-        sizes = {tuple(t.shape) for t in ts}
-        if len(sizes)>1:
-            raise ValueError(f'{self.what} has values of different sizes in the training split: {sorted(sizes)}.')
+        sizes = [tuple(t.shape) for t in ts]
+        usual = max(set(sizes), key=sizes.count)
+        for i,size in enumerate(sizes):
+            if size!=usual: self.refuse_size(size, usual, i)
+    def refuse_size(self, size, usual, i):
+        raise BadItem(f'{self.what} has values of different sizes in the training split: most are of size {usual}, '
+                      f'and this one is {size}.', at=i)
     def _check_finite(self, ts):
         infinite = ts.isinf().reshape(len(ts), -1).any(1)
         if not infinite.any(): return

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Verdict', 'Column', 'Part', 'plain_class', 'refuse_other_classes', 'part_classes', 'sign_legend', 'part_of',
-           'flat_part', 'link_parts', 'parts_groups']
+           'flat_part', 'leaves_of', 'link_parts', 'parts_groups']
 
 # %% ../../nbs/04_data.parts.ipynb #3aed3871
 from fastcore.all import *
@@ -283,6 +283,35 @@ class Part:
             a,b = (what.format(o[key]) for o in (mine, learned))
             if a!=b: raise ValueError(f'{self.what} {a}, and in the model it {b}.')
 
+    # Its form: a group of parts is one part, whose values are named tuples
+    members = {}            # The parts of a group, by their names in it
+    @property
+    def leaves(self) -> list:
+        "The parts that hold the values: this one, or the members of a group"
+        return [self]
+    @property
+    def batch_type(self):
+        "`tensor_type`, or a nest of them, as fastai's `retain_types` reads it"
+        return self.tensor_type
+    def split(self, v):
+        "The raw value `v` as a dict of raw values by leaf"
+        return {self.name: v}
+    def flatten(self, v):
+        "The values of the leaves in the value `v`, a list; `None` if it has another form"
+        return [v]
+    def unflatten(self, values):
+        "The value whose leaves have the next of the `values` of an iterator"
+        return next(values)
+    def as_target(self, pred):
+        "A prediction in the form of this part's targets"
+        return pred
+    def columns(self, given=None): # What the user says: a column, a list of columns, for a group a dict by member
+        "The columns of a table that hold the values, by leaf"
+        return {self.name: ifnone(given, self.name)}
+    def cells(self, answer): # What `predict` gives
+        "The answer's values by leaf, for the columns of a table"
+        return {self.name: answer}
+
     # Its place among the others
     def link(self, before, strict=True):
         "Connect to the part before this one; with `strict`, raise if it does not fit"
@@ -370,8 +399,7 @@ def part_of(name:str,     # Name of the part
     is_input:bool=False   # An input rather than an output
 ) -> Part:
     "The `Part` that does what `block` does, with its own copy of the block's transforms"
-    if not isinstance(block, TransformBlock) and callable(block): block = block()
-    if not isinstance(block, TransformBlock): refuse_block(name, block, is_input)
+    if not isinstance(block, TransformBlock): block = made_block(name, block, is_input)
     if hasattr(block, 'make_part'): return block.make_part(name, is_input)
     tfms = [instantiate(t) for t in block.type_tfms]
     kwargs = dict(item_tfms=_other_tfms(block.item_tfms), batch_tfms=_other_tfms(block.batch_tfms), is_input=is_input)
@@ -380,6 +408,16 @@ def part_of(name:str,     # Name of the part
         if part is not None: return part
 
 # %% ../../nbs/04_data.parts.ipynb #b3d9c1de
+def made_block(name, block, is_input):
+    "The block that a class or a function without arguments makes"
+    made = block
+    try:
+        if callable(block): made = block()
+    except TypeError as e:
+        if e.__traceback__.tb_next is not None: raise    # a mistake inside the block
+    if not isinstance(made, TransformBlock): refuse_block(name, block, is_input)
+    return made
+
 def refuse_block(name, block, is_input):
     where = 'input' if is_input else 'output'
     raise TypeError(f'The block of {where} {name!r} is {block!r}; it takes a fastai block such as `CategoryBlock`, as '
@@ -399,6 +437,10 @@ def flat_part(tl,   # One of the `tls` of a `Datasets`
         if part is not None: return part
 
 # %% ../../nbs/04_data.parts.ipynb #bf4ece2b
+def leaves_of(parts:dict) -> dict: # Parts by name
+    "The leaves of all `parts`, by name"
+    return {leaf.name: leaf for p in parts.values() for leaf in p.leaves}
+
 def link_parts(parts, strict=True): # Parts in order; raise for a part that does not fit
     "Let each part connect to the one before it"
     before = None

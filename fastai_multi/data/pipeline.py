@@ -40,10 +40,13 @@ class OnPart(Transform):
     def setup(self, items=None, train_setup=False): pass
 
     def _on(self, b, f):
-        if isinstance(b, Named): return type(b)([self._on_value(n, o, f) for n,o in b.items()])
+        if isinstance(b, Named): return self._on_named(b, f)
         if isinstance(b, tuple): return type(b)([self._on(o, f) for o in b])
         return b
+    def _on_named(self, b, f, path=''):
+        return type(b)([self._on_value(f'{path}{n}', o, f) for n,o in b.items()])
     def _on_value(self, name, o, f):
+        if isinstance(o, Named): return self._on_named(o, f, f'{name}.')
         if name != self.part or o is absent: return o
         return f(o)
 
@@ -310,7 +313,7 @@ class BatchPipeline(Pipeline):
     def _named(self, b, element):
         "`b` with its names, which are lost when memory is pinned"
         if type(b) is not list or element.bare: return b
-        return element.tfm.cls(b)
+        return element.join(flat(b))
 
     def add(self, ts, items=None, train_setup=False):
         "As fastai's; a `Normalize` without statistics takes them from the picture, which is not the whole input here"

@@ -195,7 +195,7 @@ class BatchReader:
         res = {}
         j = 0
         for items,e in zip(self.dl.encoded_items(), self.elements):
-            for n,p in e.parts.items():
+            for n,p in e.leaves.items():
                 if n in items.columns and not p.has_coordinates and p.rows_of is None: res[j] = items.columns[n]
                 j += 1
         return res
@@ -205,8 +205,8 @@ class BatchReader:
         res = []
         j = 0
         for items,e in zip(self.dl.encoded_items(), self.elements):
-            slots = [(j+k,n) for k,n in enumerate(e.parts) if j+k not in skip]
-            j += len(e.parts)
+            slots = [(j+k,n) for k,n in enumerate(e.leaves) if j+k not in skip]
+            j += len(e.leaves)
             if slots: res.append((items, [k for k,_ in slots], [n for _,n in slots]))
         return res
 

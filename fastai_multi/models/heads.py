@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Pool', 'mean_and_spread', 'SpatialSoftmax', 'linear_layers', 'Head', 'NumberHead', 'MapSizes', 'PlaceHead',
-           'box_corners', 'box_numbers', 'BoxHead', 'PointsHead', 'MaskHead', 'make_head', 'is_head_class', 'Neck']
+           'box_corners', 'box_numbers', 'BoxHead', 'PointsHead', 'MaskHead', 'GroupHead', 'make_head', 'is_head_class',
+           'Neck']
 
 # %% ../../nbs/29_models.heads.ipynb #61acac2b
 from fastai.torch_basics import *
@@ -219,11 +220,31 @@ class MaskHead(nn.Module):
         "The map `x` in the height and width of `like`"
         return F.interpolate(x, like.shape[2:], mode='bilinear')
 
+# %% ../../nbs/29_models.heads.ipynb #6968920d
+class GroupHead(nn.Module):
+    "Give the outputs of one head for each member of a group, by name"
+    gives_vector = False
+    def __init__(self, members:dict): # A head by member
+        super().__init__()
+        self.members = ByName(members)
+        self.output_type = Outputs.of(*members)
+        ways = [getattr(m, 'reads_map', False) for m in members.values()]
+        self.reads_map = 'all' if 'all' in ways else any(ways)
+
+    def forward(self, features, maps=None):
+        return self.output_type([self._member(m, features, maps) for m in self.members.values()])
+
+    def _member(self, head, features, maps):
+        how = getattr(head, 'reads_map', False)
+        if not how: return head(features)
+        if how!='all' and self.reads_map=='all': maps = {n: m[-1] for n,m in maps.items()}
+        return head(features, maps)
+
 # %% ../../nbs/29_models.heads.ipynb #709af855
 def make_head(spec, # Hidden sizes, a dict of options, a head class, a module, a function of both sizes, or `None`
               n_in:int, # Number of features; `None` if not known, which only a module can bear
               n_out:int, # Size of the output; `None` if not known, which only a module can bear
-              head_class:type=Head, # What the output's head is unless `spec` says otherwise
+              head_class:type=Head, # What the head is unless `spec` says otherwise; for a group a dict by member
               maps:dict=None, # A `MapSizes` by picture's name
               name:str='output', # For messages
               n_wide:int=0, # Number of wide features, for a class with `reads_wide`
@@ -232,6 +253,7 @@ def make_head(spec, # Hidden sizes, a dict of options, a head class, a module, a
     "Make the head of one output"
     maps = maps or {}
     if isinstance(spec, nn.Module): return _try_head(spec, n_in, maps, name)
+    if isinstance(head_class, dict): return _group_head(spec, n_in, n_out, head_class, maps, name, from_scratch)
     _check_known(n_in, n_out, name)
     if is_head_class(spec):
         head_class = spec
@@ -251,6 +273,16 @@ def _scratch_options(head_class):
 def is_head_class(spec):
     "Whether `spec` is a class that is built with maps and options, and not just any module"
     return isinstance(spec, type) and hasattr(spec, 'options')
+
+# %% ../../nbs/29_models.heads.ipynb #f1010dad
+def _group_head(spec, n_in, n_out, head_class, maps, name, from_scratch):
+    "A `GroupHead` from a dict of specs by member, or a head of yours from a function of the number of features"
+    if callable(spec): return _try_head(spec(n_in, n_out), n_in, maps, name)
+    specs = check_keys(dict(spec or {}), n_out, f'member of the head {name!r}')
+    heads = {}
+    for m,size in n_out.items():
+        heads[m] = make_head(specs.get(m), n_in, size, head_class[m], maps, f'{name}.{m}', 0, from_scratch)
+    return GroupHead(heads)
 
 # %% ../../nbs/29_models.heads.ipynb #884eed09
 def _head_options(spec, # Hidden sizes, a dict of options, or `None`

@@ -94,6 +94,7 @@ def _check_parent(name, parent, spec):
     "Raise unless the head of output `name` can read output `parent`, which has this `OutputSpec`"
     head_class = spec.head_class
     if not getattr(head_class, 'gives_vector', True): why = f'whose head ({head_class.__name__}) gives no vector'
+    elif isinstance(head_class, dict): why = 'which is a group'
     elif spec.size is None: why = 'whose size is not known: its head is a module'
     else: return
     raise ValueError(f'`after`: head {name!r} cannot come after {parent!r}, {why}.')
@@ -286,8 +287,8 @@ class MultiModel(nn.Module):
         given = [features]
         how = getattr(head, 'reads_map', False)
         if how: given.append(self._maps(inputs, how))
-        if wide is None: return head(*given)
-        return head(*given, wide=wide)
+        res = head(*given) if wide is None else head(*given, wide=wide)
+        return Outputs.make(res) if isinstance(res, dict) else res
 
     def _maps(self, inputs, how):
         "By picture, what a head reads beside the features: the last map, or with 'all' the picture and all maps"
