@@ -40,6 +40,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'fastai_multi.batch': { 'fastai_multi.batch.check_batch_size': ('batch.html#check_batch_size', 'fastai_multi/batch.py'),
                                     'fastai_multi.batch.check_epochs': ('batch.html#check_epochs', 'fastai_multi/batch.py'),
                                     'fastai_multi.batch.check_has_batch': ('batch.html#check_has_batch', 'fastai_multi/batch.py'),
+                                    'fastai_multi.batch.check_has_items': ('batch.html#check_has_items', 'fastai_multi/batch.py'),
                                     'fastai_multi.batch.check_has_labels': ('batch.html#check_has_labels', 'fastai_multi/batch.py'),
                                     'fastai_multi.batch.check_loader': ('batch.html#check_loader', 'fastai_multi/batch.py'),
                                     'fastai_multi.batch.check_loader_number': ('batch.html#check_loader_number', 'fastai_multi/batch.py'),
