@@ -7,14 +7,14 @@ __all__ = ['normalization', 'signature_of', 'normal_stats', 'multi_dls', 'multi_
            'check_same_names', 'check_normalized', 'normalize_like', 'check_sizes', 'refuse_size', 'parameter_names',
            'write_state', 'read_state', 'check_state_file', 'refuse_broken', 'weights_in', 'saved_signature',
            'with_last_slot', 'put_opt_state', 'put_state', 'check_weights_fit', 'loaders_for', 'drop_frozen_gradients',
-           'knows_all', 'carry_over', 'count_params', 'group_rates', 'without_data', 'refuse_unpicklable',
-           'PersistentLearner']
+           'knows_all', 'carry_over', 'without_data', 'refuse_unpicklable', 'PersistentLearner']
 
 # %% ../nbs/56_state.ipynb #4e8b471e
 from fastai.basics import *
 from fastai.learner import Learner
 from fastai.data.transforms import Normalize
 from .core import *
+from .build import *
 from .data.load import *
 from .data.block import *
 import cloudpickle, pickle, warnings
@@ -271,17 +271,6 @@ def carry_over(old, opt):
     for p,state in states.items(): opt.state[p] = {k: v for k,v in state.items() if k!=_slot}
     if slot is not None: opt.state[p][_slot] = slot
 
-# %% ../nbs/56_state.ipynb #f505e31d
-def count_params(params):
-    "How many numbers are in `params`"
-    return sum(p.numel() for p in params)
-
-def group_rates(lr, n):
-    "`lr` for each of `n` groups, as fastai's optimizers read it"
-    if not isinstance(lr, slice): return list(lr) if is_listy(lr) else [lr]*n
-    if lr.start: return list(even_mults(lr.start, lr.stop, n))
-    return [lr.stop/10]*(n-1) + [lr.stop]
-
 # %% ../nbs/56_state.ipynb #a8cc4141
 @contextmanager
 def without_data(learn):
@@ -308,7 +297,7 @@ def refuse_unpicklable(learn, pickle_module, e):
     raise e
 
 # %% ../nbs/56_state.ipynb #c100794b
-class PersistentLearner(Learner):
+class PersistentLearner(PartsLearner):
     "A `Learner` whose loaders, weights and files belong together; a subclass sets `description`, `tasks`, `modalities`"
     @property
     def dls(self): return self._dls
