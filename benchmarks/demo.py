@@ -1,4 +1,6 @@
-"The README's example on drawn shapes, and what each output scores beside a guess that never looks: `make demo`"
+"""The README's example on drawn shapes: `make demo`
+
+What each output scores stands beside a guess that never looks, and beside linear models of the captions' words."""
 import argparse, time
 from fastai.vision.all import *
 from fastai_multi import *
@@ -65,10 +67,11 @@ def main():
         learn.show_results(max_n=9)
     plt.savefig(args.folder/'results.png', bbox_inches='tight')
 
-    with learn.no_bar(), learn.no_logging(): got = learn.evaluate()
+    with learn.no_bar(), learn.no_logging(): table = learn.evaluate(baseline=True)
+    got = table.learner
     blind = blind_scores(dls.train_ds.items, dls.valid_ds.items)
-    print(f"\n{'on the validation items':<24}{'the model':>12}{'a blind guess':>16}")
-    for name,b in blind.items(): print(f'{name:<24}{got[name]:>12.4g}{b:>16.4g}')
+    print(f"\n{'on the validation items':<24}{'the model':>12}{'a blind guess':>16}{'only the words':>16}")
+    for name,b in blind.items(): print(f'{name:<24}{got[name]:>12.4g}{b:>16.4g}{table.text[name]:>16.4g}')
     print(f"\n{args.folder/'batch.png'} and {args.folder/'results.png'} are written; {time.perf_counter()-start:.0f} "
           "s in all.")
     worse = [n for n,b in blind.items() if (got[n] >= b if n.endswith('mae') else got[n] <= b)]

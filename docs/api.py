@@ -4,6 +4,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from fastcore.docments import docments
+from fastai_multi.docstrings import Explainer, function_of, maker_of, plain_docstring
 
 root = Path(__file__).resolve().parent.parent
 lib = root/'fastai_multi'
@@ -120,24 +121,17 @@ def signature(obj, node=None):
 
 # Parameters
 
-def maker(obj):
-    "What says a class's parameters: itself, by its `__init__`, or its `__new__`"
-    if not inspect.isclass(obj): return obj
-    c = next((c for c in obj.__mro__ if {'__init__','__new__'} & c.__dict__.keys()), object)
-    return obj if '__init__' in c.__dict__ else c.__new__
-
 def explained(obj, node=None, module=None):
     "Parameter -> its comment, `return` too"
-    obj = maker(obj)
-    try:
-        d = {n: (v.get('docment') or '').replace('\n', ' ').strip()
-             for n,v in docments(obj, full=True, returns=True).items()}
-    except Exception: d = {}
-    kw = node is not None and node.args.kwarg
-    if kw and module and (c := comments(module).get(kw.lineno)):
-        d[kw.arg] = c
-        if d.get('return')==c: d['return'] = ''     # docments takes the comment of the last line for the result's
+    function = maker_of(obj) if inspect.isclass(obj) else function_of(obj)
+    if function is not None: d = Explainer(importlib.import_module(lib.name)).comments(function)
+    if function is None or not d: d = fields(obj)
     return d
+
+def fields(obj):
+    "Field of a dataclass -> its comment"
+    if not hasattr(obj, '__dataclass_fields__'): return {}
+    return {n: v.get('docment') or '' for n,v in docments(obj, full=True).items()}
 
 def cell(s): return re.sub(r'(?<!\\)\|', r'\\|', s)
 
@@ -162,7 +156,7 @@ def table(obj, node=None, module=None):
 def summary(obj):
     "First line of its own docstring"
     if inspect.isclass(obj) and not obj.__dict__.get('__doc__'): return ''
-    return (inspect.getdoc(obj) or '').strip().split('\n')[0]
+    return plain_docstring(inspect.getdoc(obj)).strip().split('\n')[0]
 
 # Pages
 
@@ -191,7 +185,7 @@ def methods(cls, module, apart=()):
 def markdown(name, module, apart=(), level=8):
     "All that a page says of `name`, as MyST. `apart`: methods which are shown elsewhere"
     obj,raw,home,node = locate(name, module)
-    body = [inspect.getdoc(obj) or ''] if not inspect.isclass(obj) or obj.__dict__.get('__doc__') else []
+    body = [plain_docstring(inspect.getdoc(obj))] if not inspect.isclass(obj) or obj.__dict__.get('__doc__') else []
     if inspect.isclass(obj):
         init = init_node(obj)
         body.append(table(obj, init, home))

@@ -12,24 +12,28 @@ except _NotInstalled: __version__ = '0+not.installed'
 # What a notebook needs under a short name.
 # The rest of a module's `__all__` is one import away, as in `from fastai_multi.core import flat`.
 _public = """Inputs Outputs ImageText Numericaliser safe_tfms MultiDL
-    FeaturesBlock ImageTextBlock MultiInputBlock MultiOutputBlock OneOutputBlock PlainTextBlock WeightBlock describe
-    InputReader OutputReader MultiDataLoaders multi_shapes
+    FeaturesBlock NumberBlock GroupBlock ImageTextBlock MultiInputBlock MultiOutputBlock OneOutputBlock PlainTextBlock
+    PointsBlock SegmentationBlock WeightBlock describe
+    InputReader OutputReader MultiDataLoaders kfold_dls multi_shapes
     image_encoder simple_cnn text_encoder vector_encoder MultiModel
-    BoxLoss MultiLoss f1_multi mask_accuracy point_distance
+    BoxLoss MultiLoss f1_multi map_multi mask_accuracy point_distance
     FixedWeights ScheduledWeights RandomWeighting DynamicWeightAverage GeometricMean UncertaintyWeighting GradNorm FAMO
     GradientBalance ShowWeights TaskMonitor TaskEarlyStopping task_gradients compare_single_task
-    MultiCutMix MultiMixUp MultiLearner multi_learner plot_model MultiInterpretation depth_finder stage_agreement""".split()
+    OverOutputs MultiCutMix MultiMixUp MultiMixUpOrCutMix MultiLearner multi_learner plot_model depth_finder stage_agreement
+    MultiInterpretation modality_check""".split()
 
 # The modules are read when a public name is first asked for: `import fastai_multi.core` reads `core` alone,
 # and a module that is being read may itself import others of this package.
 _lock,_reading = _RLock(),False
 
 def _gather():
-    "Import every module and put the public names of its `__all__` here"
+    "Import every module, explain it, and put the public names of its `__all__` here"
+    explain = _importlib.import_module(f'{__name__}.docstrings').explain
     names = {}
     for m in sorted(_pkgutil.walk_packages(__path__, f'{__name__}.'), key=lambda m: m.name):
         if m.ispkg or m.name.rpartition('.')[2].startswith('_'): continue
         mod = _importlib.import_module(m.name)
+        explain(mod)
         names.update({n: getattr(mod, n) for n in mod.__all__ if n in _public})
     globals().update({n: names[n] for n in _public}, __all__=list(_public))
 

@@ -71,7 +71,8 @@ def strongest(losses): # p,n, the strongest penalty first
     limit = best.mean() + best.std()/len(best)**.5
     return int((means<=limit).nonzero()[0])
 
-def ridge(space, y) -> LinearFit: # `Coordinates` of n items; n,c numbers
+def ridge(space, y # `Coordinates` of n items; n,c numbers
+         ) -> LinearFit:
     "Ridge regression with the strongest penalty within one standard error of the best, each item left out once"
     u = space.u.double()
     s = space.s.double()

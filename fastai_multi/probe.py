@@ -52,7 +52,7 @@ class FrozenFeatures:
                 reads = model.read(*to_device(x, first(model.parameters()).device))
                 for key,n in outputs.items():
                     for k,v in model.wide_inputs(n, reads).items(): wide[key,k].append(stored(v))
-                for n,t in y.items(): targets[n].append(t.cpu())
+                for n in fitted_outputs(self.learn): targets[n].append(y[n].cpu())
         for (key,k),ts in wide.items(): self.wide.setdefault(key, {})[k] = join_rows(ts)
         for n,ts in targets.items(): self.targets[n] = join_rows(ts)
 
@@ -213,7 +213,9 @@ class WideFit:
     def _fitted(self, task, space, head, y, bias):
         if task.family=='squares': return ridge(space, numbers_of(task, head, y))
         loss = dict(softmax=F.cross_entropy, sigmoid=F.binary_cross_entropy_with_logits)[task.family]
-        return Logistic(loss, bias, self.learn.class_weights.get(task.name)).choose(space.z, y)
+        w = self.learn.class_weights.get(task.name)
+        if w is not None: loss = partial(loss, **{task.weight_arg: w})
+        return Logistic(loss, bias).choose(space.z, y)
 
     def _judged(self, task, head, y, bias, fit, shares):
         "What the fit and the prior cost on items left out, and whether the fit is kept"

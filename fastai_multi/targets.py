@@ -123,11 +123,20 @@ def per_item(w:Tensor, # `bs`, a value for each item
 def same_shape(pred:Tensor, # Predictions of one output
                targ:Tensor # Its targets
               ) -> tuple: # Both
-    "`pred` and `targ` with one shape, where both hold numbers: `bs,1` beside `bs` becomes `bs`"
+    "`pred` and `targ` with one shape, where both hold numbers: `bs,1` beside `bs` becomes `bs`; groups by member"
+    if isinstance(targ, Named): return _same_shapes(pred, targ)
     if pred.shape==targ.shape or not targ.is_floating_point(): return pred, targ
     if pred.ndim==targ.ndim+1 and pred.shape[-1]==1: return pred.squeeze(-1), targ
     if targ.ndim==pred.ndim+1 and targ.shape[-1]==1: return pred, targ.squeeze(-1)
     return pred, targ
+
+# %% ../nbs/35_targets.ipynb #ad2a4a43
+def _same_shapes(pred, targ):
+    "`same_shape` of the members that a group of predictions and its targets share"
+    if not isinstance(pred, Named): return pred, targ
+    pairs = {n: same_shape(pred[n], t) for n,t in targ.items() if isinstance(pred.get(n), Tensor)}
+    pred = type(pred)([pairs[n][0] if n in pairs else p for n,p in pred.items()])
+    return pred, type(targ)([pairs[n][1] if n in pairs else t for n,t in targ.items()])
 
 # %% ../nbs/35_targets.ipynb #92b4b79c
 def order_corners(b:Tensor): # Boxes, `...,4`

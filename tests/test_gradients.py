@@ -10,6 +10,7 @@ from fastai_multi.callback.weights import *
 from fastai_multi.callback.aggregators import *
 from fastai_multi.callback.gradients import *
 from fastai_multi.callback.monitor import *
+from fastai_multi.compare import *
 from fastai_multi.report import *
 
 LEVELS = ('features','parameters')

@@ -1,12 +1,12 @@
 "Everything a fastai user does next, on several inputs and several outputs"
-import json, subprocess, sys, textwrap, warnings
+import json, subprocess, sys, textwrap, threading, warnings
 import numpy as np, pandas as pd, pytest, torch
 from PIL import Image
 from fastai.vision.all import *
 from fastai.callback.all import *
 from fastai.text.data import TextBlock
 from fastai_multi import *
-from fastai_multi.core import IGNORE
+from fastai_multi.core import IGNORE, absent
 
 OUTPUTS = dict(kind=CategoryBlock, tags=MultiCategoryBlock, box=BBoxBlock, area=RegressionBlock)
 BOX = ['x1','y1','x2','y2']
@@ -159,6 +159,27 @@ def test_a_table_is_predicted_as_its_rows_are(trained, shapes):
         np.testing.assert_allclose(got.box[i], want.box, atol=1e-2)
         np.testing.assert_allclose(got.area[i], want.area, rtol=1e-3)
     assert trained.predict_df(df.assign(file=None), num_workers=0).box.isna().all()
+
+class Darker(Transform):
+    "An item transform that the reader does not know"
+    def encodes(self, x:PILImage): return PILImage(Image.eval(x, lambda v: v//2))
+
+@pytest.mark.parametrize('tfms,workers,n', [([Resize(48)],0,1), ([Resize(48)],2,1), ([Resize(48), FlipItem(0)],0,1),
+                                            ([Darker(), Resize(48)],0,2)], ids=['known','workers','long way','own'])
+def test_a_picture_is_opened_once(shapes, monkeypatch, tfms, workers, n):
+    "Twice only if a transform of yours might treat pictures of one size differently"
+    learn = learner(loaders(shapes, item_tfms=tfms))
+    df = pd.read_csv(shapes/'items.csv').iloc[:6]
+    df.loc[2, 'file'] = None
+    want = [learn.predict(r)[0].box for _,r in df.iterrows()]
+    opened = []
+    open_file = Image.open
+    monkeypatch.setattr(Image, 'open', lambda *args, **kwargs: opened.append(1) or open_file(*args, **kwargs))
+    got = learn.predict_df(df, bs=4, num_workers=workers)
+    monkeypatch.undo()
+    assert len(opened) == (0 if workers else 5*n)    # a worker counts its own
+    assert got.box[2] is None and want[2] is absent
+    for i in (0,1,3,4,5): np.testing.assert_allclose(got.box[i], want[i], atol=1e-2)
 
 def test_mistakes_in_predicting(trained, shapes):
     df = pd.read_csv(shapes/'items.csv')
@@ -337,6 +358,16 @@ def test_mixed_precision_where_the_device_allows(shapes, precision):
 def test_wrong_arguments_say_what_to_do(shapes, kw, exc, msg):
     with pytest.raises(exc, match=msg): learner(loaders(shapes), **kw)
 
+@pytest.mark.parametrize('kw, image, text, msg', [
+    (dict(text='gru'), 'file', None, "`text` is about a text's encoder, and these data have no text: the inputs are"),
+    (dict(weights='trained.pth'), None, 'caption', "`weights` is about the weights of a picture's encoder, and these"),
+    (dict(depth=2), None, 'caption', "`depth` is about the stages of a picture's encoder, and these data have no"),
+], ids=['text','weights','depth'])
+def test_options_for_inputs_that_are_not_there(shapes, kw, image, text, msg):
+    dls = loaders(shapes, outputs=dict(kind=CategoryBlock), image=image, text=text)
+    arch = simple_cnn if image else None
+    with pytest.raises(ValueError, match=msg): learner(dls, arch=arch, **kw)
+
 def test_no_head_for_masks_and_many_boxes(shapes):
     many = pd.read_csv(shapes/'boxes.csv').groupby('file', sort=False).agg(list)
     def get_y(r):
@@ -376,3 +407,224 @@ def test_items_and_classes_that_count_more(shapes, mix, tmp_path):
         assert again.predict(df.iloc[0])[0].keys()==('kind','area')
     with pytest.raises(KeyError, match="`weight` names the column 'ww'"):
         MultiDataLoaders.from_df(df, shapes, weight='ww', **kw)
+
+
+# A model and its loaders
+
+PLAIN = dict(kind=CategoryBlock, area=RegressionBlock)
+
+def answers(learn, dl): return learn.get_preds(dl=dl)[0]
+
+def small(shapes, df=None, outputs=PLAIN, **kwargs):
+    "Loaders of pictures alone"
+    if df is None: df = pd.read_csv(shapes/'items.csv')
+    kw = dict(image='file', outputs=outputs, label_delim='|', bs=16, num_workers=0, seed=0, item_tfms=Resize(32))
+    return MultiDataLoaders.from_df(df, shapes, **{**kw, **kwargs})
+
+def test_other_loaders_keep_the_statistics_of_the_model(shapes, tmp_path):
+    "Another size, another split, numbers in another unit, fewer classes: the model goes on as it was"
+    df = pd.read_csv(shapes/'items.csv')
+    learn = learner(small(shapes), path=tmp_path)
+    learn.fit(1)
+    part = learn.output_parts['area']
+    mean,std,vocab = part.mean,part.std,list(learn.output_parts['kind'].vocab)
+    before = answers(learn, learn.dls.valid)
+    sample = df.iloc[:12]
+    want = learn.predict_df(sample, num_workers=0)
+    other = df[df.kind!=vocab[0]].assign(area=df.area*100)
+    for dls in (small(shapes, item_tfms=Resize(32), seed=7), small(shapes, other)):
+        given = describe(dls).outputs['area'].mean.clone()
+        learn.dls = dls
+        assert describe(dls).outputs['area'].mean == given != mean     # the loaders that were given stay as they were
+        part = learn.output_parts['area']
+        assert part.mean == mean and part.std == std and list(learn.output_parts['kind'].vocab) == vocab
+        pd.testing.assert_frame_equal(learn.predict_df(sample, num_workers=0), want)
+    truth = learn.dls.valid.items
+    targs = learn.get_preds()[1]
+    np.testing.assert_allclose(part.to_units(targs.area), truth.area, rtol=1e-3)
+    assert [vocab[i] for i in targs.kind] == truth.kind.tolist()
+    pred = part.to_units(answers(learn, learn.dls.valid).area)
+    mae = (pred-torch.tensor(truth.area.values)).abs().mean().item()
+    assert learn.evaluate()['area_mae'] == pytest.approx(mae, rel=1e-3)
+    learn.fit(1)
+
+@pytest.mark.parametrize('outputs, words', [
+    (dict(kind=CategoryBlock(vocab=['triangle','star','square','circle'], sort=False), area=RegressionBlock),
+     "has the class 'triangle' at place 0, and the model has it at place 3"),
+    (dict(kind=CategoryBlock(vocab=['circle','moon','square','star','triangle']), area=RegressionBlock),
+     "has the class 'moon' at place 1, and the model has no such class"),
+    (dict(kind=CategoryBlock), r"the outputs \['kind'\], and the model has \['kind', 'area'\]"),
+    (dict(area=RegressionBlock, kind=CategoryBlock), 'the same, in that order'),
+    (dict(kind=MultiCategoryBlock, area=RegressionBlock), 'is tags, and in the model it is category')])
+def test_loaders_for_another_model_are_refused(shapes, tmp_path, outputs, words):
+    learn = learner(small(shapes), path=tmp_path)
+    dls = learn.dls
+    with pytest.raises(ValueError, match=words): learn.dls = small(shapes, outputs=outputs)
+    assert learn.dls is dls
+
+def test_weights_bring_what_they_depend_on(shapes, tmp_path):
+    df = pd.read_csv(shapes/'items.csv')
+    learn = learner(small(shapes), path=tmp_path)
+    learn.fit(1)
+    learn.save('model')
+    dl = learn.dls.valid
+    other = learner(small(shapes, df.assign(area=df.area*7+1), seed=3), path=tmp_path)
+    other.load('model')
+    assert other.output_parts['area'].mean == learn.output_parts['area'].mean
+    sample = df.iloc[:12]
+    pd.testing.assert_frame_equal(other.predict_df(sample, num_workers=0), learn.predict_df(sample, num_workers=0))
+    turned = dict(kind=CategoryBlock(vocab=['triangle','star','square','circle'], sort=False), area=RegressionBlock)
+    wrong = learner(small(shapes, outputs=turned), path=tmp_path)
+    weights = [p.clone() for p in wrong.model.parameters()]
+    with pytest.raises(ValueError, match="class 'triangle' at place 0, and the model has it at place 3"):
+        wrong.load('model')
+    assert all(torch.equal(a, b) for a,b in zip(weights, wrong.model.parameters()))
+    few = learner(small(shapes, df[df.kind!='circle']), path=tmp_path)
+    with pytest.raises(ValueError, match="has 3 words or classes here, and 4 in the file"): few.load('model')
+
+def test_words_of_the_same_number_in_another_order(shapes, tmp_path):
+    df = pd.read_csv(shapes/'items.csv')
+    words = sorted({w for s in df.caption for w in s.split()})
+    def by(vocab, name):
+        dls = MultiDataLoaders.from_df(df, shapes, text='caption', outputs=PLAIN, seed=0, bs=16, num_workers=0,
+                                       text_block=PlainTextBlock(vocab=vocab))
+        return learner(dls, arch=None, path=tmp_path)
+    learn = by(words, 'a')
+    learn.fit(1)
+    learn.save('words')
+    want = answers(learn, learn.dls.valid)
+    other = by(words[::-1], 'b')
+    assert other.input_parts['text'].vocab != learn.input_parts['text'].vocab
+    other.load('words')
+    assert other.input_parts['text'].vocab == learn.input_parts['text'].vocab
+    close(answers(other, other.dls.valid), want)
+    learn.dls = by(words[::-1], 'c').dls
+    close(answers(learn, learn.dls.valid), want)
+
+def test_the_normalisation_of_the_weights_is_kept(shapes, tmp_path):
+    from fastai_multi.build import add_norm
+    dls = small(shapes)
+    add_norm(dls, imagenet_stats)
+    learn = learner(dls, path=tmp_path)
+    mean = learn.dls.valid.one_batch()[0].mean()
+    learn.save('normal')
+    learn.dls = small(shapes)
+    torch.testing.assert_close(learn.dls.valid.one_batch()[0].mean(), mean)
+    learn.dls = small(shapes, batch_tfms=Normalize.from_stats([.1]*3, [.9]*3, cuda=False))
+    torch.testing.assert_close(learn.dls.valid.one_batch()[0].mean(), mean)
+    plain = learner(small(shapes), path=tmp_path)
+    plain.load('normal')
+    torch.testing.assert_close(plain.dls.valid.one_batch()[0].mean(), mean)
+    plain = learner(small(shapes), path=tmp_path)
+    plain.save('plain')
+    with pytest.raises(ValueError, match='The loaders normalise pictures'): learn.load('plain')
+
+def test_outputs_in_another_order_and_a_new_one_first(shapes, tmp_path):
+    learn = learner(small(shapes), path=tmp_path)
+    learn.fit(1)
+    learn.save('two')
+    want = answers(learn, learn.dls.valid)
+    turned = learner(small(shapes, outputs=dict(area=RegressionBlock, kind=CategoryBlock)), path=tmp_path)
+    turned.load('two')
+    close(want, answers(turned, turned.dls.valid))
+    names = {n: p for n,p in learn.model.named_parameters()}
+    for n,p in turned.model.named_parameters():                    # momentum follows the parameter
+        torch.testing.assert_close(turned.opt.state[p]['grad_avg'], learn.opt.state[names[n]]['grad_avg'])
+    three = learner(small(shapes, outputs=dict(tags=MultiCategoryBlock, **PLAIN)), path=tmp_path)
+    with pytest.raises(ValueError, match='the outputs'): three.load('two')
+    three.load('two', strict=False)
+    got = answers(three, three.dls.valid)
+    for n in want.keys(): torch.testing.assert_close(got[n], want[n])
+
+def test_a_file_of_fastai_and_one_for_fastai(shapes, tmp_path):
+    learn = learner(small(shapes), path=tmp_path)
+    learn.fit(1)
+    want = answers(learn, learn.dls.valid)
+    learn.save('ours')
+    Learner.save(learn, 'theirs')
+    learn.fit(1)
+    Learner.load(learn, 'ours')                                    # fastai's own reads it
+    close(want, answers(learn, learn.dls.valid))
+    learn.fit(1)
+    learn.load('theirs')
+    close(want, answers(learn, learn.dls.valid))
+
+class Unpicklable(Callback):
+    "A callback that holds a lock"
+    def __init__(self): self.lock = threading.Lock()
+
+class FullDisk:
+    "A pickle module that fails half way"
+    class Pickler:
+        def __init__(self, file, protocol): self.file = file
+        def dump(self, obj): raise OSError('No space left on device')
+    @staticmethod
+    def dumps(obj): return b''
+
+@pytest.mark.parametrize('how, error, words', [('callback', TypeError, r'learn.remove_cb\(Unpicklable\)'),
+                                               ('disk', OSError, 'No space left'), ('folder', OSError, '')])
+def test_a_failed_export_leaves_the_learner_and_the_old_file(shapes, tmp_path, how, error, words):
+    learn = learner(small(shapes), path=tmp_path)
+    learn.fit(1)
+    learn.export('model.pkl')
+    good = (tmp_path/'model.pkl').read_bytes()
+    dls,opt = learn.dls,learn.opt
+    fname = 'model.pkl'
+    kwargs = {}
+    if how=='callback': learn.add_cb(Unpicklable())
+    if how=='disk': kwargs['pickle_module'] = FullDisk
+    if how=='folder': fname = 'model.pkl/there.pkl'
+    with pytest.raises(error, match=words): learn.export(fname, **kwargs)
+    assert learn.dls is dls and learn.opt is opt and len(learn.dls.train_ds)==64
+    assert (tmp_path/'model.pkl').read_bytes()==good and not list(tmp_path.glob('.*'))
+    learn.fit(1)
+
+def test_export_makes_its_folder(shapes, tmp_path):
+    learn = learner(small(shapes), path=tmp_path)
+    learn.export('new/folder/model.pkl')
+    assert (tmp_path/'new/folder/model.pkl').exists()
+
+def test_a_save_that_is_killed_leaves_the_old_file(shapes, tmp_path, monkeypatch):
+    learn = learner(small(shapes), path=tmp_path)
+    file = learn.save('model')
+    good = file.read_bytes()
+    write = torch.save
+    def half(obj, f, **kwargs):
+        write(obj, f, **kwargs)
+        Path(f).write_bytes(Path(f).read_bytes()[:1000])
+        raise KeyboardInterrupt
+    monkeypatch.setattr(torch, 'save', half)
+    for cbs in (None, SaveModelCallback(fname='model')):
+        with pytest.raises(KeyboardInterrupt):
+            if cbs is None: learn.save('model')
+            else: learn.fit(1, cbs=cbs)
+        assert file.read_bytes()==good and [o.name for o in file.parent.iterdir()]==['model.pth']
+    monkeypatch.undo()
+    file.write_bytes(good[:5000])
+    with pytest.raises(ValueError, match=r'model.pth. \(5,000 bytes\) is not a whole file'): learn.load('model')
+    with pytest.raises(FileNotFoundError, match="Did you mean 'model'"): learn.load('modle')
+
+@pytest.mark.parametrize('how', ['freeze','requires_grad'])
+def test_what_is_frozen_after_a_training_stays_still(shapes, how):
+    learn = learner(small(shapes), arch=resnet18, pretrained=False, wd=.1, train_bn=False)
+    learn.fit(1)
+    trunk = learn.model.encoders['image']
+    if how=='freeze': learn.freeze()
+    else: trunk.requires_grad_(False)
+    frozen = [p for p in learn.model.parameters() if not p.requires_grad]
+    moving = [p for p in learn.model.parameters() if p.requires_grad]
+    before = [p.detach().clone() for p in frozen+moving]
+    learn.fit(1)
+    assert frozen and all(torch.equal(a, b) for a,b in zip(before, frozen))
+    assert not any(torch.equal(a, b) for a,b in zip(before[len(frozen):], moving))
+
+def test_a_head_put_in_another_s_place_is_trained(shapes):
+    learn = learner(small(shapes))
+    learn.fit(1)
+    trunk = first(learn.model.encoders['image'].parameters())
+    steps = learn.opt.state[trunk]['step']
+    learn.model.set_head('kind', [8])
+    before = [p.detach().clone() for p in learn.model.heads['kind'].parameters()]
+    learn.fit(1)
+    assert not any(torch.equal(a, b) for a,b in zip(before, learn.model.heads['kind'].parameters()) if a.ndim>1)
+    assert learn.opt.state[trunk]['step']==2*steps                 # the rest went on

@@ -1,5 +1,5 @@
 "Losses, metrics and MixUp inside fastai's own `Learner`: what crosses modules"
-import copy, math, pickle
+import copy, math, pickle, re
 from functools import partial
 import numpy as np, pytest, torch, torchmetrics
 import torch.nn.functional as F
@@ -291,7 +291,7 @@ CLASS_LOSSES = [
     partial(F.cross_entropy, ignore_index=0, label_smoothing=.2), partial(F.cross_entropy, reduction='sum'),
     lambda p,t: F.cross_entropy(p, t, weight=WEIGHTS), lambda p,t: F.cross_entropy(p, t, reduction='none')]
 
-@pytest.mark.parametrize('loss', CLASS_LOSSES, ids=str)
+@pytest.mark.parametrize('loss', CLASS_LOSSES, ids=lambda loss: re.sub(r' at 0x\w+', '', str(loss)))
 def test_a_batch_with_all_labels_has_the_loss_itself(loss):
     g = torch.Generator().manual_seed(1)
     p = torch.randn(9, 3, generator=g, requires_grad=True)

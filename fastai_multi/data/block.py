@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['PartsBlock', 'PlainTextBlock', 'FeaturesBlock', 'MultiInputBlock', 'ImageTextBlock', 'MultiOutputBlock',
-           'WeightBlock', 'OneOutputBlock', 'Description', 'describe']
+           'NumberBlock', 'WeightBlock', 'PointsBlock', 'SegmentationBlock', 'OneOutputBlock', 'GroupPart',
+           'GroupBlock', 'Description', 'describe']
 
 # %% ../../nbs/16_data.block.ipynb #359d9991
 from fastcore.all import *
 from fastai.data.core import DataLoaders
 from fastai.data.block import TransformBlock
-from fastai.data.transforms import IntToFloatTensor
+from fastai.data.transforms import IntToFloatTensor, RegressionSetup
 from fastai.vision.core import PILImage, AddMaskCodes
 from fastai.vision.data import ImageBlock
 from ..core import *
@@ -19,6 +20,7 @@ from .parts import *
 from .items import *
 from .inputs import *
 from .outputs import *
+from .spatial import *
 from .elements import *
 from .reader import *
 from .load import *
@@ -35,6 +37,7 @@ class PartsBlock(TransformBlock):
         check_part_names(parts, base)
         link_parts(parts.values())
         self.parts = parts
+        self.leaves = leaves_of(parts)
         self.bare = bare
         item_tfms = [PictureScaler] if any(p.has_coordinates for p in parts.values()) else []
         batch_tfms = [IntToFloatTensor] if any(p.is_picture for p in parts.values()) else []
@@ -49,12 +52,15 @@ def check_part_names(parts, base):
         if isinstance(n, str): continue
         raise TypeError(f'The name of an {what} is {n!r}, of type {type(n).__name__}; it must be a string, such as '
                         f'{str(n)!r}.')
+    names = [leaf.name for p in parts.values() for leaf in p.leaves]
+    twice = [n for n in names if names.count(n)>1]
+    if twice: raise ValueError(f'Two outputs are called {twice[0]!r}, one of them as a member of a group: rename one.')
 
 # %% ../../nbs/16_data.block.ipynb #f92c79c2
 class PlainTextBlock(PartsBlock):
     "A `TransformBlock` for a text; its vocabulary comes from the training split"
     def __init__(self,
-        tok=None,            # A fastai or Hugging Face fast tokenizer, or any callable `str -> list`; default: words
+        tok=None,            # Of fastai or Hugging Face, a model's folder or name, or a callable `str -> list`
         vocab:list=None,     # The vocabulary; default: the words of the training texts
         max_vocab:int=30000, # Size of the vocabulary at most; the most frequent words are kept
         min_freq:int=2,      # Words that occur less often are unknown
@@ -110,6 +116,23 @@ class MultiOutputBlock(PartsBlock):
         if not blocks: refuse_no_blocks('MultiOutputBlock', 'kind=CategoryBlock, box=BBoxBlock')
         super().__init__({n: part_of(n, b) for n,b in blocks.items()}, Outputs)
 
+# %% ../../nbs/16_data.block.ipynb #19cd7b9e
+class NumberBlock(PartsBlock):
+    "A `TransformBlock` for numbers with a range or on another scale; metrics and predictions are in your units"
+    def __init__(self,
+        range=None,     # The lowest and the highest value, as (0, 4); `None` for an end that is open
+        scale='linear', # 'linear'; 'log' for positive numbers over orders of magnitude; 'log1p' for counts, 0 included
+        n_out=None      # How many numbers; `None`: as many as there are
+    ):
+        self.range = range
+        self.scale = scale
+        self.n_out = n_out
+        super().__init__({'number': self.make_part('number', False)}, Outputs, bare=True)
+    def make_part(self, name, is_input):
+        "A part of numbers"
+        tfms = [RegressionSetup(c=self.n_out)]
+        return ScaledPart(name, tfms, is_input=is_input, range=self.range, scale=self.scale)
+
 # %% ../../nbs/16_data.block.ipynb #02fa3e14
 class WeightBlock(PartsBlock):
     "How much each item counts: a number from 0 up, 1 if missing; for use in a `MultiOutputBlock`"
@@ -117,6 +140,32 @@ class WeightBlock(PartsBlock):
     def make_part(self, name, is_input):
         "A part of weights"
         return WeightPart(name)
+
+# %% ../../nbs/16_data.block.ipynb #px180031
+class PointsBlock(PartsBlock):
+    "Points as `PointBlock` takes them, of which some are each other's mirror image"
+    def __init__(self,
+        flip_pairs=None # Pairs of positions, as `[(0,1)]`, that change places where the picture is mirrored; `[]`: none
+    ):
+        self.flip_pairs = flip_pairs
+        super().__init__({'points': self.make_part('points', False)}, Outputs, bare=True)
+    def make_part(self, name, is_input):
+        "A part of points"
+        return PointsPart(name, flip_pairs=self.flip_pairs, is_input=is_input)
+
+class SegmentationBlock(PartsBlock):
+    "Masks as `MaskBlock` takes them, with a choice of how their files are read"
+    def __init__(self,
+        codes=None,       # The classes' names
+        values=None,      # The number in the file for each of `codes`; default: 0, 1, 2, …
+        void=None,        # The number in the file, or several, of pixels without a label; or one of `codes`
+        resize:bool=False # Scale a mask of the same shape to the size of its picture; `False` refuses it
+    ):
+        self.options = dict(codes=codes, values=values, void=void, resize=resize)
+        super().__init__({'mask': self.make_part('mask', False)}, Outputs, bare=True)
+    def make_part(self, name, is_input):
+        "A part of masks"
+        return MaskPart(name, is_input=is_input, **self.options)
 
 # %% ../../nbs/16_data.block.ipynb #25dbe8c2
 class OneOutputBlock(PartsBlock):
@@ -126,8 +175,144 @@ class OneOutputBlock(PartsBlock):
         name:str=None # Its name in messages and in `describe`; default: its kind
     ):
         part = part_of('target', block)
+        if part.members: refuse_bare_group(part)
         part.name = ifnone(name, part.kind)
         super().__init__({part.name: part}, Outputs, bare=True)
+
+# %% ../../nbs/16_data.block.ipynb #007fd59e
+def refuse_bare_group(part):
+    raise ValueError(f'A group needs a name, and here it is the only target, without one: use '
+                     f'MultiOutputBlock(name=GroupBlock({", ".join(f"{n}=…" for n in part.members)})).')
+
+# %% ../../nbs/16_data.block.ipynb #959df3dd
+class GroupPart(Part):
+    "Several parts under one name; the value of an item is a named tuple of their values"
+    kind = 'group'
+    def __init__(self,
+        name,          # Name of the group
+        members:dict,  # The parts by their names in the group; a part itself is called `group.member`
+        is_input=False # An input rather than an output
+    ):
+        super().__init__(name, is_input=is_input)
+        check_members(name, members)
+        link_parts(members.values())
+        self.members = dict(members)
+        self.cls = Outputs.of(*members)
+
+    # Its form
+    @property
+    def leaves(self): return [leaf for m in self.members.values() for leaf in m.leaves]
+    @property
+    def batch_type(self): return {self.cls: [m.batch_type for m in self.members.values()]}
+    def split(self, v):
+        if self.is_missing(v): return {leaf.name: None for leaf in self.leaves}
+        if hasattr(v, 'keys'): vals = self._by_name(v)
+        elif isinstance(v, (tuple, list, L)) and len(v)==len(self.members): vals = v
+        else: self.refuse_value(v)
+        return merge(*[m.split(o) for m,o in zip(self.members.values(), vals)])
+    def is_missing(self, v): return v is None or v is absent or v!=v
+    def _by_name(self, v):
+        for n in v.keys():
+            if n not in self.members: self.refuse_member(n)
+        return [v[n] if n in v.keys() else None for n in self.members]
+    def flatten(self, v):
+        if v is absent: v = [absent]*len(self.members)
+        if not isinstance(v, (tuple, list)) or len(v)!=len(self.members): return None
+        nested = [m.flatten(o) for m,o in zip(self.members.values(), v)]
+        if any(vals is None for vals in nested): return None
+        return [o for vals in nested for o in vals]
+    def unflatten(self, values): return self.cls([m.unflatten(values) for m in self.members.values()])
+    def as_target(self, pred): return self.cls([m.as_target(self.member(pred, n)) for n,m in self.members.items()])
+    def member(self, v, name):
+        "The value of a member in the value `v`; `absent` if it is not there"
+        if not hasattr(v, 'keys') or name not in v.keys(): return absent
+        return v[name]
+    def columns(self, given=None):
+        if given is None: given = {}
+        if not isinstance(given, dict): self.refuse_columns(given)
+        check_keys(given, self.members, f'member of the group {self.name!r} in `columns`')
+        return merge(*[m.columns(given.get(n, None if m.members else n)) for n,m in self.members.items()])
+    def cells(self, answer): return merge(*[m.cells(self.member(answer, n)) for n,m in self.members.items()])
+
+    # What a model depends on
+    def learned(self): return dict(kind=self.kind, members={n: m.learned() for n,m in self.members.items()})
+    def adopt(self, learned):
+        members = learned.get('members', {})
+        if list(members)!=list(self.members): self.refuse_other_members(members)
+        for n,m in self.members.items(): m.adopt(members[n])
+
+    # What its members need
+    def has(self, attribute) -> bool:
+        "Whether one of the members has this attribute"
+        return any(getattr(m, attribute) for m in self.members.values())
+    is_picture = property(lambda self: self.has('is_picture'))
+    spatial = property(lambda self: self.has('spatial'))
+    has_coordinates = property(lambda self: self.has('has_coordinates'))
+    drawn = property(lambda self: self.has('drawn'))
+    side_by_side = property(lambda self: self.has('side_by_side'))
+    marks = property(lambda self: first(m.marks for m in self.members.values() if m.drawn))
+
+    # What a user sees
+    def _shown(self):
+        "The members that are shown alone: the labels of boxes stand at the boxes"
+        names = [m.name for m in self.members.values()]
+        return {n: m for n,m in self.members.items() if m.rows_of not in names}
+    def format(self, v): return ', '.join(f'{n} {m.format(self.member(v, n))}' for n,m in self.members.items())
+    def legend(self, v): return ' · '.join(m.legend(self.member(v, n)) for n,m in self._shown().items())
+    def judge(self, pred, true, size=None):
+        "Right if no member is wrong, and one at least is known to be right"
+        verdicts = {n: m.judge(self.member(pred, n), self.member(true, n), size) for n,m in self.members.items()}
+        known = [v.right for v in verdicts.values() if v.right is not None]
+        right = all(known) if known else None
+        return Verdict(right, ' · '.join(f'{n}: {v.text}' for n,v in verdicts.items()))
+    def draw(self, ax, v, colour, dashed=False, labels=None, vocab=()):
+        for n,m in self._shown().items():
+            if not m.drawn: continue
+            own = first(k for k,o in self.members.items() if o.rows_of==m.name)
+            if own is None: m.draw(ax, self.member(v, n), colour, dashed)
+            else: m.draw(ax, self.member(v, n), colour, dashed, self.member(v, own), self.members[own].vocab)
+
+    # Mistakes
+    def refuse_other_members(self, members):
+        raise ValueError(f'{self.what} has the members {list(self.members)}, and in the model {list(members)}.')
+    def refuse_value(self, v):
+        raise BadItem(f'{self.what} is {short_repr(v)}, and it is a group: give a dict of its members, or a tuple of '
+                      f'{len(self.members)} values: {list(self.members)}.')
+    def refuse_member(self, n):
+        raise BadItem(f'{self.what} has the member {n!r}, which the group does not know{did_you_mean(n, self.members)}')
+    def refuse_columns(self, given):
+        raise TypeError(f'`columns` of the group {self.name!r} is {given!r}; it takes a dict by member: '
+                        f'columns={{{self.name!r}: dict({", ".join(f"{n}=…" for n in self.members)})}}.')
+
+# %% ../../nbs/16_data.block.ipynb #341d970b
+def refuse_lone_group(v):
+    raise ValueError('A GroupBlock is an output among others: use it in a MultiOutputBlock, as '
+                     'MultiOutputBlock(objects=GroupBlock(boxes=BBoxBlock, labels=BBoxLblBlock)).')
+
+def refuse_input_group(name):
+    raise TypeError(f'Input {name!r} is a GroupBlock, and groups are outputs: make its members inputs.')
+
+def check_members(name, members):
+    "Raise unless a group has members, none of which says how much items count"
+    if not members: raise ValueError(f'The group {name!r} needs at least one member, as `GroupBlock(boxes=BBoxBlock)`.')
+    for n,m in members.items():
+        if m.weighs_items:
+            raise ValueError(f'{n!r} says how much items count, which a member of a group cannot: make it an output '
+                             'beside the group.')
+
+# %% ../../nbs/16_data.block.ipynb #1fba7771
+class GroupBlock(TransformBlock):
+    "Several target blocks as one output, in a `MultiOutputBlock`: a batch holds their tensors under one name"
+    part_class = GroupPart     # A subclass of yours, for a kind of your own
+    def __init__(self, /,
+        **blocks # Name and block of each member: any fastai target block, as class or instance, or another group
+    ):
+        self.blocks = blocks
+        super().__init__(type_tfms=[refuse_lone_group])
+    def make_part(self, name, is_input):
+        "The part of a group, with a part for each member"
+        if is_input: refuse_input_group(name)
+        return self.part_class(name, {n: part_of(f'{name}.{n}', b) for n,b in self.blocks.items()})
 
 # %% ../../nbs/16_data.block.ipynb #5a38a261
 class Description:
@@ -146,9 +331,13 @@ class Description:
         return '\n'.join(lines)
 
 # %% ../../nbs/16_data.block.ipynb #7d20e1f4
-def part_lines(parts):
-    "A line for each part"
-    return [f'  {n}: {part_text(p)}' for n,p in parts.items()]
+def part_lines(parts, indent='  '):
+    "A line for each part, with those of the members of a group below it"
+    lines = []
+    for n,p in parts.items():
+        lines.append(f'{indent}{n}: {part_text(p)}')
+        lines += part_lines(p.members, f'{indent}  ')
+    return lines
 
 def part_text(part):
     "The kind of a part, with its size and its classes"

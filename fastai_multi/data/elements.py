@@ -33,15 +33,24 @@ class Element(NamedTuple):
         "Whether the element is the value of its one part, without a name"
         return self.tfm is None or self.tfm.bare
 
-    def values(self, o):
-        "The values of the element `o`, one for each part; `None` if `o` has another form"
-        if self.bare: return [o]
-        if isinstance(o, tuple) and len(o)==len(self.parts): return list(o)
+    @property
+    def leaves(self) -> dict:
+        "The parts that hold values, by name: the members of a group in place of the group"
+        return leaves_of(self.parts)
 
-    def join(self, vals):
-        "The element with the values `vals`"
+    def values(self, o):
+        "The values of the element `o`, one for each leaf; `None` if `o` has another form"
+        if self.bare: return [o]
+        if not isinstance(o, tuple) or len(o)!=len(self.parts): return None
+        nested = [p.flatten(v) for p,v in zip(self.parts.values(), o)]
+        if any(vals is None for vals in nested): return None
+        return [v for vals in nested for v in vals]
+
+    def join(self, vals, cls=None):
+        "The element with the values `vals`, of class `cls` in place of its own if given"
         if self.bare: return vals[0]
-        return self.tfm.cls(vals)
+        values = iter(vals)
+        return (cls or self.tfm.cls)([p.unflatten(values) for p in self.parts.values()])
 
     def decode(self, o):
         "The element of one item as a user reads it"
@@ -50,8 +59,8 @@ class Element(NamedTuple):
 
 # %% ../../nbs/09_data.elements.ipynb #rd000011
 def leaf_parts(elements) -> list:
-    "The parts of all elements, in order"
-    return [p for e in elements for p in e.parts.values()]
+    "The parts of all elements that hold values, in order"
+    return [p for e in elements for p in e.leaves.values()]
 
 def split_item(b, elements):
     "The values of an item or a batch, one for each part; `None` if it has another form"
@@ -69,9 +78,9 @@ def join_item(vals, elements, like=None):
     res = []
     for k,e in enumerate(elements):
         if like is not None and k>=len(like): break
-        own = [next(vals) for _ in e.parts]
-        if like is None or e.bare: res.append(e.join(own))
-        else: res.append(type(like[k])(own))
+        own = [next(vals) for _ in e.leaves]
+        if like is None: res.append(e.join(own))
+        else: res.append(e.join(own, type(like[k])))
     return tuple(res)
 
 # %% ../../nbs/09_data.elements.ipynb #rd000014
@@ -138,7 +147,10 @@ def shares_parts(ds, elements):
     return all(e.tfm is None or e.tfm is parts_tfm(tl) for tl,e in zip(ds.tls, elements))
 
 # %% ../../nbs/09_data.elements.ipynb #ecca870a
-def encode_part(part, values, items) -> Column: # A part, its raw values, and the items that they come from
+def encode_part(part, # A `Part`
+                values, # Its raw values
+                items # The items that they come from
+               ) -> Column:
     "All values of a part as a `Column`"
     whole = part.encode_column(values)
     if whole is not None: return Column.packed(part, *whole)
@@ -169,13 +181,13 @@ class EncodedItems:
         else: self._encode_by_column(self.tfm.split_columns(cols))
 
     def _encode_by_column(self, raw):
-        for n,p in self.tfm.parts.items():
+        for n,p in self.tfm.leaves.items():
             if p.static: self.columns[n] = encode_part(p, raw[n], self.items)
             else: self.raw[n] = raw[n]
 
     def _encode_by_item(self):
         "Run the getter for each item, for the parts whose lengths must be known"
-        parts = {n: p for n,p in self.tfm.parts.items() if p.bucketed}
+        parts = {n: p for n,p in self.tfm.leaves.items() if p.bucketed}
         if not parts: return
         values = {n: [] for n in parts}
         for i in range(len(self)):
@@ -193,7 +205,7 @@ class EncodedItems:
 
     def values(self,
         i, # Position of the item
-        names, # Names of parts
+        names, # Names of leaves
         encode # A function of a part and a raw value
     ) -> list: # A value for each name
         "Encoded values of one item, before any item transform"
@@ -207,11 +219,11 @@ class EncodedItems:
             else:
                 if row is None: row = self.row(i)
                 v = row[n]
-            res.append(encode(self.tfm.parts[n], v))
+            res.append(encode(self.tfm.leaves[n], v))
         return res
 
     def __getitem__(self, i):
-        names = list(self.tfm.parts)
+        names = list(self.tfm.leaves)
         return self.tfm.join(dict(zip(names, self.values(i, names, encode_value))))
 
     @property
@@ -235,7 +247,8 @@ class FlatItems:
         self.items = tl.items
         self.part = part
         self.split_idx = tl.tfms.split_idx
-        self.before = fs[:at]    # before the exact transforms: what can be missing is seen after these
+        # before the exact transforms: what can be missing is seen after these
+        self.before = [part.opener(t) for t in fs[:at]]
         self.after = fs[at:]
         self.columns = {}
         self.raw = None          # what the `ColReader` gives for each item

@@ -54,7 +54,7 @@ def batch_types(elements):
     "The types of a batch, as fastai's `retain_types` reads them"
     res = []
     for e in elements:
-        types = [p.tensor_type for p in e.parts.values()]
+        types = [p.batch_type for p in e.parts.values()]
         if e.bare: res.append(types[0])
         else: res.append({e.tfm.cls: types})
     return {tuple: res}
@@ -84,6 +84,7 @@ class MultiDL(TfmdDL):
         self.parts = None         # the elements of an item: their parts by name
         if self.all_parts is not None: self.parts = self.all_parts[:len(dataset.tls)]
         self._encoded_items = None
+        self.after_item = ItemPipeline(self.after_item, elements=self.parts)
         self.after_batch = BatchPipeline(self.after_batch, elements=self.parts)
         if do_setup:
             for nm in ('after_item','before_batch','after_batch'): getattr(self, nm).setup(self)
@@ -98,7 +99,9 @@ class MultiDL(TfmdDL):
         "A new loader like this one, with a few changed attributes"
         if issubclass(ifnone(cls, type(self)), MultiDL):
             kwargs = merge(dict(bucket=self.bucket, threads=self.threads, parts=self.all_parts), kwargs)
-        return super().new(dataset, cls, **kwargs)
+        res = super().new(dataset, cls, **kwargs)
+        if isinstance(res, MultiDL): res.after_batch.seen_sizes = self.after_batch.seen_sizes
+        return res
 
     def __getstate__(self): return {**self.__dict__, '_encoded_items': None}
 
@@ -115,17 +118,18 @@ class MultiDL(TfmdDL):
             self._encoded_items = [items_of(tl, e) for tl,e in zip(self.dataset.tls, self.parts)]
         return self._encoded_items or ()
 
-    def column(self, name) -> Column: # Name of a part; an output, if an input has the same name
+    def column(self, name # Name of a part; an output, if an input has the same name
+              ) -> Column:
         "The encoded values of a part, or `None` if they are read item by item"
         for items,e in zip(self.encoded_items()[::-1], self.parts[::-1]):
-            if name in e.parts: return items.columns.get(name)
+            if name in e.leaves or name in e.parts: return items.columns.get(name)
         check_in(name, [p.name for p in leaf_parts(self.parts)], 'part')
 
     def values(self, name): # Name of a part
         "The encoded values of a part that are not missing, in one tensor"
         column = self.column(name)
         if column is not None: return column.data
-        items = first(o for o,e in zip(self.encoded_items()[::-1], self.parts[::-1]) if name in e.parts)
+        items = first(o for o,e in zip(self.encoded_items()[::-1], self.parts[::-1]) if name in e.leaves)
         vals = [items.values(i, [name], encode_value)[0] for i in range(len(items))]
         return torch.stack([untyped(v) for v in vals if v is not absent])
 
@@ -160,9 +164,9 @@ class MultiDL(TfmdDL):
 
     def _collate(self, vals, element):
         "The batch of one element"
-        parts = list(element.parts.values())
-        if element.bare: return self._collate_part(parts[0], vals)
-        return type(vals[0])([self._collate_part(p, vs) for p,vs in zip(parts, zip(*vals))])
+        rows = zip(*[element.values(v) for v in vals])
+        parts = element.leaves.values()
+        return element.join([self._collate_part(p, vs) for p,vs in zip(parts, rows)], type(vals[0]))
 
     def _collate_part(self, part, vals): return part.collate(vals, partial(self.blank_value, part))
 
@@ -185,7 +189,7 @@ class MultiDL(TfmdDL):
                 for idxs in self.chunkify(samps): yield reader.batch(list(idxs))
         else:
             items = (o for o in map(reader.item, samps) if o is not None)
-            yield from map(self.do_batch, self.chunkify(items))
+            for chunk in self.chunkify(items): yield reader.noted(self.do_batch(chunk))
 
     def retain(self, res, b):
         if self.parts is not None: return res
@@ -239,7 +243,7 @@ class MultiDL(TfmdDL):
 
     def named_parts(self) -> tuple: # Two dicts
         "The parts by name: of the inputs, and of the outputs"
-        parts = leaf_parts(self.all_parts)
+        parts = [p for e in self.all_parts for p in e.parts.values()]
         return {p.name: p for p in parts if p.is_input},{p.name: p for p in parts if not p.is_input}
 
     def _by_name(self, items):
@@ -251,7 +255,8 @@ class MultiDL(TfmdDL):
             for k,(o,e) in enumerate(zip(item, self.all_parts)):
                 named = xs
                 if k>=self.n_inp: named = ys
-                named.update(zip(e.parts, e.values(o)))
+                if e.bare: o = [o]
+                named.update(zip(e.parts, o))
             res.append((xs,ys))
         return res
 
@@ -309,12 +314,21 @@ class MultiDL(TfmdDL):
 
     def _as_targets(self, out, predicted):
         "Predictions in the form of the targets of a batch; NaN for what nobody predicts"
-        if not isinstance(out, (tuple,list)): out = [out]
-        outs = flat(tuple(out))
+        outs = out
+        if not isinstance(out, (tuple,list)): outs = [out]
+        if len(outs)!=len(predicted): outs = flat(tuple(outs))
         check_n_predictions(outs, predicted)
         it = iter(outs)
-        nothing = outs[0].new_full((len(outs[0]),1), math.nan, dtype=torch.float)
-        return [e.join([next(it) if n in predicted else nothing for n in e.parts]) for e in self.all_parts[self.n_inp:]]
+        nothing = torch.full((n_rows(outs[0]),1), math.nan)
+        return [self._element_of(e, it, predicted, nothing) for e in self.all_parts[self.n_inp:]]
+
+    def _element_of(self, element, outs, predicted, nothing):
+        "An element of the targets, from the next of the predictions `outs` and `nothing`"
+        vals = []
+        for n,p in element.parts.items():
+            if n not in predicted: vals.append(nothing)
+            else: vals += [nothing if v is absent else v for v in p.flatten(p.as_target(next(outs)))]
+        return element.join(vals)
 
 def check_n_predictions(outs, predicted):
     "Raise unless there is a prediction for each output"

@@ -116,11 +116,11 @@ class Panel:
         else:
             colour = _grey
             ax.set(facecolor='#f2f2f2', xlim=(0,1), ylim=(1,0))
-            ax.text(.04, .06, self.body, fontsize=8, va='top')
-        ax.set_title(self.title, fontsize=8, loc='left', pad=3, color=colour)
+            ax.text(.04, .06, literal(self.body), fontsize=8, va='top')
+        ax.set_title(literal(self.title), fontsize=8, loc='left', pad=3, color=colour)
         for i,(text,colour) in enumerate(self.lines):
-            ax.annotate(text, (0,0), xycoords='axes fraction', xytext=(0,-3-10.5*i), textcoords='offset points',
-                        va='top', fontsize=8, color=colour, annotation_clip=False)
+            ax.annotate(literal(text), (0,0), xycoords='axes fraction', xytext=(0,-3-10.5*i),
+                        textcoords='offset points', va='top', fontsize=8, color=colour, annotation_clip=False)
         return ax
 
     def _draw_picture(self, ax):

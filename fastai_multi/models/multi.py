@@ -7,6 +7,7 @@ __all__ = ['encoder_from', 'RepeatedEncoder', 'OutputSpec', 'MultiModel', 'split
 
 # %% ../../nbs/32_models.multi.ipynb #5143ebe3
 from fastai.torch_basics import *
+from torch import nn    # by name, so that Tab finds it without reading star imports
 from copy import deepcopy
 from typing import NamedTuple
 from ..core import *
@@ -93,6 +94,7 @@ def _check_parent(name, parent, spec):
     "Raise unless the head of output `name` can read output `parent`, which has this `OutputSpec`"
     head_class = spec.head_class
     if not getattr(head_class, 'gives_vector', True): why = f'whose head ({head_class.__name__}) gives no vector'
+    elif isinstance(head_class, dict): why = 'which is a group'
     elif spec.size is None: why = 'whose size is not known: its head is a module'
     else: return
     raise ValueError(f'`after`: head {name!r} cannot come after {parent!r}, {why}.')
@@ -132,7 +134,7 @@ class MultiModel(nn.Module):
         heads:dict=None, # By output, other heads than the default: see `make_head`; the option `pool` is as below
         fusion='concat', # How the features of several inputs become one: see `fusion`
         named:bool=True, # Give predictions by name; if not, the one tensor there is
-        pool:str='concat', # How maps become vectors: 'concat' (average and maximum), 'avg' or 'max'
+        pool:str='concat', # How maps become vectors: 'concat' (average and maximum), 'avg', 'max' or 'gem'
         neck:int=128, # Width of a picture's vector beside other inputs; 0 leaves it as it is
         depth=None, # How many stages of a picture's encoder are read: a number, or one by output; all where `None`
         split:int=None, # How many of them are shared, the others being copied for each output; all if `None`
@@ -285,8 +287,8 @@ class MultiModel(nn.Module):
         given = [features]
         how = getattr(head, 'reads_map', False)
         if how: given.append(self._maps(inputs, how))
-        if wide is None: return head(*given)
-        return head(*given, wide=wide)
+        res = head(*given) if wide is None else head(*given, wide=wide)
+        return Outputs.make(res) if isinstance(res, dict) else res
 
     def _maps(self, inputs, how):
         "By picture, what a head reads beside the features: the last map, or with 'all' the picture and all maps"
@@ -364,8 +366,10 @@ class MultiModel(nn.Module):
         for trunk in self.trunks.values():
             for name,parameters in zip(groups, trunk.param_groups()): groups[name] += parameters
         for name,encoder in self.encoders.items():
-            is_trained = getattr(encoder, 'pretrained', False)
-            if is_trained and name not in self.trunks: groups[f'{name} encoder'] = list(encoder.parameters())
+            if name in self.trunks or not getattr(encoder, 'pretrained', False): continue
+            if hasattr(encoder, 'param_groups'):
+                for group,parameters in zip(groups, encoder.param_groups()): groups[group] += parameters
+            else: groups[f'{name} encoder'] = list(encoder.parameters())
         groups['new layers'] = list(self.parameters())
         return without_repeats(groups)
 

@@ -14,9 +14,9 @@ from .trunk import *
 def _check_after(after, outputs) -> dict:
     "`after` as a dict of lists, once its names are checked"
     res = {}
-    for name,parents in (after or {}).items():
+    for name,parents in as_dict(after, 'after', "dict(price='kind')").items():
         check_in(name, outputs, 'output in `after`')
-        if isinstance(parents, str): parents = [parents]
+        if not is_listy(parents): parents = [parents]
         res[name] = [check_in(p, outputs, f'output that {name!r} comes `after`') for p in parents]
     return res
 

