@@ -6,7 +6,7 @@
 __all__ = ['absent', 'IGNORE', 'palette', 'did_you_mean', 'UnknownName', 'check_in', 'check_keys', 'as_dict', 'BadItem',
            'short_repr', 'Named', 'Inputs', 'Outputs', 'Absent', 'is_missing', 'which_item', 'is_class',
            'check_classes', 'present', 'format_value', 'flat', 'untyped', 'map_tensors', 'n_rows', 'eval_mode',
-           'write_whole', 'load_transformers', 'one_line']
+           'write_whole', 'literal', 'load_transformers', 'one_line']
 
 # %% ../nbs/00_core.ipynb #a9a38b7b
 from fastcore.all import *
@@ -334,6 +334,11 @@ def write_whole(path): # The file to write
 # %% ../nbs/00_core.ipynb #bcfb68d2
 palette = dict(right='#0072B2', wrong='#D55E00', plain='#333333',    # Colours of figures
     many=['#E69F00','#56B4E9','#009E73','#CC79A7','#F0E442','#0072B2','#D55E00'])
+
+# %% ../nbs/00_core.ipynb #px280001
+def literal(s) -> str:
+    "`s` as matplotlib draws it letter by letter: a `$` starts no formula"
+    return str(s).replace('$', r'\$')
 
 # %% ../nbs/00_core.ipynb #7e053711
 def load_transformers(

@@ -151,7 +151,7 @@ class DepthResults:
         fig,axs = plt.subplots(1, n, figsize=figsize or (2.9*n, 2.5), layout='constrained')
         for ax,o in zip(axs, outputs):
             self.draw(ax, self.column(o, by))
-            ax.set(title=o or self.outputs[0], xlabel='depth', ylabel=by)
+            ax.set(title=literal(o or self.outputs[0]), xlabel='depth', ylabel=by)
         self.draw(axs[-1], 'ms')
         axs[-1].set(title='price', xlabel='depth', ylabel='ms a step', ylim=(0,None))
         if self.runs.split.nunique(dropna=False)>1: axs[0].legend(fontsize=7)

@@ -141,9 +141,9 @@ class CategoryInterpretation(OutputInterpretation, task=CategoryTask):
         shares = cm/cm.sum(1, keepdims=True).clip(1)
         if ax is None: ax = self._axes(len(cm), **kwargs)
         ax.imshow(shares, cmap='Blues', vmin=0, vmax=1)
-        names = [str(v) for v in self.vocab]
+        names = [literal(v) for v in self.vocab]
         ax.set(xticks=range(len(cm)), yticks=range(len(cm)), xlabel='predicted', ylabel='true',
-               title=ifnone(title, self.name))
+               title=literal(ifnone(title, self.name)))
         ax.set_xticklabels(names, rotation=90 if len(cm)>4 else 0)
         ax.set_yticklabels(names)
         for (i,j),n in np.ndenumerate(cm):
@@ -211,8 +211,8 @@ class TagsInterpretation(OutputInterpretation, task=TagsTask):
         for k,tag in enumerate(self.per_tag().query('true>0').index[:max_n]):
             prob,_,true = self._known(self.vocab.index(tag))
             precision,recall,_ = precision_recall_curve(true, prob)
-            ax.plot(recall, precision, color=palette['many'][k%5], ls=['-','--'][k//5%2], label=str(tag))
-        ax.set(xlabel='recall', ylabel='precision', xlim=(0,1.02), ylim=(0,1.02), title=self.name)
+            ax.plot(recall, precision, color=palette['many'][k%5], ls=['-','--'][k//5%2], label=literal(tag))
+        ax.set(xlabel='recall', ylabel='precision', xlim=(0,1.02), ylim=(0,1.02), title=literal(self.name))
         ax.legend(fontsize=8)
         return ax
 
@@ -260,7 +260,8 @@ class NumberInterpretation(OutputInterpretation, task=NumberTask):
         ax.scatter(true, self.predicted[:,column], s=12, color=palette['many'][0], alpha=.6)
         ends = [float(true[~true.isnan()].min()), float(true[~true.isnan()].max())]
         ax.plot(ends, ends, color=palette['plain'], lw=1, ls='--')
-        ax.set(xlabel=f'true {self.name}', ylabel=f'predicted {self.name}', title=self.name)
+        name = literal(self.name)
+        ax.set(xlabel=f'true {name}', ylabel=f'predicted {name}', title=name)
         return ax
 
     def plot_residuals(self, column:int=0, ax=None): # Which of several numbers; axes to draw on
@@ -268,7 +269,8 @@ class NumberInterpretation(OutputInterpretation, task=NumberTask):
         if ax is None: ax = plt.subplots(figsize=(4.5,3.2), layout='constrained')[1]
         ax.scatter(self.true[:,column], self.errors()[:,column], s=12, color=palette['many'][0], alpha=.6)
         ax.axhline(0, color=palette['plain'], lw=1, ls='--')
-        ax.set(xlabel=f'true {self.name}', ylabel='predicted minus true', title=self.name)
+        name = literal(self.name)
+        ax.set(xlabel=f'true {name}', ylabel='predicted minus true', title=name)
         return ax
 
 def quantile_ranges(values, n):
@@ -314,7 +316,7 @@ def plot_counts(values, what, title, ax=None, **kwargs):
     values = values[~values.isnan()]
     ax.hist(values.numpy(), bins=20, color=palette['many'][0], **kwargs)
     ax.axvline(values.mean(), color=palette['plain'], lw=1, ls='--', label=f'mean {values.mean():.3g}')
-    ax.set(xlabel=what, ylabel='items', title=title)
+    ax.set(xlabel=literal(what), ylabel='items', title=literal(title))
     ax.legend(fontsize=8)
     return ax
 

@@ -98,8 +98,8 @@ class ModalityCheck:
                 marker = dict(shuffled='o', absent='s')[change]
                 ax.errorbar(mean, i, xerr=[[mean-low], [high-mean]], fmt=marker, color=colour)
             ax.axvline(0, color=palette['plain'], lw=1, ls='--')
-            ax.set(title=o, xlabel=f'{self.plain[o].score_name}: worse by', yticks=range(len(keys)))
-        axs[0].set_yticklabels([f'{name} {change}' for name,change in keys])
+            ax.set(title=literal(o), xlabel=f'{self.plain[o].score_name}: worse by', yticks=range(len(keys)))
+        axs[0].set_yticklabels([literal(f'{name} {change}') for name,change in keys])
         return axs
 
     def _repr_html_(self): return self.table._repr_html_() + '<br>'.join(self.sentences())

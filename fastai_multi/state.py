@@ -14,6 +14,7 @@ from fastai.basics import *
 from fastai.learner import Learner
 from fastai.data.transforms import Normalize
 from .core import *
+from .build import *
 from .data.load import *
 from .data.block import *
 import cloudpickle, pickle, warnings
@@ -293,7 +294,7 @@ def refuse_unpicklable(learn, pickle_module, e):
     raise e
 
 # %% ../nbs/56_state.ipynb #c100794b
-class PersistentLearner(Learner):
+class PersistentLearner(PartsLearner):
     "A `Learner` whose loaders, weights and files belong together; a subclass sets `description`, `tasks`, `modalities`"
     @property
     def dls(self): return self._dls

@@ -10,7 +10,8 @@ from fastai.vision.all import *
 from fastai_multi import *
 from fastai_multi.core import BadItem, absent, present
 from fastai_multi.data.parts import Part, Verdict
-from fastai_multi.tasks import Modality, Task
+from fastai_multi.build import Modality
+from fastai_multi.tasks import Task
 
 # An output: a direction in space, of which only the angle counts
 

@@ -362,6 +362,16 @@ def test_mixed_precision_where_the_device_allows(shapes, precision):
 def test_wrong_arguments_say_what_to_do(shapes, kw, exc, msg):
     with pytest.raises(exc, match=msg): learner(loaders(shapes), **kw)
 
+@pytest.mark.parametrize('kw, image, text, msg', [
+    (dict(text='gru'), 'file', None, "`text` is about a text's encoder, and these data have no text: the inputs are"),
+    (dict(weights='trained.pth'), None, 'caption', "`weights` is about the weights of a picture's encoder, and these"),
+    (dict(depth=2), None, 'caption', "`depth` is about the stages of a picture's encoder, and these data have no"),
+], ids=['text','weights','depth'])
+def test_options_for_inputs_that_are_not_there(shapes, kw, image, text, msg):
+    dls = loaders(shapes, outputs=dict(kind=CategoryBlock), image=image, text=text)
+    arch = simple_cnn if image else None
+    with pytest.raises(ValueError, match=msg): learner(dls, arch=arch, **kw)
+
 def test_no_head_for_masks_and_many_boxes(shapes):
     many = pd.read_csv(shapes/'boxes.csv').groupby('file', sort=False).agg(list)
     def get_y(r):

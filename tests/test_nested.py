@@ -326,3 +326,11 @@ def test_mistakes(table, shapes):
     dls = loaders(table, shapes)
     broken = learner(dls, loss_func=dict(thing=lambda p, t: p.place-t.kind))
     with pytest.raises(ValueError, match="The loss of output 'thing'.*failed on predictions place"): broken.fit(1)
+
+def test_only_groups_have_members():
+    "No kind uses the names by which a group tells its form for something else"
+    from fastai_multi.data.parts import Part
+    for cls in Part.classes:
+        if issubclass(cls, GroupPart): continue
+        for n in ('members','leaves','batch_type','split','flatten','unflatten','as_target','columns','cells'):
+            assert getattr(cls, n) is getattr(Part, n), f'{cls.__name__}.{n}'

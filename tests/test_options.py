@@ -107,3 +107,105 @@ def test_one_or_the_other_in_a_training(tmp_path):
     mix.draw = noted
     with learn.no_logging(), learn.no_bar(): learn.fit(4, cbs=mix)
     assert {*ways} == {'MixUp','CutMix'} and np.isfinite(learn.recorder.values[-1]).all()
+
+# Parts by name
+
+def pictures(folder, n=24):
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(n):
+        a = rng.integers(0, 255, (24,24,3)).astype(np.uint8)
+        Image.fromarray(a).save(folder/f'{i}.png')
+        rows.append(dict(file=f'{i}.png', kind='ab'[i%2], size=float(i)))
+    return MultiDataLoaders.from_df(pd.DataFrame(rows), folder, image='file', item_tfms=Resize(32), bs=8, num_workers=0,
+                                    outputs=dict(kind=CategoryBlock, size=RegressionBlock), device='cpu', seed=1)
+
+def state_of(learn, name):
+    from fastai_multi.build import layers_within, part_parameters
+    ps = part_parameters(learn.plain_model, name)
+    stats = [b for l in layers_within(learn.plain_model, ps) for b in l.buffers()]
+    return [t.detach().clone() for t in [*ps, *stats]]
+
+def same(a, b): return all(torch.equal(x, y) for x,y in zip(a, b))
+
+def test_a_part_frozen_by_name_stays_so_in_fine_tune(tmp_path):
+    learn = multi_learner(pictures(tmp_path), simple_cnn(3), split=1)
+    with learn.no_logging(), learn.no_bar():
+        learn.fit(1, 1e-2)
+        learn.freeze('kind')
+        before = {n: state_of(learn, n) for n in ('kind','size','trunk')}
+        assert any(t.dtype==torch.int64 for t in before['kind'])      # batch norms count their batches
+        learn.fine_tune(1, 1e-2, probe=False)
+        after = {n: state_of(learn, n) for n in before}
+        assert same(before['kind'], after['kind'])
+        assert not same(before['size'], after['size']) and not same(before['trunk'], after['trunk'])
+        learn.unfreeze('kind')
+        learn.fit(1, 1e-2)
+    assert not same(after['kind'], state_of(learn, 'kind')) and not learn.held
+
+def test_a_frozen_trunk_keeps_its_statistics(tmp_path):
+    learn = multi_learner(pictures(tmp_path), simple_cnn(3))
+    learn.freeze('trunk')
+    before = state_of(learn, 'trunk')
+    with learn.no_logging(), learn.no_bar(): learn.fine_tune(1, 1e-2)
+    assert same(before, state_of(learn, 'trunk'))
+    learn.unfreeze()                      # groups: what is frozen by name stays so
+    assert not any(p.requires_grad for p in learn.model.encoders['image'].parameters())
+
+def test_rates_by_name_hold_throughout_fine_tune(tmp_path):
+    from fastai.callback.core import Callback
+    class Rates(Callback):
+        def before_fit(self): self.seen = []
+        def after_batch(self):
+            if self.training: self.seen.append({id(p): h['lr'] for p,_,_,h in self.opt.all_params() if p.requires_grad})
+    learn = multi_learner(pictures(tmp_path), simple_cnn(3), split=1)
+    watch = Rates()
+    with learn.no_logging(), learn.no_bar():
+        learn.fine_tune(2, 1e-3, probe=False, lrs=dict(kind=3e-2, trunk=1e-6), cbs=watch)
+    top = {}
+    for rates in watch.seen:
+        for k,v in rates.items(): top[k] = max(top.get(k, 0), v)
+    from fastai_multi.build import part_parameters
+    def of(n): return [top[id(p)] for p in part_parameters(learn.plain_model, n)]
+    assert len({*of('kind')}) == 1 and of('kind')[0] == pytest.approx(3e4*max(of('trunk')), rel=1e-6)
+    assert max(of('size')) == pytest.approx(of('kind')[0]*5e-4/3e-2, rel=1e-6)
+    table = learn.summary_groups()
+    assert {'kind','trunk','new layers'} <= {*table['group']}
+
+def test_freezing_groups_means_the_same_with_rates_by_name(tmp_path):
+    a,b = (multi_learner(pictures(tmp_path), simple_cnn(3), split=1) for _ in range(2))
+    b.rates(1e-3, dict(kind=1e-2))
+    for n in (-1, 0, 1):
+        for l in (a, b): l.freeze_to(n)
+        assert [p.requires_grad for p in a.model.parameters()] == [p.requires_grad for p in b.model.parameters()]
+
+@pytest.mark.parametrize('do, words', [
+    (lambda l: l.freeze('kid'), "Unknown part 'kid'. Did you mean 'kind'"),
+    (lambda l: l.unfreeze('kind'), "Unknown part; these are frozen by name 'kind'"),
+    (lambda l: l.fine_tune(1, lrs=dict(kind=0)), "learn.freeze('kind')"),
+    (lambda l: l.fine_tune(1, lrs=dict(trunk=1e-3, image=1e-3)), "share parameters"),
+    (lambda l: l.fine_tune(1, lrs=1e-3), '`lrs` is 0.001; it takes a dict')])
+def test_parts_that_cannot_be(tmp_path, do, words):
+    learn = multi_learner(pictures(tmp_path, 16), simple_cnn(2))
+    with pytest.raises((ValueError,KeyError,TypeError)) as e, learn.no_logging(), learn.no_bar(): do(learn)
+    assert words in str(e.value)
+
+def test_a_learner_with_frozen_parts_is_exported(tmp_path):
+    from fastai.learner import load_learner
+    learn = multi_learner(pictures(tmp_path), simple_cnn(2), path=tmp_path)
+    learn.freeze('kind')
+    learn.rates(1e-3, dict(size=1e-2))
+    learn.export()
+    assert load_learner(tmp_path/'export.pkl').held == ('kind',)
+
+# Options of heads
+
+def test_a_head_pools_and_activates_as_told(tmp_path):
+    heads = dict(kind=dict(hidden=[16], pool='gem', act=torch.nn.SiLU))
+    learn = multi_learner(pictures(tmp_path), simple_cnn(2), heads=heads, path=tmp_path)
+    power, = [p for n,p in learn.model.named_parameters() if n.endswith('pool.power')]
+    before = power.item()
+    assert any(isinstance(m, torch.nn.SiLU) for m in learn.model.heads['kind'].modules())
+    assert not any(isinstance(m, torch.nn.SiLU) for m in learn.model.heads['size'].modules())
+    with learn.no_logging(), learn.no_bar(): learn.fine_tune(1, 1e-2)
+    assert power.item() != before and np.isfinite(learn.recorder.values[-1]).all()

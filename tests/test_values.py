@@ -251,6 +251,18 @@ def test_pictures_of_no_known_range_are_refused(tmp_path):
         with pytest.raises(ValueError, match="Input 'im': the picture 'ndarray' cannot be opened"):
             MultiDataLoaders.from_dblock(b, df, bs=2, device='cpu', num_workers=0).one_batch()
 
+def test_the_flat_form_of_fastai_opens_the_same_files(folder):
+    df = with_masks(folder, lambda i: as_palette(mask_of(i)*4))
+    for i in range(12): Image.fromarray(np.full((h,w), 30000, dtype=np.uint16)).save(folder/f'd{i}.png')
+    def loaders_of(codes):
+        block = DataBlock((ImageBlock, MaskBlock(codes)), get_x=lambda i: folder/f'd{i}.png',
+                          get_y=lambda i: folder/f'm{i}.png', splitter=IndexSplitter([10,11]))
+        return MultiDataLoaders.from_dblock(block, list(range(12)), bs=4, num_workers=0, device='cpu', shuffle=False)
+    x,y = loaders_of(list('abcde')).train.one_batch()
+    assert y[0].tolist()==(mask_of(0)*4).tolist()
+    assert torch.allclose(x*255, torch.full_like(x, round(30000/257)), atol=1e-3)
+    with pytest.raises(ValueError, match='m0.png.*holds the numbers 0, 4'): loaders_of(list('ab')).one_batch()
+
 # Transforms that are not fastai's
 
 def spatial(folder):

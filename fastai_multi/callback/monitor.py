@@ -195,7 +195,8 @@ def _check_recorded(looks):
     if not len(looks): raise ValueError('TaskMonitor has recorded nothing yet: train first.')
 
 def _plot_curves(looks, ax, values, title, log):
-    for i,n in enumerate(looks.names): ax.plot(looks.steps, values[:,i].numpy(), label=n, **_style(i, len(looks)))
+    for i,n in enumerate(looks.names): ax.plot(looks.steps, values[:,i].numpy(), label=literal(n),
+                                         **_style(i, len(looks)))
     ax.set(title=title, xlabel='step', ylabel=title.split()[0])
     if log and (values[values.isfinite()]>0).all(): ax.set_yscale('log')
 
@@ -214,7 +215,7 @@ def plot_cosines(looks:Looks, ax=None,
                  every:int=1): # Steps from one look to the next
     "The cosine of each pair of gradients over the steps: blue agree, red conflict"
     _check_recorded(looks)
-    names = [f'{a}, {b}' for a,b in looks.pair_names]
+    names = [literal(f'{a}, {b}') for a,b in looks.pair_names]
     if not names: raise ValueError(f'There is one output, {looks.names[0]!r}, and so no pair.')
     if ax is None: _,ax = plt.subplots(figsize=(7, .7+.4*len(names)), layout='constrained')
     extent = (looks.steps[0]-every/2, looks.steps[-1]+every/2, len(names)-.5, -.5)

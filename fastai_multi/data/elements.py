@@ -247,7 +247,8 @@ class FlatItems:
         self.items = tl.items
         self.part = part
         self.split_idx = tl.tfms.split_idx
-        self.before = fs[:at]    # before the exact transforms: what can be missing is seen after these
+        # before the exact transforms: what can be missing is seen after these
+        self.before = [part.opener(t) for t in fs[:at]]
         self.after = fs[at:]
         self.columns = {}
         self.raw = None          # what the `ColReader` gives for each item

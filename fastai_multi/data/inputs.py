@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['as_array', 'numbers', 'plain_numbers', 'stack_padded', 'NumericPart', 'stored_rows', 'close_numbers', 'VectorPart',
-           'fill_rows', 'source_name', 'ImagePart', 'creates', 'MaskPart', 'TextPart']
+           'fill_rows', 'source_name', 'ImagePart', 'function_of', 'Opener', 'creates', 'MaskPart', 'TextPart']
 
 # %% ../../nbs/06_data.inputs.ipynb #e4d4db39
 from fastcore.all import *
 from fastai.torch_core import TensorImage, TensorImageBase, TensorMask
 from fastai.text.data import Numericalize, TensorText
 from fastai.vision.core import AddMaskCodes, Image, OpenMask, PILBase, PILImage, PILImageBW, PILMask
-from fasttransform import Pipeline
+from fasttransform import Pipeline, Transform
 from ..core import *
 from .geometry import *
 from .parts import *
@@ -236,6 +236,21 @@ class ImagePart(Part):
         if not issubclass(typ, PILBase): typ = PILImage
         return cls.of_list(name_of(cls.kind), tl, is_input, img_cls=typ)
     def fit_flat(self, tl): pass
+    def opener(self, t):
+        if not creates(function_of(t), (PILImage,PILMask)) or opens_files_itself(self.img_cls): return t
+        return Opener(self)
+
+def function_of(t):
+    "The one function of a `Transform`, or `None`"
+    methods = getattr(getattr(t, 'encodes', None), 'methods', ())
+    return methods[0].implementation if len(methods)==1 else None
+
+class Opener(Transform):
+    "Open the pictures of fastai's flat form as the part does: any depth, and masks by their numbers"
+    def __init__(self, part):
+        super().__init__()
+        self.part = part
+    def __call__(self, v, split_idx=None, **kwargs): return self.part.encode(v)
 
 def creates(tfm, cls):
     "Whether `tfm` is the `create` of `cls` or of a subclass"

@@ -120,7 +120,8 @@ def deep_pixels(im):
 
 def opens_files_itself(img_cls):
     "Whether a class of pictures has a `create` of its own"
-    return img_cls.create.__func__ is not PILBase.create.__func__
+    create = getattr(img_cls.create, '__func__', None)    # `PILMask.create` is a `Transform`
+    return create not in (None, PILBase.create.__func__)
 
 def open_image(v, # What `opened` takes
     img_cls=PILImage # Class of the picture

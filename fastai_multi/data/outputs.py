@@ -40,6 +40,16 @@ class ClassesPart(Part):
         return pred==true
     def fit_flat(self, tl): pass
     @classmethod
+    def serves_tfms(cls, tfms):
+        "Whether the transforms of a block or of a flat list make values of this kind"
+        return False
+    @classmethod
+    def from_block(cls, name, block, tfms, **kwargs):
+        if cls.serves_tfms(tfms): return super().from_block(name, block, tfms, **kwargs)
+    @classmethod
+    def from_flat(cls, name_of, tl, typ, is_input, codes=None):
+        if cls.serves_tfms(tl.tfms.fs): return cls.of_list(name_of(cls.kind), tl, is_input)
+    @classmethod
     def of_list(cls, name, tl, is_input, **kwargs):
         res = super().of_list(name, tl, is_input, **kwargs)
         res.c = getattr(res.pipe, 'c', None)
@@ -110,11 +120,16 @@ class CategoryPart(ClassesPart):
         if isinstance(dtype, pd.CategoricalDtype): self.dtype = dtype
     def setup(self, values):
         self.compose_vocab()
-        values = whole_classes([self.as_class(v) for v in values])
+        values = self.as_classes(values)
         if self.dtype is not None and self.takes_classes(): self.take_categories()
         self.check_values([[v] for v in values], 'label')
         self.setup_tfms(values)
         self.count_missing()
+    def as_classes(self, values):
+        "Many raw values as the vocabulary holds them"
+        try: known = {v: self.as_class(v) for v in set(values)}
+        except TypeError: return values    # a list, for one, which `check_values` refuses
+        return whole_classes([known[v] for v in values])
     def count_missing(self):
         "Make room for a missing category among the inputs"
         if self.is_input and self.missing_class==self.c: self.c += 1
@@ -142,7 +157,8 @@ class CategoryPart(ClassesPart):
     def has_fast_column(self): return self.tfm_types()==[Categorize]
     def encode_together(self, values):
         o2i = self.vocab.o2i
-        return torch.tensor([o2i[self.as_class(v)] for v in values]).as_subclass(TensorCategory)
+        known = {v: o2i[self.as_class(v)] for v in set(values)}
+        return torch.tensor([known[v] for v in values]).as_subclass(TensorCategory)
     def collate(self, values, blank=None):
         gap = self.missing_class
         classes = [gap if v is absent else int(v) for v in values]
@@ -165,12 +181,6 @@ class CategoryPart(ClassesPart):
         "Whether `tfms` make one category"
         last = target_tfm(tfms)
         return isinstance(last, Categorize) and not isinstance(last, (MultiCategorize, EncodedMultiCategorize))
-    @classmethod
-    def from_block(cls, name, block, tfms, **kwargs):
-        if cls.serves_tfms(tfms): return super().from_block(name, block, tfms, **kwargs)
-    @classmethod
-    def from_flat(cls, name_of, tl, typ, is_input, codes=None):
-        if cls.serves_tfms(tl.tfms.fs): return cls.of_list(name_of(cls.kind), tl, is_input)
 
 # %% ../../nbs/07_data.outputs.ipynb #px240001
 def whole_classes(values):
@@ -199,9 +209,12 @@ class TagsPart(ClassesPart):
     def is_missing(self, v): return v=='' if isinstance(v, str) else is_missing(v)
     def as_list(self, v):
         "The classes of one raw value"
-        if isinstance(v, Delimited): v = v.split_list()
+        return [self.as_class(o) for o in self.tags_of(v)]
+    def tags_of(self, v):
+        "The members of one raw value as they are"
+        if isinstance(v, Delimited): return v.split_list()
         if isinstance(v, str) or not is_iter(v): self.refuse_no_list(v)
-        return [self.as_class(o) for o in v]
+        return list(v)
     def setup(self, values):
         self.compose_vocab()
         values = [self.as_list(v) for v in values]
@@ -219,7 +232,9 @@ class TagsPart(ClassesPart):
     def has_fast_column(self): return self.tfm_types()==[MultiCategorize, OneHotEncode]
     def encode_together(self, values):
         res,o2i = np.zeros((len(values), self.c), dtype=np.float32),self.vocab.o2i
-        for row,v in zip(res, values): row[[o2i[o] for o in self.as_list(v)]] = 1.
+        rows = [self.tags_of(v) for v in values]
+        known = {o: o2i[self.as_class(o)] for row in rows for o in row}
+        for row,v in zip(res, rows): row[[known[o] for o in v]] = 1.
         return torch.from_numpy(res).as_subclass(TensorMultiCategory)
     def collate(self, values, blank=None): return self.stack_like(values, TensorMultiCategory(torch.zeros(self.c)))
     def rows(self, column, idxs): return stored_rows(self, TagsPart, column, idxs)
@@ -232,12 +247,6 @@ class TagsPart(ClassesPart):
     def serves_tfms(cls, tfms):
         "Whether `tfms` make one-hot tags"
         return isinstance(target_tfm(tfms), (OneHotEncode, EncodedMultiCategorize))
-    @classmethod
-    def from_block(cls, name, block, tfms, **kwargs):
-        if cls.serves_tfms(tfms): return super().from_block(name, block, tfms, **kwargs)
-    @classmethod
-    def from_flat(cls, name_of, tl, typ, is_input, codes=None):
-        if cls.serves_tfms(tl.tfms.fs): return cls.of_list(name_of(cls.kind), tl, is_input)
 
 # %% ../../nbs/07_data.outputs.ipynb #px150001
 def wide(t):

@@ -339,6 +339,9 @@ class Part:
         if not isinstance(v, Tensor): return
         self.c = ifnone(getattr(self.pipe, 'c', None), max(1, v.numel()))
         self.like = v.new_zeros(v.shape)
+    def opener(self, t):
+        "A type transform of fastai's flat form, or one that reads what it reads more carefully"
+        return t
     def flat_item_tfm(self, i):
         "An item transform that fastai's flat form needs for this part, the `i`th of the item; or `None`"
 
@@ -377,8 +380,8 @@ def refuse_other_classes(part, mine, model):
 
 # %% ../../nbs/04_data.parts.ipynb #4bc40079
 def part_classes(method):
-    "The classes of parts that define `method` themselves, the newest first and `Part` last"
-    return [c for c in [*reversed(Part.classes), Part] if method in vars(c)]
+    "The classes of parts that define `method`, or what it asks, `serves_tfms`; the newest first and `Part` last"
+    return [c for c in [*reversed(Part.classes), Part] if vars(c).keys() & {method, 'serves_tfms'}]
 
 # %% ../../nbs/04_data.parts.ipynb #px170020
 def sign_legend(part, v):

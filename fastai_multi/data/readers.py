@@ -13,8 +13,9 @@ from ..core import *
 from .items import *
 from .inputs import *
 from .outputs import *
-import math, os, numpy as np, pandas as pd
 from numbers import Real
+from pandas.api.types import is_numeric_dtype
+import math, os, numpy as np, pandas as pd
 
 # %% ../../nbs/14_data.readers.ipynb #1532b1c1
 def as_columns(o):
@@ -88,6 +89,9 @@ class VectorReader(ColumnsReader):
         if len(cells)==1: return cells[0]
         if all(is_missing(v) for v in cells): return None
         return np.concatenate([vector_of(c, v) for c,v in zip(self.cols, cells)])
+    def table(self, df):
+        if len(self.cols)==1 or not all(is_numeric_dtype(df[c]) for c in self.cols): return super().table(df)
+        return list(np.stack([df[c].to_numpy(np.float64, na_value=np.nan) for c in self.cols], 1))
 
 def vector_of(col, v):
     "The numbers in a cell of the column `col`; NaN if it is empty"

@@ -244,12 +244,6 @@ class LabelsPart(TagsPart):
         "Whether `tfms` make lists of classes"
         last = target_tfm(tfms)
         return isinstance(last, MultiCategorize) and not isinstance(last, EncodedMultiCategorize)
-    @classmethod
-    def from_block(cls, name, block, tfms, **kwargs):    # defined again: only then is this class asked
-        return super().from_block(name, block, tfms, **kwargs)
-    @classmethod
-    def from_flat(cls, name_of, tl, typ, is_input, codes=None):
-        return super().from_flat(name_of, tl, typ, is_input, codes)
 
 def all_ignored(t):
     "Whether the labels of an item are missing"

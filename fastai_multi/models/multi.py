@@ -134,7 +134,7 @@ class MultiModel(nn.Module):
         heads:dict=None, # By output, other heads than the default: see `make_head`; the option `pool` is as below
         fusion='concat', # How the features of several inputs become one: see `fusion`
         named:bool=True, # Give predictions by name; if not, the one tensor there is
-        pool:str='concat', # How maps become vectors: 'concat' (average and maximum), 'avg' or 'max'
+        pool:str='concat', # How maps become vectors: 'concat' (average and maximum), 'avg', 'max' or 'gem'
         neck:int=128, # Width of a picture's vector beside other inputs; 0 leaves it as it is
         depth=None, # How many stages of a picture's encoder are read: a number, or one by output; all where `None`
         split:int=None, # How many of them are shared, the others being copied for each output; all if `None`

@@ -267,7 +267,7 @@ class TreePlot:
         shape = partial(FancyBboxPatch, (x, y-height/2), width, height, boxstyle='round,pad=0,rounding_size=0.06')
         self.ax.add_patch(shape(fc=color, ec='white', alpha=alpha, hatch=hatch, lw=0))
         self.ax.add_patch(shape(fc='none', ec=color, lw=1.3))
-        self.ax.text(x+width/2, y, text, ha='center', va='center', fontsize=8, linespacing=1.15)
+        self.ax.text(x+width/2, y, literal(text), ha='center', va='center', fontsize=8, linespacing=1.15)
         return x+width
 
     def line(self, *points, color=None):
@@ -293,7 +293,8 @@ class TreePlot:
         edges = self.stages(shared, 0., y, dearest, self.blue)
         title_y = max(self.lanes.values())
         if shared: title_y = y
-        self.ax.text(0, title_y+0.38, f'{top.name}: {top.what}', fontsize=8, va='bottom', color=self.grey)
+        title = literal(f'{top.name}: {top.what}')
+        self.ax.text(0, title_y+0.38, title, fontsize=8, va='bottom', color=self.grey)
         leaves = {n: x for r,x in zip(shared, edges) for n in r.readers}
         res = {}
         for n in self.lanes:
