@@ -143,7 +143,7 @@ class MultiLearner(PersistentLearner):
 
     def fine_tune(self,
         epochs:int, # Epochs of the whole model
-        base_lr:float=2e-3, # Rate of the frozen epochs; the whole model is trained at half of it
+        base_lr:float=None, # Rate of frozen epochs; the whole model learns at half of it; 6e-3 after a probe, else 2e-3
         freeze_epochs:int=None, # Epochs before, of what is new alone; `None`: none after a probe, else one
         lr_mult:float=100, # The first layers of a trained encoder learn so many times slower
         pct_start:float=0.3, # Share of the steps in which the rate grows
@@ -154,21 +154,29 @@ class MultiLearner(PersistentLearner):
     ):
         "Probe what is trained or a text's words, then train all; say which outputs a constant answer beats"
         watch = ConstantBaseline()
-        kwargs['cbs'] = [FrozenBatchNorm(), watch, *L(kwargs.get('cbs'))]
+        cbs = [FrozenBatchNorm(), watch, *L(kwargs.pop('cbs', None))]
         probe = probe and can_probe(self) and heads_are_new(self)
-        if probe: self._say(self.probe())
         if freeze_epochs is None: freeze_epochs = int(not probe)
+        if base_lr is None: base_lr = 6e-3 if probe else 2e-3
+        start = []
+        if probe:
+            self._say(self.probe())
+            start = [EpochZero()]
+        elif isinstance(self.plain_model, MultiModel): start_at_places(self)
         self.freeze()
-        if freeze_epochs: self.fit_one_cycle(freeze_epochs, self.rates(slice(base_lr), lrs), pct_start=.99, **kwargs)
+        if freeze_epochs:
+            lr = self.rates(slice(base_lr), lrs)
+            self.fit_one_cycle(freeze_epochs, lr, pct_start=.99, cbs=[*cbs, *start], **kwargs)
+            start = []
         base_lr = base_lr/2
         self.unfreeze()
         lr = self.rates(slice(base_lr/lr_mult, base_lr), lrs)
-        self.fit_one_cycle(epochs, lr, pct_start=pct_start, div=div, **kwargs)
-        for sentence in watch.worse(): self._say(sentence)
+        self.fit_one_cycle(epochs, lr, pct_start=pct_start, div=div, cbs=[*cbs, *start], **kwargs)
+        for sentence in [few_steps(self.dls.train, epochs), *watch.worse()]: self._say(sentence)
 
     def _say(self, what):
-        "Print `what` unless the learner's log is off"
-        if self.logger is not noop: print(what)
+        "Print `what`, if it says something, unless the learner's log is off"
+        if what is not None and self.logger is not noop: print(what)
 
     def _split(self, b):
         super()._split(b)

@@ -48,15 +48,19 @@ def test_table_names_every_loss_and_metric(trained):
     scales = trained.loss_func.scales                      # one over what the prior costs
     assert res['valid_loss'] == pytest.approx(sum(res[f'{o}_loss']*scales.get(o, 1) for o in OUTPUTS), rel=1e-3)
 
-def test_lr_find_fit_one_cycle_and_fine_tune(shapes, tmp_path):
-    learn = learner(loaders(shapes), arch=resnet18, pretrained=False, path=tmp_path)
+def test_lr_find_fit_one_cycle_and_fine_tune(shapes, tmp_path, one_thread):
+    "A network that is cut into groups, on few and small pictures"
+    few = pd.read_csv(shapes/'items.csv').iloc[:24]
+    dls = MultiDataLoaders.from_df(few, shapes, image='file', text='caption', outputs=OUTPUTS, columns=dict(box=BOX),
+                                   label_delim='|', item_tfms=Resize(32), bs=8, num_workers=0, seed=0)
+    learn = learner(dls, arch=resnet18, pretrained=False, path=tmp_path)
     before = [p.detach().clone() for p in learn.model.parameters()]
     assert 1e-8 < learn.lr_find(num_it=6, show_plot=False).valley < 10
     assert all(torch.equal(a, b) for a,b in zip(before, learn.model.parameters()))
     learn.fit_one_cycle(1, slice(1e-5, 1e-3))
     rates = learn.opt.hypers.attrgot('lr')
     assert len(rates)>=3 and rates[0] < rates[-1]
-    learn = learner(loaders(shapes), arch=resnet18, pretrained=False, path=tmp_path)
+    learn = learner(dls, arch=resnet18, pretrained=False, path=tmp_path)
     learn.freeze()
     frozen = [any(p.requires_grad for p in g if p.ndim>1) for g in learn.opt.param_lists]
     assert not any(frozen[:-1]) and frozen[-1]
