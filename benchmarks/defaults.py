@@ -78,6 +78,11 @@ class LinearOnly(Callback):
         for head in linear_heads(self.learn).values(): nn.init.zeros_(head.layers[-1].weight)
     def after_step(self): self._clear()
 
+class FullRate(Callback):
+    "Lets the hidden layers of all heads count fully"
+    def before_fit(self):
+        for head in linear_heads(self.learn).values(): head.rate.fill_(1.)
+
 class Average(Callback):
     "Ends at the mean of the weights over the steps, from the start on"
     order = 80
@@ -99,17 +104,18 @@ class Average(Callback):
 def more_dropout(dls): return dict(heads={n: dict(p=.5) for n in describe(dls).outputs})
 
 ABLATIONS = {
-    'no probe': Change(tune=dict(probe=False)),
-    'no prior, no probe': Change(tune=dict(probe=False), start=forget_prior),
+    'no probe': Change(tune=dict(probe=False, base_lr=6e-3)),
+    'no prior, no probe': Change(tune=dict(probe=False, base_lr=6e-3), start=forget_prior),
     'no scales': Change(start=forget_scales),
     'no wide text': Change(without_terms),
     'no frozen batch norm': Change(tune=dict(cbs=LiveBatchNorm)),
     'no hidden layers': Change(tune=dict(cbs=LinearOnly)),
+    'full hidden layers': Change(tune=dict(cbs=FullRate)),
+    'rate 2e-3': Change(tune=dict(base_lr=2e-3)),
 }
 TRIALS = {
-    'rate x 3': Change(tune=dict(base_lr=6e-3)),
-    'rate / 3': Change(tune=dict(base_lr=7e-4)),
-    'rate / 10': Change(tune=dict(base_lr=2e-4)),
+    'rate x 3': Change(tune=dict(base_lr=18e-3)),
+    'rate / 10': Change(tune=dict(base_lr=6e-4)),
     'trunk / 10': Change(tune=dict(lr_mult=1000)),
     'average': Change(tune=dict(cbs=Average)),
     'dropout': Change(more_dropout),

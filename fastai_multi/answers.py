@@ -24,6 +24,7 @@ from .data.inputs import *
 from .rowmetrics import *
 from .losses import *
 from .tasks import *
+from numbers import Integral
 
 # %% ../nbs/50_answers.ipynb #2ca8d144
 def check_item_size(item, names):
@@ -84,7 +85,7 @@ def check_loader_options(options, dl_type):
     "Raise for an option that no loader takes, and for a batch size that is none"
     check_keys(options, loader_options(dl_type), 'argument')
     bs = options.get('bs', 1)
-    if isinstance(bs, int) and bs>=1: return
+    if isinstance(bs, Integral) and bs>=1: return
     raise ValueError(f'`bs` is {bs!r}; the batch size is a whole number of at least 1.')
 
 def first_block_step(tl, value):

@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['check_batch_size', 'gather_named', 'name_batch', 'name_targets', 'check_loader_number', 'check_loader',
-           'check_epochs', 'is_rate', 'check_rate', 'named_batch_norm', 'check_has_batch', 'check_has_labels']
+           'check_epochs', 'is_rate', 'check_rate', 'named_batch_norm', 'check_has_batch', 'check_has_items',
+           'check_has_labels']
 
 # %% ../nbs/49_batch.ipynb #8bde6c9a
 from fastai.basics import *
 from .core import *
+from .data.load import *
 from .targets import *
 import math
 from numbers import Integral
@@ -96,10 +98,11 @@ def named_batch_norm(dl):
 # %% ../nbs/49_batch.ipynb #2f53f10f
 def check_has_batch(dl):
     "Raise unless the training loader `dl` has a batch"
-    if len(dl): return
-    raise ValueError(f'The training loader has no batch: `bs` is {dl.bs}, and there are {dl.n} items, of '
-                     f'which it leaves out what fills no batch. '
-                     f'Give bs={dl.n} or less.')
+    if not len(dl): refuse_no_batch(dl)
+
+def check_has_items(dl):
+    "Raise if `dl` is a loader without items"
+    if getattr(dl, 'n', None)==0: refuse_no_batch(dl)
 
 def check_has_labels(dl):
     "Raise unless `dl` has targets to compare with"

@@ -7,8 +7,8 @@ __all__ = ['check_learner_arguments', 'EncoderOptions', 'Modality', 'modality_of
            'TextModality', 'VectorModality', 'arch_by_input', 'check_read', 'unusual', 'check_neck',
            'learner_arguments', 'add_norm', 'input_column', 'deepest', 'build_encoders', 'output_losses',
            'loss_options', 'smoothing_by_output', 'class_weight_tensors', 'refuse_weights_of_own_loss', 'given_losses',
-           'check_loss', 'refuse_single_loss', 'multi_loss', 'part_parameters', 'layers_within', 'HoldStill',
-           'group_rates', 'PartGroup', 'PartSplit', 'PartsLearner']
+           'check_loss', 'refuse_single_loss', 'multi_loss', 'with_losses', 'part_parameters', 'layers_within',
+           'HoldStill', 'group_rates', 'PartGroup', 'PartSplit', 'PartsLearner']
 
 # %% ../nbs/55_build.ipynb #04a27eab
 from fastai.basics import *
@@ -355,6 +355,22 @@ def multi_loss(
     if desc.named: refuse_single_loss(loss_func, desc.outputs)
     if weights: raise ValueError('Give the weights to your own loss, or pass `loss_func` as a dict by output.')
     return loss_func
+
+# %% ../nbs/55_build.ipynb #44c31591
+def with_losses(
+    old, # The loss of a learner
+    losses:dict, # Losses of yours by output
+    desc, # What `describe` says of the loaders
+    tasks:dict # The outputs' tasks by name
+) -> MultiLoss:
+    "The loss `old` with the losses of some outputs replaced; the others, weights and scales stay"
+    check_keys(losses, tasks, 'output in `loss_func`')
+    if not isinstance(old, MultiLoss): return multi_loss(desc, tasks, losses)
+    known = {n: f for n,f in old.funcs.items() if n in tasks}
+    res = multi_loss(desc, tasks, {**known, **losses})
+    if old.named: res.weights = dict(old.weights)
+    res.scales = {n: s for n,s in old.scales.items() if n not in losses}
+    return res
 
 # %% ../nbs/55_build.ipynb #31c84f65
 def part_parameters(

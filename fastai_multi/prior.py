@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['linear_models', 'known_targets', 'some_items', 'join_rows', 'term_of', 'linear_heads', 'has_scales', 'set_prior',
-           'start_at_prior', 'bias_of', 'wake', 'complete_priors', 'target_of', 'ConstantBaseline', 'best_fit',
-           'LinearNumbers', 'LinearClasses', 'LinearTags', 'TextBaseline', 'TextScores']
+           'start_at_prior', 'bias_of', 'wake', 'complete_priors', 'start_at_places', 'read_targets', 'target_of',
+           'ConstantBaseline', 'best_fit', 'LinearNumbers', 'LinearClasses', 'LinearTags', 'TextBaseline', 'TextScores']
 
 # %% ../nbs/53_prior.ipynb #b5100002
 from fastai.basics import *
@@ -75,11 +75,12 @@ def set_prior(learn, name, values):
     return prior
 
 # %% ../nbs/53_prior.ipynb #b5100010
-def start_at_prior(learn):
+def start_at_prior(learn, names=None): # Outputs whose heads are new; all if `None`
     "Let each head say its prior, and bring the losses to one scale"
     heads = linear_heads(learn)
     with torch.no_grad():
-        for n,task in learn.tasks.items():
+        for n in ifnone(names, learn.tasks):
+            task = learn.tasks[n]
             head = heads.get(n)
             if head is not None and task.family is None: wake(head)
             values = known_targets(learn, n)
@@ -102,18 +103,32 @@ def complete_priors(learn, most:int=1000):
     for n in _without_prior(learn):
         values = known_targets(learn, n)
         if values is not None: learn.priors[n] = learn.tasks[n].prior(values, learn.class_weights.get(n))
-    missing = _without_prior(learn)
-    if not missing: return
+    for n,values in read_targets(learn, _without_prior(learn), most).items():
+        learn.priors[n] = learn.tasks[n].prior(values, learn.class_weights.get(n))
+
+def start_at_places(learn, most:int=300):
+    "Let heads of boxes and points start at their mean place, from at most so many items"
+    for n,values in read_targets(learn, _without_prior(learn), most).items():
+        prior = set_prior(learn, n, values)
+        head = linear_heads(learn).get(n)
+        if head is None or bool(head.layers[-1].weight.any()): continue
+        with torch.no_grad(): head.wide.bias.copy_(bias_of(learn, n, prior))
+
+def read_targets(learn, names, most) -> dict: # The outputs' names, and the number of items at most
+    "Labelled training targets by output, from a pass over some items without augmentation"
+    if not names: return {}
     targets = defaultdict(list)
     dl = some_items(learn.dls.train, most)
     with dl.dataset.set_split_idx(1):
         for b in dl:
             _,y = name_batch(b[:dl.n_inp], b[dl.n_inp:], learn.description)
-            for n in missing: targets[n].append(target_of(y, n).cpu())
-    for n in missing:
+            for n in names: targets[n].append(target_of(y, n).cpu())
+    res = {}
+    for n in names:
         values = join_rows(targets[n])
         values = values[learn.tasks[n].labelled(values)]
-        if len(values): learn.priors[n] = learn.tasks[n].prior(values, learn.class_weights.get(n))
+        if len(values): res[n] = values
+    return res
 
 def target_of(y, name):
     "The targets of output `name` in `y`, as `name_batch` gives it"

@@ -50,7 +50,10 @@ def multi_dls(dls):
 
 def multi_dl(dl, parts=None): # A loader; the parts of the training loader, whose statistics hold for all loaders
     "The loader `dl` as a `MultiDL`"
-    return dl if isinstance(dl, MultiDL) else dl.new(cls=MultiDL, parts=parts)
+    if isinstance(dl, MultiDL): return dl
+    sampler = own_draw(dl)
+    if sampler is None: return dl.new(cls=MultiDL, parts=parts)
+    return dl.new(cls=MultiDL, parts=parts, sampler=sampler, shuffle=True)
 
 def check_loaders(dls):
     "Raise unless `dls` are `DataLoaders`"

@@ -20,6 +20,7 @@ from .data.outputs import *
 from .data.spatial import *
 from .data.block import *
 from .models.heads import *
+from .targets import *
 from .terms import *
 from .rowmetrics import *
 from .losses import *
@@ -261,6 +262,10 @@ class BoxTask(Task, part=BoxPart):
     def metrics(self):
         if self.part.many: return []
         return [box_iou]
+    def activation(self, pred):
+        "One box with its corners in order, inside the picture"
+        if self.part.many: return pred
+        return order_corners(pred.float()).clamp(-1,1)
     def to_user(self, value, frame=None):
         if frame is None: return absent            # no picture, no place in it
         boxes = to_pixels(value.reshape(-1,4), frame)

@@ -431,6 +431,7 @@ def test_every_argument_of_multi_learner(table):
         loss_weights=lambda: more==pytest.approx(2*scale*plain['price_loss'], rel=1e-3),
         class_weights=lambda: loss_of(learner(dls, cnn(), class_weights={'kind': [1,5,1]}), 'kind')!=plain['kind_loss'],
         metrics=lambda: 'kind_error_rate' in learner(dls, cnn(), metrics=dict(kind=error_rate)).evaluate(),
+        label_smoothing=lambda: loss_of(learner(dls, cnn(), label_smoothing=.2), 'kind')!=plain['kind_loss'],
         normalize=lambda: True, pretrained=lambda: True, weights=lambda: True)    # above, and in tests/test_models.py
     covers(multi_learner, tests)
     for n,f in tests.items(): assert f(), n

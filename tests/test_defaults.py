@@ -4,10 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from types import SimpleNamespace
 from fastai.vision.all import *
 from fastai_multi import *
 from fastai_multi.prior import ConstantBaseline, known_targets, linear_heads
-from fastai_multi.probe import FrozenFeatures, can_probe, heads_are_new
+from fastai_multi.probe import FrozenBatchNorm, FrozenFeatures, can_probe, fit_probe, heads_are_new
 
 OUTPUTS = dict(kind=CategoryBlock, tags=MultiCategoryBlock, area=RegressionBlock, box=BBoxBlock)
 
@@ -65,24 +66,27 @@ def test_nothing_is_worse_than_its_constant_answer(tuned):
         if m.direction=='min': mine, constant = -mine, -constant
         assert mine >= constant, m.name
 
-def test_training_and_evaluation_agree_on_the_training_part(tuned):
-    "No batch norm, bucketing or dropout that makes the heads another function in evaluation: only dropout differs"
-    model = tuned.model
+def check_training_agrees_with_evaluation(learn):
+    "No batch norm, bucketing or dropout makes the model another function in evaluation: only dropout differs"
+    model = learn.model
     losses = {}
     for mode in ('train', 'eval'):
         getattr(model, mode)()
+        FrozenBatchNorm.before_train(SimpleNamespace(learn=learn))
         for layer in model.modules():
             if isinstance(layer, nn.Dropout): layer.eval()
         for encoder in model.encoders.values(): encoder.p = 0.
         sums = n = 0
         with torch.no_grad():
-            for x,y in tuned.dls.train.new(shuffle=True, drop_last=True):
-                tuned.loss_func(model(x), y)
-                sums = sums+tuned.loss_func.step.values
+            for x,y in learn.dls.train.new(shuffle=True, drop_last=True):
+                learn.loss_func(model(x), y)
+                sums = sums+learn.loss_func.step.values
                 n += 1
         losses[mode] = sums/n
     model.eval()
     torch.testing.assert_close(losses['train'], losses['eval'], rtol=.1, atol=.02)
+
+def test_training_and_evaluation_agree_on_the_training_part(tuned): check_training_agrees_with_evaluation(tuned)
 
 def test_the_probe_is_what_the_heads_say(drawn):
     learn = learner(loaders(drawn))
@@ -145,6 +149,50 @@ def test_without_anything_to_probe_it_is_fastai_s(drawn):
     learn.fine_tune(1, freeze_epochs=1)
     assert len(learn.recorder.values) == 1
 
+def test_a_number_that_is_nearly_always_the_same_stays_there(drawn):
+    "One item in twenty is far off: a fit of squares would pay for it with all the others"
+    df = pd.read_csv(drawn/'items.csv')
+    df['rare'] = 1.
+    df.loc[::20, 'rare'] = 9.
+    dls = MultiDataLoaders.from_df(df, drawn, image='file', text='caption', outputs=dict(kind=CategoryBlock,
+                                   rare=RegressionBlock), seed=0, bs=16, item_tfms=Resize(64), num_workers=0)
+    learn = learner(dls)
+    learn.fine_tune(3)
+    heads = linear_heads(learn)
+    assert float(heads['rare'].rate) < .1 and float(heads['kind'].rate) == 1
+    table = learn.evaluate(baseline=True).loc['rare_mae']
+    assert table.learner < 1.1*table.constant
+
+def test_epoch_0_is_the_probe(tuned, drawn):
+    start,*epochs = tuned.recorder.values
+    assert len(epochs) == 3
+    assert np.isnan(start[0])
+    learn = learner(loaders(drawn))
+    learn.probe()
+    assert start[1] == pytest.approx(learn.validate()[0], rel=.01)
+
+def test_few_steps_are_said(drawn, capsys):
+    learn = learner(loaders(drawn, bs=64))
+    learn.logger = print
+    learn.fine_tune(1)
+    assert '2 steps are few: use 30 epochs' in capsys.readouterr().out
+
+def test_a_probe_of_many_items_reads_a_part(drawn):
+    "What is kept of the items does not grow with their number"
+    learn = learner(loaders(drawn))
+    features = FrozenFeatures(learn, most=40)
+    assert features.n == 40 and features.is_part
+    assert {len(x) for xs in features.wide.values() for x in xs.values()} == {40}
+    assert 'a random part' in repr(fit_probe(learn, features))
+
+def test_boxes_start_at_their_mean_place_without_a_probe(drawn):
+    learn = learner(loaders(drawn, text=None))
+    learn.fine_tune(1, 1e-9, freeze_epochs=0)
+    preds,targs = learn.get_preds(0)
+    torch.testing.assert_close(preds.box.mean(0), targs.box.mean(0), atol=.05, rtol=0)
+    assert preds.box.std(0).max() < .01
+    assert 'box' in learn.loss_func.scales
+
 # On real photographs, where they are
 
 SHARED = Path(__file__).resolve().parents[2]/'shared'/'data'
@@ -165,3 +213,11 @@ def test_photographs_and_captions():
     assert got['tags'] > 3*start['tags']
     assert got['n_objects'] > start['n_objects']
     assert got['n_persons'] > start['n_persons']
+
+@pytest.mark.skipif(not (SHARED/'fashion').exists() or not has_photographs, reason='the photographs are not here')
+def test_training_and_evaluation_agree_on_fashion():
+    from benchmarks.defaults import learner_of
+    set_seed(0)
+    learn = learner_of('fashion', ('image','text'), n=130)
+    with learn.no_bar(), learn.no_logging(): learn.fine_tune(1)
+    check_training_agrees_with_evaluation(learn)

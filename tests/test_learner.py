@@ -48,15 +48,19 @@ def test_table_names_every_loss_and_metric(trained):
     scales = trained.loss_func.scales                      # one over what the prior costs
     assert res['valid_loss'] == pytest.approx(sum(res[f'{o}_loss']*scales.get(o, 1) for o in OUTPUTS), rel=1e-3)
 
-def test_lr_find_fit_one_cycle_and_fine_tune(shapes, tmp_path):
-    learn = learner(loaders(shapes), arch=resnet18, pretrained=False, path=tmp_path)
+def test_lr_find_fit_one_cycle_and_fine_tune(shapes, tmp_path, one_thread):
+    "A network that is cut into groups, on few and small pictures"
+    few = pd.read_csv(shapes/'items.csv').iloc[:24]
+    dls = MultiDataLoaders.from_df(few, shapes, image='file', text='caption', outputs=OUTPUTS, columns=dict(box=BOX),
+                                   label_delim='|', item_tfms=Resize(32), bs=8, num_workers=0, seed=0)
+    learn = learner(dls, arch=resnet18, pretrained=False, path=tmp_path)
     before = [p.detach().clone() for p in learn.model.parameters()]
     assert 1e-8 < learn.lr_find(num_it=6, show_plot=False).valley < 10
     assert all(torch.equal(a, b) for a,b in zip(before, learn.model.parameters()))
     learn.fit_one_cycle(1, slice(1e-5, 1e-3))
     rates = learn.opt.hypers.attrgot('lr')
     assert len(rates)>=3 and rates[0] < rates[-1]
-    learn = learner(loaders(shapes), arch=resnet18, pretrained=False, path=tmp_path)
+    learn = learner(dls, arch=resnet18, pretrained=False, path=tmp_path)
     learn.freeze()
     frozen = [any(p.requires_grad for p in g if p.ndim>1) for g in learn.opt.param_lists]
     assert not any(frozen[:-1]) and frozen[-1]
@@ -628,3 +632,218 @@ def test_a_head_put_in_another_s_place_is_trained(shapes):
     learn.fit(1)
     assert not any(torch.equal(a, b) for a,b in zip(before, learn.model.heads['kind'].parameters()) if a.ndim>1)
     assert learn.opt.state[trunk]['step']==2*steps                 # the rest went on
+
+# Which items an epoch has
+
+def drawn(dl, epochs=40):
+    "How often each training item is drawn in an epoch, by its row in the table"
+    counts = np.zeros(80)
+    for _ in range(epochs): np.add.at(counts, dl.items.index.to_numpy()[list(dl.get_idxs())], 1/epochs)
+    return counts
+
+def test_weights_of_items_are_kept_from_the_factory_to_training(shapes):
+    from fastai.callback.data import WeightedDL
+    df = pd.read_csv(shapes/'items.csv')
+    df['w'] = np.where(df.kind=='circle', 3., 1.)
+    train = small(shapes).train.items.index
+    w = df.w.loc[train].to_numpy()
+    want = len(w)*w/w.sum()
+    forms = dict(column=small(shapes, df, weights='w'), series=small(shapes, df, weights=df.w),
+                 numbers=small(shapes, df, weights=list(w)), fastai=small(shapes, df, dl_type=WeightedDL, wgts=w))
+    for name,dls in forms.items():
+        learn = learner(dls)
+        counts = drawn(learn.dls.train)
+        assert counts.sum()==pytest.approx(len(w)), name
+        for kind in ('circle','square'):
+            rows = train[df.kind.loc[train]==kind]
+            assert counts[rows].mean()==pytest.approx(want[df.kind.loc[train]==kind][0], rel=.15), (name, kind)
+        assert learn.dls.valid.get_idxs()==list(range(16))
+        assert sorted(learn.get_preds(ds_idx=0)[0].kind.shape)==[4,64]
+    learn.fit(1)
+    assert 'w' in small(shapes, df, weights='w').train.items
+    with pytest.raises(ValueError, match='holds 80 numbers, and there are 64 training items'):
+        small(shapes, df, weights=list(df.w))
+    with pytest.raises(KeyError, match="Unknown column in `weights` 'ww'. Did you mean 'w'"):
+        small(shapes, df, weights='ww')
+
+class EveryOther(TfmdDL):
+    "A user's own loader: every other item, the last first"
+    def get_idxs(self):
+        if not self.shuffle: return super().get_idxs()
+        return list(range(self.n))[::-2]
+
+def test_a_loader_that_draws_in_its_own_way_goes_on_doing_so(shapes):
+    df = pd.read_csv(shapes/'items.csv')
+    get_y = partial(lambda names, r: {n: r[n] for n in names}, ['kind','area'])
+    dblock = DataBlock((ImageBlock, MultiOutputBlock(**PLAIN)), get_x=ColReader('file', pref=f'{shapes}/'), get_y=get_y,
+                       splitter=RandomSplitter(.2, seed=0), item_tfms=Resize(32))
+    w = np.zeros(80)
+    train = dblock.datasets(df).splits[0]
+    w[train[7]] = 1.
+    learn = learner(dblock.weighted_dataloaders(df, wgts=w, bs=16, num_workers=0))
+    assert set(learn.dls.train.get_idxs())=={7}
+    steps = dict(after_item=[Resize(32), ToTensor()], after_batch=[IntToFloatTensor()])
+    dls = dblock.datasets(df).partial_dataloaders(partial_n=16, bs=8, num_workers=0, **steps)
+    learn = learner(dls)
+    assert len(learn.dls.train)==2 and len(set(learn.dls.train.get_idxs()))==16
+    assert len({tuple(learn.dls.train.get_idxs()) for _ in range(3)})==3
+    learn = learner(dblock.dataloaders(df, dl_type=EveryOther, bs=16, num_workers=0))
+    assert learn.dls.train.get_idxs()==list(range(63, -1, -2)) and len(learn.dls.train)==2
+    learn.fit(1)
+    assert learn.get_preds(ds_idx=0)[0].kind.shape==(64,4)
+
+def test_a_sampler_of_pytorch(shapes):
+    sampler = torch.utils.data.SubsetRandomSampler(range(20))
+    learn = learner(small(shapes, sampler=sampler, bs=8))
+    assert sorted(learn.dls.train.get_idxs())==list(range(20)) and len(learn.dls.train)==2
+    learn.fit(1)
+    assert learn.opt.state[first(learn.model.parameters())]['step']==2
+    with pytest.raises(ValueError, match='Give `weights` or `sampler`'): small(shapes, sampler=sampler, weights=[1])
+
+@pytest.mark.parametrize('outputs, name', [(PLAIN, 'kind_accuracy'), (CategoryBlock, 'accuracy')])
+def test_one_class_in_training_trains(shapes, outputs, name):
+    df = pd.read_csv(shapes/'items.csv')
+    df = df[df.kind=='circle'].head(16)
+    columns = {} if isinstance(outputs, dict) else dict(columns='kind')
+    learn = learner(small(shapes, df, outputs=outputs, bs=4, **columns))
+    learn.fit(1)
+    res = learn.evaluate()
+    assert res[name]==1 and np.isfinite(res['valid_loss'])
+    answer = learn.predict(df.iloc[0])
+    assert getattr(answer[0], 'kind', answer[0])=='circle'
+    if isinstance(outputs, dict): assert res['kind_loss']==0 and answer[2].kind.tolist()==[1.]
+
+# What a user is told
+
+def test_a_table_that_cannot_be_predicted(trained, shapes):
+    df = pd.read_csv(shapes/'items.csv')
+    for items,error,words in ((dict(df.iloc[0]), TypeError, 'call `predict`'), (df[:0], ValueError, '`items` is empty'),
+                              (shapes/'items.csv', TypeError, 'takes a table'), (None, TypeError, '`items` is None'),
+                              (3, TypeError, '`items` is 3')):
+        with pytest.raises(error, match=words): trained.predict_df(items)
+    with pytest.raises(KeyError, match="Unknown argument 'nonsense'"): trained.predict_df(df, nonsense=1)
+    for bs in (0, -1, 'x'):
+        with pytest.raises(ValueError, match='a whole number of at least 1'): trained.predict_df(df, bs=bs)
+    assert len(trained.predict_df(df.iloc[:3], bs=np.int64(2), num_workers=0))==3
+
+def test_more_items_in_a_batch_than_there_are(shapes):
+    learn = learner(small(shapes, bs=512))
+    for f in (learn.dls.show_batch, learn.dls.one_batch, learn.summary, partial(learn.fit, 1),
+              partial(learn.fit_one_cycle, 1), learn.lr_find, learn.dls.train.show_batch):
+        with pytest.raises(ValueError, match='`bs` is 512, and there are 64 items.*Give bs=64 or less'): f()
+    assert np.isfinite(learn.evaluate()['valid_loss'])
+    with pytest.raises(ValueError, match='`bs` is 1, and the model has batch normalisation'):
+        learner(small(shapes, bs=1)).fit(1)
+
+def test_a_loaded_learner_has_no_items(shapes, tmp_path):
+    learn = learner(small(shapes), path=tmp_path)
+    learn.export('empty.pkl')
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        again = load_learner(tmp_path/'empty.pkl')
+    for f in (partial(again.fit, 1), again.get_preds, again.show_results, again.dls.show_batch, again.lr_find):
+        with pytest.raises(ValueError, match='the learner was exported, which leaves them behind'): f()
+    with again.no_logging():
+        again.dls = small(shapes, seed=4)
+        again.fit(1)
+    assert again.output_parts['area'].mean==learn.output_parts['area'].mean
+
+@pytest.mark.parametrize('kw', [dict(loss_weights=[1,2]), dict(class_weights='balanced'), dict(loss_func=[nn.L1Loss()]),
+                                dict(heads=[3])], ids=lambda kw: first(kw))
+def test_what_is_not_by_output(shapes, kw):
+    arg = first(kw)
+    with pytest.raises(TypeError, match=rf"`{arg}` is .*it takes a dict"):
+        learner(small(shapes), **kw)
+
+def test_losses_replaced_in_a_learner(shapes):
+    learn = learner(small(shapes), loss_weights=dict(area=2.))
+    kind,scale = learn.loss_func.funcs['kind'],learn.loss_func.scales['kind']
+    learn.loss_func = dict(area=nn.L1Loss())
+    assert isinstance(learn.loss_func, MultiLoss) and isinstance(learn.loss_func.funcs['area'], nn.L1Loss)
+    assert learn.loss_func.funcs['kind'] is kind and learn.loss_func.scales=={'kind': scale}
+    assert learn.loss_func.weights['area']==2
+    learn.fit(1)
+    with pytest.raises(KeyError, match="output in `loss_func` 'aera'. Did you mean 'area'"):
+        learn.loss_func = dict(aera=nn.L1Loss())
+
+def test_the_column_that_is_watched(shapes, tmp_path):
+    learn = learner(small(shapes), path=tmp_path)
+    cb = SaveModelCallback(monitor='valid_kind_loss')
+    learn.fit(2, cbs=cb)
+    losses = [v[2] for v in learn.recorder.values]
+    assert cb.best==pytest.approx(min(losses))
+    with pytest.raises(ValueError, match='only the training loss of all outputs together'):
+        learn.fit(1, cbs=SaveModelCallback(monitor='train_kind_loss'))
+
+@pytest.mark.parametrize('where', ['training','validation'])
+def test_a_loss_that_is_not_finite_is_told_once(shapes, where):
+    def area_loss(pred, targ):
+        "NaN in the third batch of training, or the first of validation"
+        learn.seen += 1
+        bad = learn.seen==3 if where=='training' else not learn.model.training
+        return ((pred.squeeze(-1)-targ)**2).mean()*(math.nan if bad else 1.)
+    learn = learner(small(shapes), loss_func=dict(area=area_loss))
+    learn.seen = 0
+    with pytest.warns(UserWarning, match='not finite') as said: learn.fit(1)
+    told = [str(w.message) for w in said if 'not finite' in str(w.message)]
+    assert f"The loss of 'area' is not finite in batch {2 if where=='training' else 0} of {where}, epoch 0" in told[0]
+    assert len(told)==(2 if where=='training' else 1)        # after training on NaN validation is lost too
+
+def test_nothing_is_said_of_finite_losses(shapes):
+    df = pd.read_csv(shapes/'items.csv')
+    df.loc[df.index%3==0, 'area'] = np.nan
+    learn = learner(small(shapes, df))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', UserWarning)
+        learn.fit(1)
+
+# What an output means
+
+def test_a_range_goes_to_the_block_not_into_the_head(shapes):
+    head = nn.Sequential(nn.LazyLinear(1), SigmoidRange(0, 4))
+    with pytest.raises(ValueError, match=r"'area' holds a SigmoidRange.*NumberBlock\(range="):
+        learner(small(shapes), heads=dict(area=head))
+
+class Logarithm(Transform):
+    def encodes(self, v): return math.log(v)
+    def decodes(self, v): return math.exp(v)
+
+def test_a_transform_of_yours_is_undone_in_metrics_and_answers(shapes):
+    block = RegressionBlock()
+    block.type_tfms = [Logarithm(), *block.type_tfms]
+    df = pd.read_csv(shapes/'items.csv')
+    learn = learner(small(shapes, outputs=dict(area=block)))
+    learn.fit(1)
+    rows = df.loc[learn.dls.valid.items.index]
+    said = learn.predict_df(rows, num_workers=0).area
+    assert learn.evaluate()['area_mae']==pytest.approx((said-rows.area).abs().mean(), rel=1e-3)
+    assert learn.predict(rows.iloc[0])[0].area==pytest.approx(said.iloc[0], rel=1e-3)
+
+def test_a_box_with_a_loss_of_yours_lies_in_the_picture(shapes):
+    dls = small(shapes, outputs=dict(box=BBoxBlock), columns=dict(box=BOX))
+    learn = learner(dls, loss_func=dict(box=nn.L1Loss()))
+    learn.model.forward = lambda *xb: Outputs(box=torch.tensor([[3.,-2.,-3.,.5]]))
+    res,_,box = learn.predict(pd.read_csv(shapes/'items.csv').iloc[0])
+    assert box.box.tolist()==[-1.,-1.,1.,.5]
+    assert res.box.tolist()==[0.,0.,64.,48.]
+
+def test_numbers_and_tags_with_gaps_inside_an_item(shapes):
+    df = pd.read_csv(shapes/'items.csv')
+    rng = np.random.default_rng(0)
+    df['twice'] = df.area*2
+    df.loc[5:30, 'twice'] = np.nan
+    findings = rng.integers(0, 2, (80,3)).astype(float)
+    findings[rng.random((80,3))<.3] = np.nan
+    df[['a','b','c']] = findings
+    outputs = dict(two=RegressionBlock, tags=MultiCategoryBlock(encoded=True, vocab=['a','b','c']))
+    own = lambda p,t: (p-t).abs().mean()
+    dls = small(shapes, df, outputs=outputs, columns=dict(two=['area','twice'], tags=['a','b','c']))
+    learn = learner(dls, metrics=dict(two=[mae, rmse, own], tags=[F1ScoreMulti(), RocAucMulti()]))
+    learn.fit(1)
+    res = learn.evaluate()
+    assert all(np.isfinite(v) for v in res.values()), res
+    preds,targs = learn.get_preds()
+    part = learn.output_parts['two']
+    off = (part.to_units(preds.two)-part.to_units(targs.two)).abs()
+    assert res['two_mae']==pytest.approx(off.nanmean(1).mean().item(), rel=1e-3)
+    assert targs.tags.isnan().any()

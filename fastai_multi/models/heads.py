@@ -124,8 +124,10 @@ class Head(nn.Module):
         bn = ifnone(bn, self.default_bn)
         self.layers = linear_layers([n_in, *hidden, n_out], p, bn, act)
         self.wide = WideLinear(n_wide, n_out)
+        self.register_buffer('rate', tensor(1.))    # how much of what the hidden layers add counts
 
-    def forward(self, features, maps=None, wide=None): return self.last_step(self.layers(features)+self.wide(wide))
+    def forward(self, features, maps=None, wide=None):
+        return self.last_step(self.rate*self.layers(features)+self.wide(wide))
 
     def last_step(self, x):
         "Turn the numbers `bs,n_out` into the output"
