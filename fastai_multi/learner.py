@@ -10,6 +10,7 @@ from fastai.basics import *
 # Classes that users see are imported by name, so that Tab finds them without reading star imports
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
+import fastai.callback.schedule    # gives `Learner` its `lr_find`
 from fastcore.meta import delegates
 from .core import *
 from .data.block import *
@@ -69,6 +70,7 @@ class MultiLearner(PersistentLearner):
                                label_smoothing)
         super().__init__(dls, model, loss_func=loss_func, metrics=metrics, **kwargs)
         self.remove_cb(CastToTensor)
+        self.add_cb(LossWatch())
 
     # What it works on
     @property
@@ -89,6 +91,20 @@ class MultiLearner(PersistentLearner):
     def plain_model(self):
         "The model, without what parallel training wraps around it"
         return getattr(self.model, 'module', self.model)
+
+    def _take(self, dls):
+        super()._take(dls)
+        self.probe_scores = None    # they are of other items
+
+    @property
+    def loss_func(self): return self._loss_func
+    @loss_func.setter
+    def loss_func(self, v):
+        if isinstance(v, dict):
+            self.given_losses = self.given_losses | set(v)
+            v = with_losses(self.loss_func, v, self.description, self.tasks)
+        elif v is not None: check_loss(v)
+        self._loss_func = v
 
     @property
     def metrics(self): return self._metrics
@@ -112,6 +128,12 @@ class MultiLearner(PersistentLearner):
         drop_frozen_gradients(self.model)
         with named_batch_norm(self.dls.train): super().fit(n_epoch, *args, **kwargs)
 
+    @delegates(Learner.lr_find)
+    def lr_find(self, *args, **kwargs):
+        "As `Learner.lr_find`; raise if there is no batch to train on"
+        check_has_batch(self.dls.train)
+        return super().lr_find(*args, **kwargs)
+
     def probe(self) -> ProbeResult: # By output the losses on items left out; printed as a table
         "Let each head start at a linear fit on frozen features, or at its prior where that is as good"
         res = fit_probe(self)
@@ -122,7 +144,7 @@ class MultiLearner(PersistentLearner):
 
     def fine_tune(self,
         epochs:int, # Epochs of the whole model
-        base_lr:float=2e-3, # Rate of the frozen epochs; the whole model is trained at half of it
+        base_lr:float=None, # Rate of frozen epochs; the whole model learns at half of it; 6e-3 after a probe, else 2e-3
         freeze_epochs:int=None, # Epochs before, of what is new alone; `None`: none after a probe, else one
         lr_mult:float=100, # The first layers of a trained encoder learn so many times slower
         pct_start:float=0.3, # Share of the steps in which the rate grows
@@ -133,21 +155,29 @@ class MultiLearner(PersistentLearner):
     ):
         "Probe what is trained or a text's words, then train all; say which outputs a constant answer beats"
         watch = ConstantBaseline()
-        kwargs['cbs'] = [FrozenBatchNorm(), watch, *L(kwargs.get('cbs'))]
+        cbs = [FrozenBatchNorm(), watch, *L(kwargs.pop('cbs', None))]
         probe = probe and can_probe(self) and heads_are_new(self)
-        if probe: self._say(self.probe())
         if freeze_epochs is None: freeze_epochs = int(not probe)
+        if base_lr is None: base_lr = 6e-3 if probe else 2e-3
+        start = []
+        if probe:
+            self._say(self.probe())
+            start = [EpochZero()]
+        elif isinstance(self.plain_model, MultiModel): start_at_places(self)
         self.freeze()
-        if freeze_epochs: self.fit_one_cycle(freeze_epochs, self.rates(slice(base_lr), lrs), pct_start=.99, **kwargs)
+        if freeze_epochs:
+            lr = self.rates(slice(base_lr), lrs)
+            self.fit_one_cycle(freeze_epochs, lr, pct_start=.99, cbs=[*cbs, *start], **kwargs)
+            start = []
         base_lr = base_lr/2
         self.unfreeze()
         lr = self.rates(slice(base_lr/lr_mult, base_lr), lrs)
-        self.fit_one_cycle(epochs, lr, pct_start=pct_start, div=div, **kwargs)
-        for sentence in watch.worse(): self._say(sentence)
+        self.fit_one_cycle(epochs, lr, pct_start=pct_start, div=div, cbs=[*cbs, *start], **kwargs)
+        for sentence in [few_steps(self.dls.train, epochs), *watch.worse()]: self._say(sentence)
 
     def _say(self, what):
-        "Print `what` unless the learner's log is off"
-        if self.logger is not noop: print(what)
+        "Print `what`, if it says something, unless the learner's log is off"
+        if what is not None and self.logger is not noop: print(what)
 
     def _split(self, b):
         super()._split(b)
@@ -257,6 +287,7 @@ class MultiLearner(PersistentLearner):
     def _check_loader(self, ds_idx, dl):
         if dl is None: check_loader_number(ds_idx, len(self.dls.loaders))
         check_loader(dl)
+        check_has_items(ifnone(dl, self.dls[ds_idx]))
 
     def validate(self,
         ds_idx:int=1, # Which of the loaders, if `dl` is `None`

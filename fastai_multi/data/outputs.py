@@ -219,6 +219,10 @@ class TagsPart(ClassesPart):
     kind,tensor_type = 'tags',TensorMultiCategory
     @property
     def one_hot(self): return isinstance(target_tfm(self.tfms), OneHotEncode)
+    @property
+    def is_encoded(self):
+        "Whether raw values are a number for each class: 1, 0, or NaN where it is not known"
+        return isinstance(target_tfm(self.tfms), EncodedMultiCategorize)
     def is_missing(self, v): return v=='' if isinstance(v, str) else is_missing(v)
     def as_list(self, v):
         "The classes of one raw value"
@@ -231,7 +235,7 @@ class TagsPart(ClassesPart):
     def setup(self, values):
         self.compose_vocab()
         values = [self.as_list(v) for v in values]
-        self.check_values(values, 'tag')
+        if not self.is_encoded: self.check_values(values, 'tag')
         self.setup_tfms(values)
         self.c = len(self.vocab)
     def encode(self, v):
@@ -361,11 +365,21 @@ class NumberPart(NumericPart):
         return ((wide(t)-self.mean)/self.std).float()
     def to_units(self, t): # Standardised values, with or without a batch dimension
         "`t` in the user's units, with 64 bits"
+        t = self.raw(t)
+        if self.pipe is None or self.tfm_types()==[RegressionSetup]: return t
+        return self.undo_tfms(t)
+    def raw(self, t):
+        "`t` as it was before it was standardised"
         t = wide(t)
         return t*self.std.to(t) + self.mean.to(t)
+    def undo_tfms(self, t):
+        "Undo your own transforms, such as a logarithm, for each item of `t`"
+        if t.ndim<=self.mean.ndim: return self.undo_tfms(t[None])[0]
+        items = [self.pipe.decode(o) for o in untyped(t.detach().cpu())]
+        return torch.stack([torch.as_tensor(o).reshape(self.mean.shape) for o in items]).to(t)
     def decode(self, t):
         if t is absent or bool(t.isnan().all()): return absent
-        t = self.to_units(untyped(t.detach().cpu()).float().reshape(self.mean.shape))
+        t = self.raw(untyped(t.detach().cpu()).float().reshape(self.mean.shape))
         return t if self.pipe is None else self.pipe.decode(t)
     def compare(self, pred, true, size=None):
         pred_t,true_t = (torch.as_tensor(list(L(o)), dtype=torch.float64) for o in (pred,true))
@@ -470,8 +484,8 @@ class ScaledPart(NumberPart):
         ends = [self.to_scale(torch.tensor(v, dtype=torch.float64)) for v in self.range]
         low,high = [((e-self.mean)/self.std).to(t) for e in ends]
         return torch.clamp(t, low.nan_to_num(-math.inf), high)    # NaN: an open end that the scale does not reach
-    def to_units(self, t):
-        units = scales[self.scale][1](super().to_units(t))
+    def raw(self, t):
+        units = scales[self.scale][1](super().raw(t))
         return units.clamp(*self.range)
     def compare(self, pred, true, size=None):
         pred_t,true_t = (self.to_scale(torch.as_tensor(list(L(o))).double()) for o in (pred,true))
