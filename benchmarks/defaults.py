@@ -20,7 +20,8 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, RidgeCV
 from fastai.vision.all import *
 from fastai_multi import *
-from fastai_multi.data.outputs import NumberPart, TagsPart, CategoryPart
+from fastai_multi.data.outputs import TagsPart, CategoryPart
+from fastai_multi.data.numbers import NumberPart
 from fastai_multi.models.text import BagEncoder
 from fastai_multi.prior import complete_priors, linear_heads, wake
 from fastai_multi.probe import FrozenBatchNorm, FrozenFeatures

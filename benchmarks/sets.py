@@ -4,7 +4,8 @@ import pandas as pd
 from sklearn.metrics import average_precision_score
 from fastai.vision.all import *
 from fastai_multi import *
-from fastai_multi.data.outputs import CategoryPart, TagsPart, NumberPart
+from fastai_multi.data.outputs import CategoryPart, TagsPart
+from fastai_multi.data.numbers import NumberPart
 from fastai_multi.rowmetrics import box_iou
 from benchmarks.data import data_path
 

@@ -7,8 +7,7 @@ __all__ = ['check_learner_arguments', 'EncoderOptions', 'Modality', 'modality_of
            'TextModality', 'VectorModality', 'arch_by_input', 'check_read', 'unusual', 'check_neck',
            'learner_arguments', 'add_norm', 'input_column', 'deepest', 'build_encoders', 'output_losses',
            'loss_options', 'smoothing_by_output', 'class_weight_tensors', 'refuse_weights_of_own_loss', 'given_losses',
-           'check_loss', 'refuse_single_loss', 'multi_loss', 'with_losses', 'part_parameters', 'layers_within',
-           'HoldStill', 'group_rates', 'PartGroup', 'PartSplit', 'PartsLearner']
+           'check_loss', 'refuse_single_loss', 'multi_loss', 'with_losses']
 
 # %% ../nbs/55_build.ipynb #04a27eab
 from fastai.basics import *
@@ -26,12 +25,8 @@ from .models.image import *
 from .models.text import *
 from .models.wide import *
 from .models.tabular import *
-from .models.multi import *
 from .losses import *
 from .tasks import *
-from fastai.callback.core import Callback, TrainEvalCallback
-from torch.nn.modules.batchnorm import _BatchNorm
-from typing import NamedTuple
 import inspect, mimetypes
 
 # %% ../nbs/55_build.ipynb #979c248e
@@ -371,150 +366,3 @@ def with_losses(
     if old.named: res.weights = dict(old.weights)
     res.scales = {n: s for n,s in old.scales.items() if n not in losses}
     return res
-
-# %% ../nbs/55_build.ipynb #31c84f65
-def part_parameters(
-    model,   # A `MultiModel`
-    name:str # An output, an input, or 'trunk'
-) -> list:
-    "The parameters of a named part: what only this output uses, the encoder of an input, or the shared trunk"
-    check_in(name, [*model.heads, *model.encoders, 'trunk'], 'part')
-    if name in model.heads: res = model.owned_parameters(name)
-    elif name in model.encoders: res = list(model.encoders[name].parameters())
-    else: res = [p for t in model.trunks.values() for g in t.param_groups()[:2] for p in g]
-    if not res: raise ValueError(f'The part {name!r} has no parameters of its own.')
-    return res
-
-def layers_within(model, parameters):
-    "The batch norms of `model` in modules whose parameters are all among `parameters`"
-    ids = {id(p) for p in parameters}
-    res = []
-    for m in model.modules():
-        own = [id(p) for p in m.parameters()]
-        if own and ids.issuperset(own): res += [l for l in m.modules() if isinstance(l, _BatchNorm)]
-    return list(dict.fromkeys(res))
-
-class HoldStill(Callback):
-    "Parts that are frozen by name stay so in a training, and their batch norms keep their statistics"
-    run_after = TrainEvalCallback
-    def before_fit(self): self.learn.freeze_held()
-    def before_train(self):
-        model = self.learn.plain_model
-        held = [p for n in self.learn.held for p in part_parameters(model, n)]
-        for layer in layers_within(model, held): layer.eval()
-
-# %% ../nbs/55_build.ipynb #19f3a4aa
-def group_rates(lr, n):
-    "`lr` for each of `n` groups, as fastai's optimizers read it"
-    if not isinstance(lr, slice): return list(lr) if is_listy(lr) else [lr]*n
-    if lr.start: return list(even_mults(lr.start, lr.stop, n))
-    return [lr.stop/10]*(n-1) + [lr.stop]
-
-class PartGroup(NamedTuple):
-    "A parameter group: the number of the usual group that it is from, its label, its parameters"
-    base: int
-    label: str
-    parameters: list
-
-class PartSplit:
-    "A splitter for a `Learner`: the usual groups, and in each a group for each named part"
-    def __init__(self, names): # Outputs, inputs, or 'trunk'
-        self.names = tuple(names)
-    def groups(self, model) -> list: # Of `PartGroup`s
-        "The groups in order"
-        owner = {}
-        for n in self.names:
-            for p in part_parameters(model, n):
-                if id(p) in owner: refuse_overlap(owner[id(p)], n)
-                owner[id(p)] = n
-        res = []
-        for i,(label,parameters) in enumerate(model.named_groups().items()):
-            res.append(PartGroup(i, label, [p for p in parameters if id(p) not in owner]))
-            for n in self.names:
-                own = [p for p in parameters if owner.get(id(p))==n]
-                if own: res.append(PartGroup(i, n, own))
-        return [g for g in res if g.parameters or g.label not in self.names]
-    def __call__(self, model): return [g.parameters for g in self.groups(getattr(model, 'module', model))]
-    def fine_index(self, model, n):
-        "The first group that belongs to the usual group `n`"
-        groups = self.groups(model)
-        if n<0: n += groups[-1].base+1
-        return next((i for i,g in enumerate(groups) if g.base>=n), len(groups))
-    def rates(self, model, lr, lrs):
-        "The rate of each group: `lr` as for the usual groups, `lrs` by name"
-        groups = self.groups(model)
-        usual = group_rates(lr, groups[-1].base+1)
-        return [lrs.get(g.label, usual[g.base]) for g in groups]
-
-# %% ../nbs/55_build.ipynb #54870494
-def refuse_overlap(a, b):
-    raise ValueError(f'The parts {a!r} and {b!r} share parameters: give a rate to one of them.')
-
-def check_rates(lrs, model):
-    "Raise unless `lrs` holds a positive number for each named part"
-    if not isinstance(lrs, dict):
-        raise TypeError(f'`lrs` is {lrs!r}; it takes a dict by part, as dict(kind=1e-2, trunk=1e-5).')
-    for n,lr in lrs.items():
-        check_in(n, [*model.heads, *model.encoders, 'trunk'], 'part in `lrs`')
-        if not isinstance(lr, (int,float)) or not lr>0:
-            raise ValueError(f'The rate of {n!r} in `lrs` is {lr!r}; it is a number above 0. To keep a part as it is: '
-                             f'learn.freeze({n!r}).')
-
-# %% ../nbs/55_build.ipynb #1ad61681
-class PartsLearner(Learner):
-    "A `Learner` whose outputs and inputs are frozen by name, and learn at rates of their own"
-    held = ()    # Names of the parts that are frozen by name
-
-    def freeze(self, *names): # Outputs, inputs or 'trunk'; without names, all groups but the last, as in fastai
-        "Freeze the named parts until `unfreeze` names them"
-        if not names: return self.freeze_to(-1)
-        for n in names: part_parameters(self.plain_model, n)
-        self._hold([*self.held, *names])
-
-    def unfreeze(self, *names): # Without names: all groups, but not what is frozen by name
-        "Train the named parts again, or all groups"
-        if not names: return self.freeze_to(0)
-        for n in names: check_in(n, self.held, 'part; these are frozen by name')
-        self._hold([n for n in self.held if n not in names])
-        self.freeze_to(self._frozen_base())
-
-    def freeze_to(self, n:int): # The first group that is trained
-        "Freeze the parameter groups before the `n`th"
-        if isinstance(self.splitter, PartSplit): n = self.splitter.fine_index(self.plain_model, n)
-        super().freeze_to(n)
-        self.freeze_held()
-
-    def freeze_held(self):
-        "Freeze what is frozen by name"
-        for n in self.held:
-            for p in part_parameters(self.plain_model, n): p.requires_grad_(False)
-
-    def rates(self, lr, lrs:dict=None): # As `fit_one_cycle` takes it; rates by output, by input or for the 'trunk'
-        "`lr` with rates by name: for each parameter group, to be passed to `fit` and `fit_one_cycle`"
-        if not lrs: return lr
-        check_rates(lrs, self.plain_model)
-        if not isinstance(self.splitter, PartSplit) or self.splitter.names!=tuple(lrs): self._split_by(lrs)
-        return self.splitter.rates(self.plain_model, lr, lrs)
-
-    def _split_by(self, names):
-        "Give the named parts groups of their own; what is frozen stays so"
-        n = 0 if self.opt is None else self._frozen_base()
-        self.splitter = PartSplit(names)
-        self.create_opt()
-        self.freeze_to(n)
-
-    def _frozen_base(self):
-        "The number of the usual group that is the first to be trained"
-        if self.opt is None: return 0
-        n = self.opt.frozen_idx
-        if not isinstance(self.splitter, PartSplit): return n
-        groups = self.splitter.groups(self.plain_model)
-        return groups[n].base if n<len(groups) else groups[-1].base+1
-
-    def _hold(self, names):
-        self.held = tuple(dict.fromkeys(names))
-        self.freeze_held()
-        for p in self.model.parameters():
-            if not p.requires_grad: p.grad = None
-        self.remove_cbs([cb for cb in self.cbs if isinstance(cb, HoldStill)])
-        if self.held: self.add_cb(HoldStill())

@@ -27,6 +27,7 @@ from .report import *
 from .prior import *
 from .probe import *
 from .build import *
+from .rates import *
 from .state import *
 from .state import PersistentLearner
 import inspect

@@ -15,6 +15,7 @@ from fastai.learner import Learner
 from fastai.data.transforms import Normalize
 from .core import *
 from .build import *
+from .rates import *
 from .data.load import *
 from .data.block import *
 import cloudpickle, pickle, warnings

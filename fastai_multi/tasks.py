@@ -16,7 +16,9 @@ from .core import *
 from .data.frame import *
 from .data.parts import *
 from .data.inputs import *
+from .data.masks import *
 from .data.outputs import *
+from .data.numbers import *
 from .data.spatial import *
 from .data.block import *
 from .models.heads import *

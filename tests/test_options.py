@@ -121,7 +121,7 @@ def pictures(folder, n=24):
                                     outputs=dict(kind=CategoryBlock, size=RegressionBlock), device='cpu', seed=1)
 
 def state_of(learn, name):
-    from fastai_multi.build import layers_within, part_parameters
+    from fastai_multi.rates import layers_within, part_parameters
     ps = part_parameters(learn.plain_model, name)
     stats = [b for l in layers_within(learn.plain_model, ps) for b in l.buffers()]
     return [t.detach().clone() for t in [*ps, *stats]]
@@ -165,7 +165,7 @@ def test_rates_by_name_hold_throughout_fine_tune(tmp_path):
     top = {}
     for rates in watch.seen:
         for k,v in rates.items(): top[k] = max(top.get(k, 0), v)
-    from fastai_multi.build import part_parameters
+    from fastai_multi.rates import part_parameters
     def of(n): return [top[id(p)] for p in part_parameters(learn.plain_model, n)]
     assert len({*of('kind')}) == 1 and of('kind')[0] == pytest.approx(3e4*max(of('trunk')), rel=1e-6)
     assert max(of('size')) == pytest.approx(of('kind')[0]*5e-4/3e-2, rel=1e-6)

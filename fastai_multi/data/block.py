@@ -19,7 +19,9 @@ from .text import *
 from .parts import *
 from .items import *
 from .inputs import *
+from .masks import *
 from .outputs import *
+from .numbers import *
 from .spatial import *
 from .elements import *
 from .reader import *

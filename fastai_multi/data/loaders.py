@@ -13,7 +13,6 @@ from fastai.data.block import DataBlock, TransformBlock
 from fastai.vision.core import PILImage
 from fastai.data.block import CategoryBlock
 from fastai.data.transforms import get_image_files
-from fastai.vision.data import ImageBlock
 from ..core import *
 from .parts import *
 from .sources import *
@@ -24,97 +23,7 @@ from .infer import *
 from .block import *
 from functools import lru_cache
 import csv, inspect, os, pandas as pd
-
-# %% ../../nbs/19_data.loaders.ipynb #1f0e2245
-def column_names(df, c):
-    "Columns given by position, as fastai's own factories take them, as names"
-    if isinstance(c, dict): return {k: column_names(df, v) for k,v in c.items()}
-    if isinstance(c, (list,tuple,L)): return [column_names(df, o) for o in c]
-    is_position = isinstance(c, int) and c not in df.columns and -len(df.columns)<=c<len(df.columns)
-    return df.columns[c] if is_position else c
-
-# %% ../../nbs/19_data.loaders.ipynb #6e285405
-def input_block(image, text, features, img_cls=PILImage, text_block=None):
-    "The block for those inputs that have a column"
-    blocks = {}
-    if image is not None: blocks['image'] = ImageBlock(img_cls)
-    if text is not None: blocks['text'] = ifnone(text_block, PlainTextBlock)
-    if features is not None: blocks['features'] = FeaturesBlock
-    if not blocks:
-        raise ValueError('There is no input: give the column of the `image`, of the `text`, or of the `features`.')
-    parts = {n: part_of(n, b, True) for n,b in blocks.items()}
-    return PartsBlock(parts, Inputs, bare=len(parts)==1)
-
-def output_block(outputs, columns):
-    "The block for `outputs`, and the columns of its reader: by output, or of the only target"
-    if isinstance(outputs, dict):
-        check_output_columns(outputs, columns)
-        parts = {n: part_of(n, b) for n,b in outputs.items()}
-        return PartsBlock(parts, Outputs),columns_by_leaf(parts, columns)
-    check_one_output(outputs)
-    if isinstance(outputs, PartsBlock) and not outputs.bare: return outputs,columns_by_leaf(outputs.parts, columns)
-    if columns is None or isinstance(columns, dict):
-        raise ValueError(f'`columns` is {columns!r}; one block without a name needs its column, or list of columns.')
-    if not isinstance(outputs, PartsBlock): outputs = OneOutputBlock(outputs)
-    return outputs,columns
-
-def columns_by_leaf(parts, columns):
-    "The columns of each part, the members of groups by their own names"
-    return merge(*[p.columns((columns or {}).get(n)) for n,p in parts.items()])
-
-def check_output_columns(outputs, columns):
-    "Raise unless `columns` fits outputs by name"
-    if not outputs:
-        raise ValueError('`outputs` is empty: give at least one block by output, as `dict(kind=CategoryBlock)`.')
-    if columns is None: return
-    if not isinstance(columns, dict):
-        raise TypeError(f'`columns` is {columns!r}; with several outputs it is a dict by output.')
-    check_keys(columns, outputs, 'output in `columns`')
-
-def check_one_output(outputs):
-    "Raise unless `outputs` is one block"
-    if outputs is None:
-        raise ValueError("`outputs` is missing: names of columns, as ['kind', 'price'], a dict of blocks, as "
-                         '`dict(kind=CategoryBlock)`, or a block with its column in `columns`.')
-    if not callable(outputs) and not isinstance(outputs, TransformBlock):
-        raise TypeError(f'`outputs` is {outputs!r}; it takes a dict of blocks by output, as '
-                        '`dict(kind=CategoryBlock, price=RegressionBlock)`, one block, or names of columns whose '
-                        "blocks are inferred: ['kind', 'price'].")
-
-def with_weight(df, outputs, columns, weight):
-    "`outputs` and `columns` with a column that says how much each item counts"
-    if weight is None: return outputs,columns
-    check_columns(df, weight, 'weight')
-    if not isinstance(outputs, dict):
-        raise ValueError(f'`weight` goes with outputs by name: outputs=dict(…); `outputs` is {outputs!r}.')
-    return {**outputs, 'item_weight': WeightBlock},{**(columns or {}), 'item_weight': weight}
-
-def output_reader(df, block, columns, label_delim, folder):
-    "The reader for the parts of `block`"
-    bare = not isinstance(columns, dict)
-    parts = {'target': first(block.parts.values())} if bare else block.leaves
-    cols = {'target': columns} if bare else columns
-    pref = {n: folder for n,p in parts.items() if p.is_picture}
-    tags = {n: as_columns(cols[n]) for n,p in parts.items() if p.one_hot}
-    tags = {n: cs for n,cs in tags.items() if all(list(df.columns).count(c)==1 for c in cs)}
-    for cs in tags.values(): check_flags(df, cs)
-    flags = [n for n,cs in tags.items() if are_flags(df, cs)]
-    return OutputReader(columns, label_delim=label_delim, pref=pref, flags=flags)
-
-# %% ../../nbs/19_data.loaders.ipynb #1nf3r002
-def with_blocks(df, outputs, columns, label_delim=None):
-    "`outputs`, `columns` and `label_delim` with a block for each output that was only named"
-    if not names_to_infer(outputs): return outputs,columns,label_delim
-    if isinstance(outputs, str): return one_with_block(df, outputs, columns, label_delim)
-    check_output_columns(dict.fromkeys(outputs), columns)
-    outputs,label_delim = infer_outputs(df, outputs, columns, label_delim)
-    return outputs,columns,label_delim
-
-def one_with_block(df, name, columns, label_delim):
-    "As `with_blocks`, for the name of the only output: a plain target"
-    if isinstance(columns, dict): columns = columns.get(name, name)
-    blocks,label_delim = infer_outputs(df, name, columns, label_delim)
-    return OneOutputBlock(blocks[name], name),ifnone(columns, name),label_delim
+from .tables import *
 
 # %% ../../nbs/19_data.loaders.ipynb #350304c6
 @lru_cache
