@@ -16,6 +16,7 @@ from fastai.data.transforms import Normalize
 from .core import *
 from .build import *
 from .rates import *
+from .rates import PartsLearner    # by name, so that Tab finds it without reading star imports
 from .data.load import *
 from .data.block import *
 import cloudpickle, pickle, warnings
