@@ -7,7 +7,7 @@ __all__ = ['check_learner_arguments', 'EncoderOptions', 'Modality', 'modality_of
            'TextModality', 'VectorModality', 'arch_by_input', 'check_read', 'unusual', 'check_neck',
            'learner_arguments', 'add_norm', 'input_column', 'deepest', 'build_encoders', 'output_losses',
            'loss_options', 'smoothing_by_output', 'class_weight_tensors', 'refuse_weights_of_own_loss', 'given_losses',
-           'check_loss', 'refuse_single_loss', 'multi_loss', 'with_losses']
+           'check_learner_loss', 'refuse_single_loss', 'multi_loss', 'with_losses']
 
 # %% ../nbs/55_build.ipynb #04a27eab
 from fastai.basics import *
@@ -313,7 +313,7 @@ def given_losses(loss_func, outputs # `loss_func` as a learner is given it; the 
     if isinstance(loss_func, dict): return set(loss_func)
     return set(outputs)
 
-def check_loss(loss_func):
+def check_learner_loss(loss_func):
     "Raise unless a loss for all outputs can be called"
     if callable(loss_func): return
     raise TypeError(f'`loss_func` is {short_repr(loss_func)}; it takes a dict of losses by output, or a function of '
@@ -345,7 +345,7 @@ def multi_loss(
         decisions = {n: t.decodes for n,t in tasks.items() if t.decides(losses[n])}
         return MultiLoss(losses, weights=weights, named=desc.named, decoders=decoders, decisions=decisions,
                          activations={n: t.activation for n,t in tasks.items()})
-    check_loss(loss_func)
+    check_learner_loss(loss_func)
     if label_smoothing: refuse_smoothing(loss_func)
     if desc.named: refuse_single_loss(loss_func, desc.outputs)
     if weights: raise ValueError('Give the weights to your own loss, or pass `loss_func` as a dict by output.')

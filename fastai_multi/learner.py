@@ -104,7 +104,7 @@ class MultiLearner(PersistentLearner):
         if isinstance(v, dict):
             self.given_losses = self.given_losses | set(v)
             v = with_losses(self.loss_func, v, self.description, self.tasks)
-        elif v is not None: check_loss(v)
+        elif v is not None: check_learner_loss(v)
         self._loss_func = v
 
     @property

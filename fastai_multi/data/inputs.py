@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['as_array', 'numbers', 'plain_numbers', 'stack_padded', 'NumericPart', 'stored_rows', 'close_numbers', 'VectorPart',
-           'fill_rows', 'source_name', 'ImagePart', 'function_of', 'Opener', 'creates', 'TextPart']
+           'fill_rows', 'source_name', 'ImagePart', 'called_function', 'Opener', 'creates', 'TextPart']
 
 # %% ../../nbs/06_data.inputs.ipynb #e4d4db39
 from fastcore.all import *
@@ -236,10 +236,10 @@ class ImagePart(Part):
         return cls.of_list(name_of(cls.kind), tl, is_input, img_cls=typ)
     def fit_flat(self, tl): pass
     def opener(self, t):
-        if not creates(function_of(t), (PILImage,PILMask)) or opens_files_itself(self.img_cls): return t
+        if not creates(called_function(t), (PILImage,PILMask)) or opens_files_itself(self.img_cls): return t
         return Opener(self)
 
-def function_of(t):
+def called_function(t):
     "The one function of a `Transform`, or `None`"
     methods = getattr(getattr(t, 'encodes', None), 'methods', ())
     return methods[0].implementation if len(methods)==1 else None
