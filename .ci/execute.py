@@ -1,7 +1,7 @@
 """Executes notebooks in a kernel of their own, as Jupyter does, and keeps what a reader wants to see: no progress bar,
 no style sheet, no warning of other libraries, pictures in 256 colours. Then cleans them.
 
-Usage: python .ci/execute.py nbs/60_tutorial.depth.ipynb ...
+Usage: python .ci/execute.py nbs/90_tutorial.depth.ipynb ...
 """
 import base64, io, subprocess, sys, time
 from pathlib import Path

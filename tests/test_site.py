@@ -100,7 +100,7 @@ def test_outputs_are_stored_for_a_reader():
     assert len(ex.smaller(png(noise)))<len(png(noise))/2 and ex.smaller(png(noise*0))==png(noise*0)
 
 def test_links_between_notebooks_are_links_between_pages(monkeypatch):
-    nb = stage.nbs/'32_models.multi.ipynb'
+    nb = stage.nbs/'42_models.multi.ipynb'
     for url in (nb.name, f'nbs/{nb.name}', f'../nbs/{nb.name}', 'models.multi.html'):
         assert stage.links(f'[a]({url}#b)') == '[a](models.multi.ipynb#b)', url
     got = stage.links('[a](CONTRIBUTING.md) [b](https://x.org/y.ipynb) [c](#d)')
@@ -172,4 +172,4 @@ def test_quartos_files_are_what_nbdev_makes_and_take_in_every_notebook():
 
 def test_every_tutorial_stands_on_the_front_page():
     front = (root/'README.md').read_text(encoding='utf-8')
-    assert not [nb.name for nb in (root/'nbs').glob('60_tutorial.*.ipynb') if f'(nbs/{nb.name})' not in front]
+    assert not [nb.name for nb in (root/'nbs').glob('90_tutorial.*.ipynb') if f'(nbs/{nb.name})' not in front]
