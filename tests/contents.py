@@ -1,4 +1,4 @@
-"""What the random tables of `tests/tables.py` are made of: for each kind of input and output its cells, what they mean,
+"""What the random tables of `tests/random_tables.py` are made of: for each kind of input and output its cells, what they mean,
 and how a batch, a decoded item and an answer must look. Nothing here reads with the package."""
 import math, tempfile
 from collections import Counter

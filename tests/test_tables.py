@@ -1,9 +1,9 @@
 """500 random tables: built, read, decoded and compared with a reading of their own; a part is trained; a part has one
-thing wrong, which the error must name. `python -m tests.tables 5000` tries more"""
+thing wrong, which the error must name. `python -m tests.random_tables 5000` tries more"""
 import pytest
 from tests.contents import Window, near
 from tests.mistakes import LEARNER_MISTAKES, TABLE_MISTAKES
-from tests.tables import Case, is_clear, run_all, run_mistake
+from tests.random_tables import Case, is_clear, run_all, run_mistake
 
 N = 500
 CHUNK = 100

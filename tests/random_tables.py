@@ -1,6 +1,6 @@
 """Random tables for the property suite: each is built, read, decoded and compared with a reading of its own; a part of
 them is trained; a part of them has one thing wrong, which the error must name.
-Usage: python -m tests.tables 5000 [first seed]"""
+Usage: python -m tests.random_tables 5000 [first seed]"""
 import linecache, math, random, sys, time, traceback, warnings
 from collections import Counter
 
