@@ -133,7 +133,8 @@ def learner_of(name, inputs, n=None, outputs=None, change=None):
     arch = None
     if 'image' in inputs: arch = mobilenet_v2
     options = {} if change is None else change.options(dls)
-    return multi_learner(dls, arch, weights=first(data_path('weights').glob('*.pth')), **options)
+    if arch is not None: options = {'weights': first(data_path('weights').glob('*.pth')), **options}
+    return multi_learner(dls, arch, **options)
 
 def train(name, seed, inputs=BOTH, n=None, outputs=None, change=None, epochs=EPOCHS):
     "The metrics of a plain call, fine-tuned"

@@ -12,7 +12,11 @@ results = root/'benchmarks'/'results'
 # How a table is shown: its title, `by` which columns the other ones are averaged (over seeds), which columns are `only`
 # shown, the `command` where the script's introduction names another, a `text`.
 # A table without an entry is shown as it is: what may be averaged, nobody but its author knows.
-TABLES = dict(balance_fashion=dict(title='Product photos: ways to balance', by=['method','lr']),
+TABLES = dict(defaults=dict(title='What the default learns', by=['set','output','way'], only=['metric'],
+                            command='python -m benchmarks.defaults --ablate',
+                            text='More is better: accuracy, mean average precision, overlap, and minus the mean '
+                                 'absolute error'),
+              balance_fashion=dict(title='Product photos: ways to balance', by=['method','lr']),
               depth_cost=dict(title='What depth costs',
                               command='python -m benchmarks.depth --out benchmarks/results/depth_cost.csv'),
               depth_cifar=dict(

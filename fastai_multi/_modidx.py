@@ -4425,6 +4425,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'fastai_multi.probe.numbers_of': ('probe.html#numbers_of', 'fastai_multi/probe.py'),
                                     'fastai_multi.probe.stored': ('probe.html#stored', 'fastai_multi/probe.py'),
                                     'fastai_multi.probe.trained_inputs': ('probe.html#trained_inputs', 'fastai_multi/probe.py'),
+                                    'fastai_multi.probe.usual_rate': ('probe.html#usual_rate', 'fastai_multi/probe.py'),
                                     'fastai_multi.probe.zero_last': ('probe.html#zero_last', 'fastai_multi/probe.py')},
             'fastai_multi.rates': { 'fastai_multi.rates.HoldStill': ('rates.html#holdstill', 'fastai_multi/rates.py'),
                                     'fastai_multi.rates.HoldStill.before_fit': ('rates.html#holdstill.before_fit', 'fastai_multi/rates.py'),

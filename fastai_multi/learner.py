@@ -145,7 +145,7 @@ class MultiLearner(PersistentLearner):
 
     def fine_tune(self,
         epochs:int, # Epochs of the whole model
-        base_lr:float=None, # Rate of frozen epochs; the whole model learns at half of it; 6e-3 after a probe, else 2e-3
+        base_lr:float=None, # Rate of frozen epochs; the whole model learns at half of it; `None`: see `usual_rate`
         freeze_epochs:int=None, # Epochs before, of what is new alone; `None`: none after a probe, else one
         lr_mult:float=100, # The first layers of a trained encoder learn so many times slower
         pct_start:float=0.3, # Share of the steps in which the rate grows
@@ -159,7 +159,7 @@ class MultiLearner(PersistentLearner):
         cbs = [FrozenBatchNorm(), watch, *L(kwargs.pop('cbs', None))]
         probe = probe and can_probe(self) and heads_are_new(self)
         if freeze_epochs is None: freeze_epochs = int(not probe)
-        if base_lr is None: base_lr = 6e-3 if probe else 2e-3
+        if base_lr is None: base_lr = usual_rate(self.plain_model, probe)
         start = []
         if probe:
             self._say(self.probe())

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['hidden_rate', 'hopeless_rate', 'FrozenFeatures', 'stored', 'ProbeOutput', 'ProbeResult', 'input_shares',
            'trained_inputs', 'can_probe', 'fitted_outputs', 'heads_are_new', 'WideFit', 'gain_of', 'distances',
-           'numbers_of', 'zero_last', 'fit_probe', 'check_can_probe', 'FrozenBatchNorm', 'EpochZero', 'few_steps']
+           'numbers_of', 'zero_last', 'fit_probe', 'check_can_probe', 'FrozenBatchNorm', 'EpochZero', 'usual_rate',
+           'few_steps']
 
 # %% ../nbs/74_probe.ipynb #a440b002
 from fastai.basics import *
@@ -309,6 +310,13 @@ class EpochZero(Callback):
         return 1
 
     def before_epoch(self): self.recorder.log[0] += 1
+
+# %% ../nbs/74_probe.ipynb #9dddd257
+def usual_rate(model, probed:bool) -> float: # Whether the heads start at a probe
+    "The rate that `fine_tune` takes: 6e-3 for a trained encoder after a probe, else 2e-3"
+    trained = any(getattr(e, 'pretrained', False) for e in getattr(model, 'encoders', {}).values())
+    if probed and trained: return 6e-3
+    return 2e-3
 
 # %% ../nbs/74_probe.ipynb #b5400014
 def few_steps(
