@@ -313,9 +313,9 @@ class EpochZero(Callback):
 
 # %% ../nbs/74_probe.ipynb #9dddd257
 def usual_rate(model, probed:bool) -> float: # Whether the heads start at a probe
-    "The rate that `fine_tune` takes: 6e-3 for a trained encoder after a probe, else 2e-3"
-    trained = any(getattr(e, 'pretrained', False) for e in getattr(model, 'encoders', {}).values())
-    if probed and trained: return 6e-3
+    "The rate that `fine_tune` takes: 6e-3 for a model of pictures after a probe, else 2e-3"
+    reads_pictures = len(getattr(model, 'trunks', ()))>0
+    if probed and reads_pictures: return 6e-3
     return 2e-3
 
 # %% ../nbs/74_probe.ipynb #b5400014

@@ -292,7 +292,7 @@ class LearningAdvice:
         if not (o.validation>o['constant there'] and o.evaluation<.7*o.constant): return
         return (f'`{n}` overfits: its loss is {o.evaluation:.3g} on training items and {o.validation:.3g} on '
                 f"validation items, and a constant answer costs {o['constant there']:.3g} there. Train for fewer "
-                f'epochs, or with more dropout: heads={{{n!r}: dict(p=.5)}}.')
+                f'epochs at a lower rate, or with more dropout: heads={{{n!r}: dict(p=.5)}}.')
 
     def underfit(self, n, o):
         "On a training loss that is hardly below the constant answer's"

@@ -296,7 +296,7 @@ def test_gradients_of_all_heads_add_up_to_the_plain_ones(table):
         quiet_fit(learn, cbs=[*cbs, Keep()])
     for other in grads[1:]:
         assert len(other)==len(grads[0])
-        for a,b in zip(grads[0], other): assert torch.allclose(a, b, rtol=1e-3, atol=1e-4)
+        for a,b in zip(grads[0], other): assert torch.allclose(a, b, rtol=1e-3, atol=1e-3)
 
 # Every argument of a public function, changed once
 

@@ -69,7 +69,7 @@ def test_a_csv_file_with_one_name(table, tmp_path):
     _,df = table
     df.to_csv(tmp_path/'items.csv', index=False)
     dls,_ = loaders_and_lines(lambda: MultiDataLoaders.from_csv(tmp_path, text='note', outputs='code', **small))
-    assert list(dls.vocab[-1]) == ['000','001','002','003']
+    assert list(dls.vocab['code']) == ['000','001','002','003']
 
 def test_twenty_whole_numbers_are_decided_and_pointed_out(table):
     folder,df = table
@@ -230,13 +230,13 @@ def test_a_hugging_face_data_set(hf, tmp_path):
     from fastai.learner import load_learner
     kw = dict(image='photo', text='note', outputs=['kind','tags','price'], item_tfms=Resize(16), **small)
     dls,lines = loaders_and_lines(lambda: MultiDataLoaders.from_hf(hf, seed=1, **kw))
-    assert sorted(dls.vocab[-1]['kind']) == ['car','cup','tree'] and len(lines) == 4
+    assert sorted(dls.vocab['kind']) == ['car','cup','tree'] and len(lines) == 4
     items = dls.train_ds.items
     assert 'rest' not in items and callable(items['photo'].iloc[0])    # pictures stay on disk, what is not used too
     x,y = dls.test_dl(hf, with_labels=True).one_batch()
     grey = (x.image[:,0,0,0]*255).round().tolist()
     assert grey[:3] == [0,10,20] and bool(x.image[3].isnan().all())
-    assert [dls.vocab[-1]['kind'][k] for k in y.kind] == ['cup','car','tree','cup']
+    assert [dls.vocab['kind'][k] for k in y.kind] == ['cup','car','tree','cup']
     learn = multi_learner(dls, simple_cnn(2), path=tmp_path)
     with learn.no_logging(), learn.no_bar(): learn.fit(1)
     learn.export()

@@ -36,7 +36,7 @@ def test_balanced_tags_find_the_rare_one():
     for weights in (None, dict(tags='balanced')):
         learn = fitted(loaders(dict(tags=MultiCategoryBlock)), class_weights=weights, metrics=dict(tags=RecallMulti()))
         with learn.no_bar(): preds,targs = learn.get_preds(ds_idx=0)
-        i = list(learn.dls.vocab[-1]['tags']).index('rare')
+        i = list(learn.dls.vocab['tags']).index('rare')
         found.append(float(preds.tags[:,i][targs.tags[:,i]==1].mean()))
     assert found[1] > found[0]+.2
 
@@ -49,7 +49,7 @@ def test_weights_of_one_change_nothing_for_tags():
 def test_a_weight_counts_the_items_that_have_the_tag():
     loss = multi_learner(loaders(dict(tags=MultiCategoryBlock)), class_weights=dict(tags=dict(rare=5.))).loss_func
     pred = Outputs(tags=torch.zeros(2, 2))
-    tags = list(multi_learner(loaders(dict(tags=MultiCategoryBlock))).dls.vocab[-1]['tags'])
+    tags = list(multi_learner(loaders(dict(tags=MultiCategoryBlock))).dls.vocab['tags'])
     with_it = torch.tensor([[float(t=='rare') for t in tags]]*2)
     assert float(loss(pred, Outputs(tags=with_it))) == pytest.approx(3*float(loss(pred, Outputs(tags=with_it*0))), rel=1e-4)
 

@@ -114,7 +114,7 @@ def test_overfitting(way):
     assert 'overfits' in said and 'fewer epochs' in said and "dict(p=.5)" in said
     if way=='epochs':
         second = learner(['a','noise'], df, bs=16)
-        second.fit_one_cycle(3, 1e-2)
+        second.fit_one_cycle(3, 3e-3)
     else:
         second = learner(['a','noise'], df, bs=16, heads=dict(noise=dict(p=.5)))
         second.fit_one_cycle(30, 1e-2)
