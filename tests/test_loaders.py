@@ -69,7 +69,7 @@ def test_a_csv_file_with_one_name(table, tmp_path):
     _,df = table
     df.to_csv(tmp_path/'items.csv', index=False)
     dls,_ = loaders_and_lines(lambda: MultiDataLoaders.from_csv(tmp_path, text='note', outputs='code', **small))
-    assert list(dls.vocab['code']) == ['000','001','002','003']
+    assert list(dls.vocab[-1]) == ['000','001','002','003']
 
 def test_twenty_whole_numbers_are_decided_and_pointed_out(table):
     folder,df = table

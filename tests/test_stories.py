@@ -115,7 +115,7 @@ def test_s2_category_and_box(shapes):
     widths = {n: [m.out_features for m in h.modules() if isinstance(m, nn.Linear)] for n,h in learn.model.heads.items()}
     assert widths == dict(label=[128,4], box=[256,4])
     before = learn.evaluate()
-    learn.fit_one_cycle(8, 3e-3)
+    learn.fit_one_cycle(16, 3e-3)
     res = learn.evaluate()
     assert [*res] == ['valid_loss','label_loss','box_loss','label_accuracy','box_iou']
     scale = learn.loss_func.scales['label']
