@@ -1,4 +1,6 @@
 "What several test files share: one drawn data set, and the real data where it lies"
+import random
+import numpy as np
 import pytest, torch
 from benchmarks.data import data_path
 from fastai_multi import multi_shapes
@@ -17,6 +19,13 @@ def real():
         try: return data_path(name)
         except FileNotFoundError as e: pytest.skip(str(e))
     return _get
+
+@pytest.fixture(autouse=True)
+def one_state():
+    "Every test starts from the same random state, whatever ran before it"
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 @pytest.fixture
 def one_thread():
