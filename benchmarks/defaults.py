@@ -24,7 +24,8 @@ from fastai_multi.data.outputs import TagsPart, CategoryPart
 from fastai_multi.data.numbers import NumberPart
 from fastai_multi.models.text import BagEncoder
 from fastai_multi.prior import complete_priors, linear_heads, wake
-from fastai_multi.probe import FrozenBatchNorm, FrozenFeatures, LabelsAside
+from fastai_multi.aside import LabelsAside
+from fastai_multi.probe import FrozenBatchNorm, FrozenFeatures
 from benchmarks.data import data_path
 from benchmarks.sets import *
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['hopeless_rate', 'FrozenFeatures', 'stored', 'ProbeOutput', 'ProbeResult', 'input_shares', 'trained_inputs',
            'can_probe', 'fitted_outputs', 'heads_are_new', 'WideFit', 'gain_of', 'distances', 'numbers_of', 'zero_last',
-           'fit_probe', 'check_can_probe', 'without_labels', 'no_labels', 'items_of_batch', 'answers_of', 'LabelsAside',
-           'FrozenBatchNorm', 'EpochZero', 'usual_rate', 'few_steps']
+           'fit_probe', 'check_can_probe', 'FrozenBatchNorm', 'EpochZero', 'usual_rate', 'few_steps', 'copied_model',
+           'beside_baselines', 'scores_of_probe']
 
 # %% ../nbs/74_probe.ipynb #a440b002
 from fastai.basics import *
@@ -275,113 +275,6 @@ def check_can_probe(learn):
                      "built-in encoder, and an output with a built-in head. Train from the start, "
                      "learn.fit_one_cycle(…).")
 
-# %% ../nbs/74_probe.ipynb #a440b031
-def without_labels(y, # Targets as a batch gives them, by output or the one tensor
-                   names, # Outputs
-                   aside # Which items, `bs`
-                  ):
-    "`y` without the labels of these items for these outputs"
-    if isinstance(y, Tensor): return no_labels(y, aside)
-    vals = list(y)
-    for i,n in enumerate(y.keys()):
-        if n in names or isinstance(y, PlainTarget): vals[i] = no_labels(vals[i], aside)
-    return type(y)(vals)
-
-def no_labels(t, aside):
-    "`t` with the mark of a missing label for these items"
-    blank = math.nan if t.is_floating_point() else IGNORE
-    return torch.where(per_item(aside.to(t.device), t), torch.full_like(t, blank), t)
-
-def items_of_batch(dl, i, n): # A loader, the number of its batch, and the number of items there
-    "The positions in the loader's data of the items of a batch; `None` for a loader that does not tell"
-    idxs = getattr(dl, '_DataLoader__idxs', None)
-    if idxs is None or dl.n is None: return None
-    rows = [int(o) for o in list(idxs)[i*dl.bs:i*dl.bs+n]]
-    if len(rows)<n: return None
-    return torch.tensor(rows)
-
-# %% ../nbs/74_probe.ipynb #a440b033
-def answers_of(learn, dl, names): # Outputs
-    "Raw predictions and targets of a loader's items, without augmentation, two dicts by output"
-    model = learn.model
-    preds = defaultdict(list)
-    targs = defaultdict(list)
-    with eval_mode(model), torch.no_grad(), dl.dataset.set_split_idx(1):
-        for b in dl:
-            b = to_device(b, first(model.parameters()).device)
-            x,y = name_batch(b[:dl.n_inp], b[dl.n_inp:], learn.description)
-            pred = model(*x)
-            for n in names:
-                preds[n].append(target_of(pred, n).float())
-                targs[n].append(target_of(y, n))
-    return {n: torch.cat(v) for n,v in preds.items()}, {n: torch.cat(v) for n,v in targs.items()}
-
-class LabelsAside(Callback):
-    "Puts a fifth of the labels of some outputs aside in training, and draws their heads back where these say so"
-    order = -40              # before anything blends targets
-    least = 50               # an output with fewer labels keeps them
-    shares = (1., .5, .25)   # of what training added
-
-    def __init__(self,
-        found, # A `ProbeResult`: the outputs are those whose fit was not kept
-        n_inputs:int, # How many inputs the model has: a fit of fewer decides nothing
-        seed:int=0 # Chooses the items
-    ):
-        self.names = [n for n,o in found.items() if self._is_meant(o, n_inputs)]
-        self.seed = seed
-        self.is_last = True  # whether this fit is the last one
-        self.kept = {}       # by output, the share that its head keeps
-        self.starts = {}     # by output, where it started
-
-    def _is_meant(self, o, n_inputs): return not o.kept and o.labels>=self.least and len(o.shares)==n_inputs
-
-    def before_fit(self):
-        heads = linear_heads(self.learn)
-        for n in self.names: self.starts.setdefault(n, heads[n].wide.bias.detach().clone())
-        n = len(self.learn.dls.train.dataset)
-        self.aside = torch.rand(n, generator=torch.Generator().manual_seed(self.seed))<.2
-        self.is_used = False
-
-    def before_batch(self):
-        if not self.training or not self.names: return
-        y = self.learn.yb[0]
-        rows = items_of_batch(self.learn.dl, self.iter, n_rows(plain_targets(y)))
-        if rows is None: return
-        self.is_used = True
-        self.learn.yb = (without_labels(y, self.names, self.aside[rows]),)
-
-    def after_train(self):
-        if not self.is_used or not self.is_last or self.epoch<self.n_epoch-1: return
-        dl = chosen_items(self.learn.dls.train, self.aside.nonzero()[:,0].tolist())
-        preds,targs = answers_of(self.learn, dl, self.names)
-        with torch.no_grad():
-            for n in self.names: self.kept[n] = self._draw_back(n, preds[n], targs[n])
-
-    def _draw_back(self, name, pred, targ):
-        "The share of what training added that the head of output `name` keeps"
-        head = linear_heads(self.learn)[name]
-        start = self.starts[name].to(pred.device)
-        here = self.learn.tasks[name].labelled(targ)
-        share = self._best(name, head, start, head.to_raw(pred[here])-start, targ[here])
-        head.rate.mul_(share)
-        head.wide.bias.copy_(start+share*(head.wide.bias-start))
-        return share
-
-    def _best(self, name, head, start, added, targ):
-        "The share of `added` whose loss is least; 0 if it is not clearly smaller than that of `start`"
-        term = term_of(self.learn, name)
-        def losses(share): return term.items(head.last_step(start+share*added), targ)[0]
-        constant = losses(0.)
-        gains = {s: gain_of(losses(s), constant) for s in self.shares}
-        best = max(gains, key=lambda s: gains[s][0])
-        gain,error = gains[best]
-        return best if gain>error else 0.
-
-    def sentences(self) -> list: # After a fit
-        "A sentence for each output that is back at its constant answer"
-        return [f'`{n}` answers the same for every item: training found nothing that holds for items put aside.'
-                for n,share in self.kept.items() if share==0]
-
 # %% ../nbs/74_probe.ipynb #a440b023
 class FrozenBatchNorm(Callback):
     "Let the batch norms of pretrained encoders keep their statistics"
@@ -437,3 +330,44 @@ def few_steps(
     bs = 2**int(math.log2(max(dl.n*epochs/enough, 1)))
     if 4<=bs<dl.bs: advice = f'bs={bs} or {advice}'
     return f'{n} steps are few: use {advice}.'
+
+# %% ../nbs/74_probe.ipynb #01949d5d
+@contextmanager
+def copied_model(learn):
+    "What happens to the learner's model, priors and scales of losses happens to copies"
+    model = learn.model
+    priors = dict(learn.priors)
+    scales = dict(getattr(learn.loss_func, 'scales', {}))
+    learn.model = deepcopy(model)
+    try: yield
+    finally:
+        learn.model = model
+        learn.priors = priors
+        if scales: learn.loss_func.scales = scales
+
+# %% ../nbs/74_probe.ipynb #7a9d2e22
+def beside_baselines(
+    learn, # A `MultiLearner`
+    ds_idx:int=1, # Which of its loaders, if `dl` is `None`
+    dl=None, # Loader with labels
+    cbs=None # Callbacks for the learner's own run
+) -> pd.DataFrame: # A row by metric; columns `learner`, `constant`, and where there is one `text` and `probe`
+    "What `evaluate` gives, and the same of the baselines"
+    complete_priors(learn)
+    watch = ConstantBaseline()
+    text = TextScores(TextBaseline(learn))
+    watches = [watch, text] if text.baseline.models else [watch]
+    mine = learn.evaluate(ds_idx, dl, [*watches, *L(cbs)])
+    res = dict(learner=mine, constant=watch.constants)
+    if text.baseline.models: res['text'] = text.constants
+    probed = scores_of_probe(learn, ds_idx, dl)
+    if probed: res['probe'] = probed
+    return pd.DataFrame(res).reindex(list(mine))
+
+def scores_of_probe(learn, ds_idx=1, dl=None):
+    "What the probe scored, or would score while the heads are new; `None` where that is not known"
+    if ds_idx==1 and dl is None and learn.probe_scores: return learn.probe_scores
+    if not can_probe(learn) or not heads_are_new(learn): return None
+    with copied_model(learn), learn.no_bar():
+        fit_probe(learn)
+        return learn.evaluate(ds_idx, dl)
