@@ -28,6 +28,7 @@ from .models.wide import *
 from .models.tabular import *
 from .losses import *
 from .tasks import *
+from .objects import * # every kind of output has to be known
 import inspect, mimetypes
 
 # %% ../nbs/75_build.ipynb #979c248e

@@ -54,7 +54,7 @@ class ObjectsLoss:
         label:str=None, # The member that holds the objects' class; `None`: all are of one class
         more:dict=None, # By further output of an object its loss, as `MultiLoss` takes them by output
         radius:float=1.5, # See `assign_places`
-        weights:dict=None # How much each part counts: `classes`, `boxes`, `centre` and the further outputs; 1 if not given
+        weights:dict=None # How much `classes`, `boxes`, `centre` and each further output counts; 1 where not given
     ):
         self.label = label
         self.radius = radius
@@ -134,9 +134,9 @@ def centre_loss(centre, true): # `n` logits; `n,4` distances
 
 def unheld_text(n, of, cells):
     share = float(cells[:,2].min())/2
-    return (f'{n} of {of} boxes of this batch hold no place of a map, or share it with a smaller one: these objects are '
-            f'not learned. The finest map has {1/share:.0f} cells across the picture. Use larger pictures, or finer '
-            'maps: a smaller `finest` in heads=dict(…=dict(finest=4)). `loss_func.funcs[…].n_unheld` counts them.')
+    return (f'{n} of {of} boxes of this batch hold no place of a map, or share it with a smaller box: these objects '
+            f'are not learned. The finest map has {1/share:.0f} cells across the picture. Use larger pictures, or '
+            'finer maps: heads=dict(…=dict(finest=4)). `loss_func.funcs[…].n_unheld` counts these boxes.')
 
 # %% ../nbs/62_detection.ipynb #ob620025
 class Detector:

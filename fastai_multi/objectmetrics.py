@@ -73,7 +73,8 @@ class FoundObjects:
             self.result = metric.compute()
         return self.result
 
-    def __getstate__(self): return {**self.__dict__, 'preds': [], 'targs': [], 'seen': None, 'pairs': None, 'result': None}
+    def __getstate__(self):
+        return {**self.__dict__, 'preds': [], 'targs': [], 'seen': None, 'pairs': None, 'result': None}
 
 def in_thousands(boxes):
     "Boxes in [-1,1] in thousandths of the frame, on the CPU: COCO's procedure expects something like pixels"

@@ -124,7 +124,7 @@ def check_sizes(signature, desc): # Of a file; what `describe` says of the loade
     "Raise unless words, classes and numbers of a saved model are as many as in a learner"
     for parts,side in ((desc.inputs, 'inputs'), (desc.outputs, 'outputs')):
         for n,learned in signature[side].items():
-            if n in parts and parts[n].c!=learned['c']: refuse_size(parts[n], learned)
+            if n in parts and parts[n].c!=learned.get('c'): refuse_size(parts[n], learned)
 
 def refuse_size(part, learned):
     of = 'numbers'

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ForPart', 'Task', 'task_of', 'CategoryTask', 'TagsTask', 'NumberTask', 'ScaledTask', 'BoxTask', 'LabelsTask',
-           'PointsTask', 'MaskTask', 'GroupTask', 'ObjectsTask']
+           'PointsTask', 'MaskTask', 'GroupTask', 'stacked']
 
 # %% ../nbs/68_tasks.ipynb #e26f52b2
 from fastai.basics import *
@@ -15,22 +15,19 @@ from fastai.layers import SigmoidRange
 from .core import *
 from .data.frame import *
 from .data.parts import *
+from .data.kinds import *
 from .data.inputs import *
 from .data.masks import *
 from .data.outputs import *
 from .data.numbers import *
 from .data.spatial import *
 from .data.block import *
-from .data.objects import *
 from .models.heads import *
-from .models.objects import *
 from .targets import *
 from .terms import *
 from .rowmetrics import *
 from .losses import *
 from .metrics import *
-from .detection import *
-from .objectmetrics import *
 
 # %% ../nbs/68_tasks.ipynb #86ad702f
 class ForPart:
@@ -365,61 +362,8 @@ class GroupTask(Task, part=GroupPart):
         both = [v if isinstance(v, tuple) else (v,v) for v in vals]
         return type(plain)([a for a,_ in both]), type(plain)([b for _,b in both])
 
-# %% ../nbs/68_tasks.ipynb #ob680001
-class ObjectsTask(GroupTask, part=ObjectsPart):
-    "A picture's objects: FCOS's head and loss, mean average precision, further outputs at each object"
-    head_class = ObjectsHead
-    averaged = False
-    threshold = 0.3     # The score above which an object is part of an answer
-    def __init__(self, part):
-        super(GroupTask, self).__init__(part)
-        self.detector = Detector()
-        self.tasks = {n: task_of(part.members[n].inner) for n in part.outputs if n!=part.label}
-
-    @property
-    def size(self):
-        n_classes = 1 if self.part.label is None else self.part.members[self.part.label].c
-        return dict(classes=n_classes, more={n: t.size for n,t in self.tasks.items()})
-    def loss(self, **kwargs): return ObjectsLoss(self.part.label, {n: t.loss() for n,t in self.tasks.items()})
-    def metrics(self):
-        found = self.found()
-        more = [self.at_found(found, n, m) for n,t in self.tasks.items() for m in t.metrics()]
-        return [*object_columns(found), *more]
-    def metric(self, m):
-        if not isinstance(m, OnMember): return m
-        check_in(m.member, self.tasks, f'output of the objects {self.name!r} in `metrics`')
-        return self.at_found(self.found(), m.member, m.metric)
-    def found(self):
-        "What the metrics of this output share"
-        return FoundObjects(self.detector, self.part.label)
-    def at_found(self, found, n, m): return AtFound(found, n, self.tasks[n].metric(m), self.tasks[n].to_units)
-    def labelled(self, values): return present_rows(values)
-    to_units = None
-
-    def activation(self, pred):
-        "The objects of each picture, the surest first: boxes, scores, classes, probabilities or values"
-        boxes,scores,labels,places = self.detector(pred)
-        vals = dict(box=boxes, score=scores)
-        for n in self.part.outputs:
-            if n==self.part.label: vals[n] = labels
-            else: vals[n] = each_object(self.tasks[n].activation, at_places(pred.more[n], places), boxes)
-        return Outputs.make(vals)
-    def decodes(self, pred):
-        "As `activation`, each object once, none below the threshold, and with classes in place of probabilities"
-        boxes = sure_boxes(pred.box, pred.score, self.threshold, self.detector)
-        vals = dict(box=boxes, score=pred.score)
-        for n in self.part.outputs:
-            vals[n] = pred[n]
-            if n!=self.part.label: vals[n] = each_object(self.tasks[n].decodes, pred[n], boxes)
-        return Outputs.make(vals)
-    def to_user(self, value, frame=None):
-        "A dict for each object: its box in pixels, its score, and each named output"
-        if frame is None: return absent
-        vals = value.map(lambda t: t[~value.box[:,0].isnan()])
-        boxes = to_pixels(vals.box, frame).tolist()
-        scores = vals.score.tolist()
-        named = {n: self.part.members[n].decode(vals[n]) for n in self.part.outputs}
-        return [dict(box=boxes[i], score=scores[i], **{n: v[i] for n,v in named.items()}) for i in range(len(boxes))]
-    def tta(self, plain, augmented, beta=0.25, use_max=False):
-        if beta is None: return plain, plain
-        return plain
+# %% ../nbs/68_tasks.ipynb #85f87e86
+def stacked(xs):
+    "Tensors, or groups of them, in one tensor or group, `n,bs,…`"
+    if not isinstance(xs[0], Named): return torch.stack(xs)
+    return type(xs[0])([stacked(members) for members in zip(*xs)])

@@ -13,6 +13,7 @@ from fasttransform import Pipeline
 from torchvision.ops import box_iou
 from ..core import *
 from .parts import *
+from .kinds import *
 from .inputs import *
 from .spatial import *
 from .block import *
@@ -360,21 +361,25 @@ class ObjectsPart(GroupPart):
     def draw(self, ax, v, colour, dashed=False, labels=None, vocab=()):
         if self.member(v, 'box') is absent: return
         for i,box in enumerate(v['box'].reshape(-1,4).tolist()): draw_box(ax, box, colour, dashed, self.labels(v, i))
+    def short_label(self, v, i):
+        "The class of the `i`th object in a few characters"
+        if self.label is None: return ''
+        return self.members[self.label].inner.format(self.member(v, self.label)[i])
     def draw_pair(self, ax, true, pred, colours):
         "Draw found objects solid, missed ones dotted, and false predictions dashed, each with its mark"
         if self.member(pred, 'box') is absent: return self.draw(ax, true, colours[0])
         if self.member(true, 'box') is absent: return self.draw(ax, pred, colours[1], dashed=True)
         of = self.matches(pred, true)
         for i,box in enumerate(true['box'].reshape(-1,4).tolist()):
-            if i not in of: draw_box(ax, box, colours[0], ':', f'missed {self.labels(true, i)}')
+            if i not in of: draw_box(ax, box, colours[0], ':', f'missed {self.short_label(true, i)}')
         for i,box in enumerate(pred['box'].reshape(-1,4).tolist()):
             score = f"{pred['score'][i]:.2f}".removeprefix('0')
-            text = f'{self.labels(pred, i)} {score}'
+            text = f'{self.short_label(pred, i)} {score}'
             if of[i] is None: draw_box(ax, box, colours[1], '--', f'✗ {text}')
             else: draw_box(ax, box, colours[0], '-', f'✓ {text}')
     def samples(self, colours, name):
-        return [self.sample(colours[0], ls='-', label=f'found{name}'), self.sample(colours[0], ls=':', label=f'missed{name}'),
-                self.sample(colours[1], ls='--', label=f'false{name}')]
+        styles = dict(found=(colours[0], '-'), missed=(colours[0], ':'), false=(colours[1], '--'))
+        return [self.sample(colour, ls=ls, label=f'{what}{name}') for what,(colour,ls) in styles.items()]
 
     # Mistakes
     def refuse_value(self, v):
