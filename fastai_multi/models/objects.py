@@ -61,6 +61,7 @@ class ObjectsHead(nn.Module):
         nn.init.zeros_(self.context.weight)
         self.objects = FCOSClassificationHead(width, 1, n_out['classes'], convs)
         self.boxes = FCOSRegressionHead(width, 1, convs)
+        nn.init.ones_(self.boxes.bbox_reg.bias)    # a cell to each side: a ReLU follows, which is dead below 0
         self.more = ByName({n: object_layer(width, size) for n,size in n_out['more'].items()})
         names = ['logits', 'distances', 'centre', 'cell']
         self.more_type = None
