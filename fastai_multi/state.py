@@ -19,6 +19,7 @@ from .rates import *
 from .rates import PartsLearner    # by name, so that Tab finds it without reading star imports
 from .data.load import *
 from .data.block import *
+from .data.describe import *
 from importlib import import_module
 import cloudpickle, pickle, warnings
 
