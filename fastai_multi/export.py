@@ -139,9 +139,9 @@ def traced(learn, # A `MultiLearner`
 
 def refuse_export(e, what):
     "Raise for a model that `what` cannot trace"
-    raise ValueError(f'{what} cannot trace this model: {type(e).__name__}: {one_line(e)} If a module of yours is in it, '
-                     'write it without data-dependent `if` and without `len` of a tensor (use `x.shape[0]`); '
-                     'learn.export() and learn.save_bundle(folder) keep the model as it is.') from e
+    raise ValueError(f'{what} cannot trace this model: {type(e).__name__}: {one_line(e)} If a module of yours is in '
+                     'it, write it without data-dependent `if` and without `len` of a tensor (use `x.shape[0]`); '
+                     'learn.export() keeps the model as it is.') from e
 
 # %% ../nbs/87_export.ipynb #fd2633c6
 def difference(run, # A function from input tensors to a list of answers
