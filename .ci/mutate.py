@@ -348,7 +348,9 @@ def main():
     runner = Runner(a.reach.resolve(), a.longest, a.budget)
     print(f'{len(todo)} faults; results in {out}', flush=True)
     todo = sorted(todo, key=lambda o: o['module'])
-    for name,steps in (('notebook', runner.notebook), ('tests', runner.tests)):
+    stages = [('notebook', runner.notebook), ('tests', runner.tests)]
+    if a.again: stages = stages[1:]    # a notebook that a fault passed is seldom what changed
+    for name,steps in stages:
         left = []
         for k,row in enumerate(todo):
             row = {n: row[n] for n in KEYS}

@@ -158,7 +158,7 @@ def named_class(base, names):
     "The subclass of `base` with these names"
     check_names(base, names)
     qual = f"{base.__name__}:{','.join(map(_encode_name, names))}"
-    attrs = dict(_names=names, __module__=base.__module__, __qualname__=qual, __doc__=base.__doc__)
+    attrs = dict(_names=names, __module__=base.__module__, __doc__=base.__doc__)
     return type(base)(qual, (base,), attrs)
 
 # %% ../nbs/00_core.ipynb #ea87093f

@@ -4,17 +4,20 @@ from fastai.vision.all import *
 from fastai_multi import *
 from fastai_multi import losses
 from fastai_multi.callback.gradients import cosines
+from fastai_multi.compare import run_once
+from fastai_multi.data.elements import parts_tfm
 from fastai_multi.data.geometry import crop_value
 from fastai_multi.data.infer import delimiter
 from fastai_multi.depth import try_candidate
-from fastai_multi.linear import Logistic
+from fastai_multi.linear import Logistic, item_coordinates, ridge
 from fastai_multi.models.fusion import zeros_for
 from fastai_multi.models.heads import Pool
+from fastai_multi.models.tabular import VectorEncoder
 from fastai_multi.models.tree import frozen_text
 from fastai_multi.models.trunk import SharedTrunk
 from fastai_multi.prior import TextBaseline
 from fastai_multi.probe import FrozenFeatures
-from fastai_multi.report import valid_losses
+from fastai_multi.report import LearningAdvice, valid_losses
 
 def numbers(n=12, **columns):
     "A table of features `a` and `b`"
@@ -126,7 +129,7 @@ def test_cosines_stay_between_minus_one_and_one():
 def test_a_candidate_is_trained_for_its_epochs_or_its_batches():
     dls = loaders(numbers(20, x=np.arange(20.)), dict(x=RegressionBlock))
     assert len(dls.train)==3 and len(dls.valid)==2
-    for batches,epochs,steps in ((None,1,3), (None,2,6), (4,1,4)):
+    for batches,epochs,steps in ((None,1,3), (None,2,6), (4,1,4), (1,1,1), (2,1,2)):
         learn = multi_learner(dls)
         seen = []
         class Count(Callback):
@@ -180,7 +183,9 @@ def test_other_loaders_bring_their_own_description():
     make = lambda n: loaders(numbers(n, x=np.arange(n)*1., kind=['b','c','a']*(n//3)),
                              dict(x=RegressionBlock, kind=CategoryBlock))
     learn = multi_learner(make(12))
+    learn.probe_scores = dict(x_mae=1.)
     learn.dls = make(24)
+    assert learn.probe_scores is None                  # they were of other items
     for n,part in describe(learn.dls).outputs.items():
         assert learn.output_parts[n] is part and learn.tasks[n].part is part
     for n,part in describe(learn.dls).inputs.items(): assert learn.input_parts[n] is part
@@ -240,3 +245,55 @@ def test_the_chosen_logistic_fit_is_at_its_minimum():
     def cost(w, b): return float(F.cross_entropy(z@w+b, y, reduction='sum') + found.penalty/2*(w**2).sum())
     least = cost(*model.fit(z, y, found.penalty, steps=1000))
     assert cost(found.weight, found.bias)==pytest.approx(least, rel=1e-3)
+
+def test_one_run_of_a_comparison_by_hand():
+    dls = loaders(numbers(x=np.arange(12.), kind=['b','c','a']*4), dict(x=RegressionBlock, kind=CategoryBlock))
+    made = []
+    def make(outputs):
+        made.append(multi_learner(dls))
+        return made[-1]
+    rows = run_once(make, ['x','kind'], lambda learn: learn.fit(1), 0, {})
+    with made[0].no_bar(): res = made[0].evaluate()
+    assert [(o['output'],o['metric'],o['up']) for o in rows]==[('x','x_mae',False),('kind','kind_accuracy',True)]
+    for o in rows:
+        assert o['value']==pytest.approx(res[o['metric']]) and o['seed']==0 and o['together']
+        assert o['parameters']==sum(p.numel() for p in made[0].model.parameters())
+
+def test_values_of_another_form_are_none_and_columns_go_by_name_or_place():
+    dls = loaders(numbers(x=np.arange(12.), kind=['b','c','a']*4), dict(x=RegressionBlock, kind=CategoryBlock))
+    targets = dls.valid.parts[1]
+    assert targets.values((1.,'b'))==[1.,'b']
+    for other in ((1.,), (1.,'b',3), 5., 'ab'): assert targets.values(other) is None
+    tfm = parts_tfm(dls.train_ds.tls[1])
+    x,kind = [1.,2.],['b','c']
+    assert tfm.split_columns(dict(p=x, q=kind))==dict(x=x, kind=kind)
+    assert tfm.split_columns(dict(kind=kind, x=x))==dict(x=x, kind=kind)
+
+def test_the_loss_of_a_ridge_fit_is_a_mean_over_its_numbers():
+    torch.manual_seed(0)
+    x = torch.randn(60, 5)
+    y = x@torch.randn(5, 1) + torch.randn(60, 1)
+    space = item_coordinates(x@x.T)
+    one,two = ridge(space, y),ridge(space, torch.cat([y, y], 1))
+    assert two.loss==pytest.approx(one.loss) and two.penalty==one.penalty
+    assert torch.allclose(two.weight[:,1:], one.weight, atol=1e-5)
+
+def test_an_encoder_that_all_outputs_read_is_shared():
+    dls = loaders(numbers(x=np.arange(12.), kind=['b','c','a']*4), dict(x=RegressionBlock, kind=CategoryBlock))
+    model = multi_learner(dls).model
+    shared = {id(p) for p in model.shared_parameters()}
+    assert shared>={id(p) for p in model.encoders.parameters()}
+    for n,head in model.heads.items():
+        own = {id(p) for p in model.owned_parameters(n)}
+        assert own>={id(p) for p in head.parameters()} and not own & shared
+
+def test_how_many_features_a_vector_gives():
+    assert [VectorEncoder(n).n_features for n in (1,16,17,20,128,200)]==[32,32,34,40,256,256]
+    assert VectorEncoder(20, 7).n_features==7
+
+@pytest.mark.parametrize('training,validation,said', [(.6,1.1,True), (.8,1.1,False), (.6,.9,False)])
+def test_overfitting_is_more_than_the_constant_there_and_much_less_here(training, validation, said):
+    for unit in (1., 100.):
+        row = pd.Series({'evaluation': training*unit, 'constant': unit, 'validation': validation*unit,
+                         'constant there': unit})
+        assert bool(LearningAdvice.overfit(None, 'x', row))==said

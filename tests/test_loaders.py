@@ -184,6 +184,7 @@ def test_a_pytorch_data_set_with_names():
     outputs = dict(kind=CategoryBlock, price=RegressionBlock, mask=MaskBlock(codes=list(range(200))))
     dls = MultiDataLoaders.from_dsets(Drawn(12), Drawn(4), outputs=outputs, **small)
     assert [len(dl.dataset) for dl in dls.loaders] == [12,4]
+    assert [i for dl in dls.loaders for i in dl.dataset.items.index] == list(range(16))
     x,y = dls.train.one_batch()
     assert ((x.image[:,0]*255).round().numpy() == y.mask.numpy()).all()
     learn = multi_learner(dls, simple_cnn(2))
