@@ -6,7 +6,7 @@
 __all__ = ['hidden_rate', 'hopeless_rate', 'FrozenFeatures', 'stored', 'ProbeOutput', 'ProbeResult', 'input_shares',
            'trained_inputs', 'can_probe', 'fitted_outputs', 'heads_are_new', 'WideFit', 'gain_of', 'distances',
            'numbers_of', 'zero_last', 'fit_probe', 'check_can_probe', 'FrozenBatchNorm', 'EpochZero', 'usual_rate',
-           'few_steps']
+           'few_steps', 'copied_model', 'beside_baselines', 'scores_of_probe']
 
 # %% ../nbs/74_probe.ipynb #a440b002
 from fastai.basics import *
@@ -331,3 +331,44 @@ def few_steps(
     bs = 2**int(math.log2(max(dl.n*epochs/enough, 1)))
     if 4<=bs<dl.bs: advice = f'bs={bs} or {advice}'
     return f'{n} steps are few: use {advice}.'
+
+# %% ../nbs/74_probe.ipynb #01949d5d
+@contextmanager
+def copied_model(learn):
+    "What happens to the learner's model, priors and scales of losses happens to copies"
+    model = learn.model
+    priors = dict(learn.priors)
+    scales = dict(getattr(learn.loss_func, 'scales', {}))
+    learn.model = deepcopy(model)
+    try: yield
+    finally:
+        learn.model = model
+        learn.priors = priors
+        if scales: learn.loss_func.scales = scales
+
+# %% ../nbs/74_probe.ipynb #7a9d2e22
+def beside_baselines(
+    learn, # A `MultiLearner`
+    ds_idx:int=1, # Which of its loaders, if `dl` is `None`
+    dl=None, # Loader with labels
+    cbs=None # Callbacks for the learner's own run
+) -> pd.DataFrame: # A row by metric; columns `learner`, `constant`, and where there is one `text` and `probe`
+    "What `evaluate` gives, and the same of the baselines"
+    complete_priors(learn)
+    watch = ConstantBaseline()
+    text = TextScores(TextBaseline(learn))
+    watches = [watch, text] if text.baseline.models else [watch]
+    mine = learn.evaluate(ds_idx, dl, [*watches, *L(cbs)])
+    res = dict(learner=mine, constant=watch.constants)
+    if text.baseline.models: res['text'] = text.constants
+    probed = scores_of_probe(learn, ds_idx, dl)
+    if probed: res['probe'] = probed
+    return pd.DataFrame(res).reindex(list(mine))
+
+def scores_of_probe(learn, ds_idx=1, dl=None):
+    "What the probe scored, or would score while the heads are new; `None` where that is not known"
+    if ds_idx==1 and dl is None and learn.probe_scores: return learn.probe_scores
+    if not can_probe(learn) or not heads_are_new(learn): return None
+    with copied_model(learn), learn.no_bar():
+        fit_probe(learn)
+        return learn.evaluate(ds_idx, dl)

@@ -7,6 +7,7 @@ from fastai.callback.fp16 import AMPMode
 from torch.amp import GradScaler, autocast
 from fastai_multi import *
 from fastai_multi.callback.weights import *
+from fastai_multi.callback.shared import *
 from fastai_multi.callback.aggregators import *
 from fastai_multi.callback.gradients import *
 from fastai_multi.callback.monitor import *
