@@ -70,13 +70,15 @@ def chosen(n, seed, names=None):
     return res
 
 def find(row):
-    "The fault of a row in the source as it is now: (line, functions around it, text with the fault), or `None`"
-    file = modules().get(row['module'])
-    if file is None: return None
-    source = file.read_text()
-    for fault in faults_of(source):
-        said,text = described(source, fault)
-        if all(said[k]==row[k] for k in said): return fault[0].lineno,fault[3],text
+    "Where the fault of a row is now: (module, line, functions around it, text with the fault), or `None`"
+    files = modules()
+    names = sorted(files, key=lambda m: m!=row['module'])    # its own module first: code moves
+    for m in names:
+        source = files[m].read_text()
+        if row['was'] not in source: continue
+        for fault in faults_of(source):
+            said,text = described(source, fault)
+            if all(said[k]==row[k] for k in said): return m,fault[0].lineno,fault[3],text
 
 def notebook_of(module):
     "The notebook of a module"
@@ -185,6 +187,7 @@ class Reach:
         self.folder = folder
         self.longest = longest
         self.rows = {}
+        self.imported = None
         folder.mkdir(exist_ok=True, parents=True)
     def of(self, file, module=None):
         "The rows of a test file or a notebook"
@@ -194,6 +197,19 @@ class Reach:
             if not at.exists(): self.note(file, at, module)
             self.rows[name] = [json.loads(o) for o in at.read_text().splitlines()]
         return self.rows[name]
+    def of_import(self):
+        "The functions that the import of the package enters"
+        if self.imported is None:
+            at = self.folder/'import.json'
+            def note():
+                import fastai_multi
+                watch = Watch(self.work/'fastai_multi')
+                with watch: fastai_multi.multi_learner
+                at.write_text(watch.row())
+                return 0
+            in_child(self.work/'log.txt', self.longest, note)
+            self.imported = json.loads(at.read_text())['lines']
+        return self.imported
     def note(self, file, at, module):
         part = at.with_suffix('.part')
         part.unlink(missing_ok=True)
@@ -247,9 +263,11 @@ class Runner:
         os.environ.update(PYTHONPATH=str(self.work), MPLBACKEND='Agg', OMP_NUM_THREADS='1')
         warm()
     def enters(self, row, module, heads):
-        "Whether a test enters one of the functions around a fault"
-        if not heads: return any(o.startswith(f'{module}:') for o in row['lines'])
-        return not {f'{module}:{o}' for o in heads}.isdisjoint(row['lines'])
+        "Whether a test enters one of the functions around a fault, or the module if an import enters them"
+        heads = {f'{module}:{o}' for o in heads}
+        if not heads or not heads.isdisjoint(self.reach.of_import()):
+            return any(o.startswith(f'{module}:') for o in row['lines'])
+        return not heads.isdisjoint(row['lines'])
     def notebook(self, module, heads):
         "The notebook as a step (name, seconds, function), if it enters the fault's function"
         nb = notebook_of(module)
@@ -271,8 +289,7 @@ class Runner:
         "What happens to a fault in some steps: `self.notebook` or `self.tests`"
         place = find(row)
         if place is None: return dict(end='gone')
-        line,heads,text = place
-        module = row['module']
+        module,line,heads,text = place
         file = self.work/modules()[module].relative_to(root)
         try: compile(text, str(file), 'exec')
         except SyntaxError: return dict(line=line, end='no python')

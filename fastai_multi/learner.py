@@ -28,6 +28,7 @@ from .callback.adapt import *
 from .report import *
 from .prior import *
 from .probe import *
+from .aside import *
 from .build import *
 from .rates import *
 from .state import *
@@ -125,10 +126,14 @@ class MultiLearner(PersistentLearner):
 
     def probe(self) -> ProbeResult: # By output the losses on items left out; printed as a table
         "Let each head start at a linear fit on frozen features, or at its prior where that is as good"
-        res = fit_probe(self)
-        if self.opt is not None: self.opt.clear_state()
+        res = self._fit_probe()
         if len(self.dls.loaders)>1 and len(self.dls.valid):
             with self.no_bar(): self.probe_scores = self.evaluate()
+        return res
+
+    def _fit_probe(self):
+        res = fit_probe(self)
+        if self.opt is not None: self.opt.clear_state()
         return res
 
     def fine_tune(self,
@@ -149,20 +154,28 @@ class MultiLearner(PersistentLearner):
         if freeze_epochs is None: freeze_epochs = int(not probe)
         if base_lr is None: base_lr = usual_rate(self.plain_model, probe)
         start = []
+        aside = None
         if probe:
-            self._say(self.probe())
+            found = self._fit_probe()
+            self._say(found)
             start = [EpochZero()]
+            aside = LabelsAside(found, len(self.plain_model.encoders))
+            cbs.append(aside)
         elif isinstance(self.plain_model, MultiModel): start_at_places(self)
         self.freeze()
         if freeze_epochs:
             lr = self.rates(slice(base_lr), lrs)
+            if aside is not None: aside.is_last = False
             self.fit_one_cycle(freeze_epochs, lr, pct_start=.99, cbs=[*cbs, *start], **kwargs)
             start = []
         base_lr = base_lr/2
         self.unfreeze()
+        if aside is not None: aside.is_last = True
         lr = self.rates(slice(base_lr/lr_mult, base_lr), lrs)
         self.fit_one_cycle(epochs, lr, pct_start=pct_start, div=div, cbs=[*cbs, *start], **kwargs)
-        for sentence in [few_steps(self.dls.train, epochs), *watch.worse()]: self._say(sentence)
+        said = [few_steps(self.dls.train, epochs), *watch.worse()]
+        if aside is not None: said += aside.sentences()
+        for sentence in said: self._say(sentence)
 
     def _say(self, what):
         "Print `what`, if it says something, unless the learner's log is off"
