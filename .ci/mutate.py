@@ -275,7 +275,9 @@ class Runner:
             if self.enters(row, module, heads): yield nb,row['seconds'],lambda: run_notebook(nb, module)
     def tests(self, module, heads):
         "The tests that enter the fault's function, by file, the quickest first until the budget is spent"
-        rows = [row for f in near(module) for row in self.reach.of(f) if self.enters(row, module, heads)]
+        # `test_arguments.py` reads defaults and calls nothing
+        rows = [row for f in near(module) for row in self.reach.of(f)
+                if f.name=='test_arguments.py' or self.enters(row, module, heads)]
         spent,names = 0,[]
         for row in sorted(rows, key=lambda o: o['seconds']):
             spent += row['seconds']
