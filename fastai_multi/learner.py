@@ -32,11 +32,11 @@ from .aside import *
 from .build import *
 from .rates import *
 from .state import *
-from .state import PersistentLearner
+from .export import ExportingLearner
 import inspect
 
 # %% ../nbs/78_learner.ipynb #62649e8c
-class MultiLearner(PersistentLearner):
+class MultiLearner(ExportingLearner):
     "A fastai `Learner` whose inputs, predictions and targets have names"
     def __init__(self,
         dls:DataLoaders, # Loaders of any form that `describe` knows
