@@ -403,7 +403,6 @@ def multi_learner(
     tasks = {n: task_of(p) for n,p in desc.outputs.items()}
     modalities = {n: modality_of(p) for n,p in desc.inputs.items()}
     heads = check_keys(as_dict(heads, 'heads', 'dict(kind=[64])'), tasks, 'output in `heads`')
-    check_keys(kwargs, learner_arguments(), 'argument')
     check_neck(neck)
     arch = arch_by_input(arch, modalities)
     check_read(modalities, depth=depth, split=split, weights=weights, text=unusual(text))
