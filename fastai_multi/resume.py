@@ -88,7 +88,7 @@ def check_same_training(saved:dict, now:dict, file):
     raise ValueError(f'{str(file)!r} is of another training: different are {said}.{values} Make the learner anew as it '
                      'was made then and give the same arguments; or delete the file to begin from the start.')
 
-# %% ../nbs/77f_resume.ipynb #de209c31
+# %% ../nbs/77f_resume.ipynb #16f3b249
 _format = 1
 
 def fit_state(learn) -> dict: # Plain data
@@ -162,7 +162,7 @@ class Resume(Callback):
         self.learn.first_epoch = saved['epochs']
         self.rows = saved['rows']
         if self.learn.logger is noop: return
-        print(f'Goes on after {saved["epochs"]} of {self.n_epoch} epochs, from {self.at}')
+        print(f'Goes on after {saved["epochs"]} of {self.n_epoch} epochs, from {self.at.name}')
         for row in self.rows: self.learn.logger(row)
 
     def after_cancel_epoch(self): self.learn.is_whole_epoch = True
