@@ -16,6 +16,7 @@ from .core import *
 from .figures import *
 from .data.block import *
 from .data.describe import *
+from .data.loaders import *
 from .models.multi import *
 from .models.tree import *
 from .targets import *

@@ -192,7 +192,9 @@ def bad_file(case, rng, name):
 @in_table
 def missing_file(case, rng): return bad_file(case, rng, 'nowhere.png')
 @in_table
-def broken_file(case, rng): return bad_file(case, rng, 'broken.png')
+def broken_file(case, rng):
+    if any(c.spatial for c in case.outputs.values()): return None    # its header may be read first, and does not fit
+    return bad_file(case, rng, 'broken.png')
 @in_table
 def text_file(case, rng): return bad_file(case, rng, 'text.png')
 @in_table

@@ -198,9 +198,14 @@ class Case:
         for n,c in self.outputs.items():
             if hasattr(c, 'check_metric'): c.check_metric(found, preds[n], self.valid_rows)
         weights,scales = learn.loss_func.weights,learn.loss_func.scales
-        parts = [weights[n]*scales.get(n, 1.)*found[f'{n}_loss'] for n in self.outputs]
+        parts = [weights[n]*scales.get(n, 1.)*found[loss_column(n)] for n in self.outputs]
         if np.isfinite(parts).all():
             check(near(sum(parts), found['valid_loss'], 1e-3), f'the losses {parts} do not add up: {found}')
+
+def loss_column(n):
+    "The column of an output's loss; the total has a name already"
+    if n=='valid': return 'valid_loss_2'
+    return f'{n}_loss'
 
 def mixed(v):
     "Whether a list of cells needs a column of objects"
