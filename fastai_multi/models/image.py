@@ -84,19 +84,25 @@ class FeatureMaps:
         image, # The images, with NaN filled
         here, # Which of them are present, `bs`
         states:list, # The state after each stage
-        leave # Makes a map: takes a state, the stage's index and `image`
+        leave, # Makes a map: takes a state, the stage's index and `image`
+        rows=None, # The positions of the images that the states are of; `None` if they are of all
+        kept:bool=False # Whether batch norm kept its statistics, because fewer than two images are present
     ):
         self.image = image
         self.here = here
         self.states = states
         self.leave = leave
+        self.rows = rows
+        self.kept = kept
         self.made = [None]*len(states)
 
     def __len__(self): return len(self.states)
 
     def __getitem__(self, i):
         i = range(len(self))[i]
-        if self.made[i] is None: self.made[i] = zero_missing(self.leave(self.states[i], i, self.image), self.here)
+        if self.made[i] is None:
+            y = self.leave(self.states[i], i, self.image)
+            self.made[i] = back_in_place(y, self.rows, self.here)
         return self.made[i]
 
     def maps(self):
@@ -105,11 +111,14 @@ class FeatureMaps:
 
     def upto(self, n):
         "The maps of the first `n` stages"
-        return FeatureMaps(self.image, self.here, self.states[:n], self.leave)
+        return FeatureMaps(self.image, self.here, self.states[:n], self.leave, self.rows, self.kept)
 
-    def grown(self, states):
-        "With the maps of further `states`"
-        return FeatureMaps(self.image, self.here, [*self.states, *states], self.leave)
+    def grown(self, branch):
+        "With the maps of further stages, a `branch` that goes on from the last one"
+        if self.kept:
+            with kept_norms(branch): states = branch.states(self.states[-1])
+        else: states = branch.states(self.states[-1])
+        return FeatureMaps(self.image, self.here, [*self.states, *states], self.leave, self.rows, self.kept)
 
 # %% ../../nbs/34_models.image.ipynb #176d1359
 class ImageEncoder(Encoder):
@@ -140,12 +149,16 @@ class ImageEncoder(Encoder):
     @property
     def gives_map(self): return self.strides[-1] is not None
 
-    def forward(self, x): return zero_missing(self.body(fill_missing(x)), present(x))
+    def forward(self, x):
+        here = present(x)
+        y,rows,_ = run_present(self, self.body, x, here)
+        return back_in_place(y, rows, here)
 
     def feature_maps(self, x):
         "The `FeatureMaps` of images `x`, from one pass"
-        image = fill_missing(x)
-        return FeatureMaps(image, present(x), self.body.run(image), self.body.leave)
+        here = present(x)
+        run = run_present(self, self.body.run, x, here)
+        return FeatureMaps(fill_missing(x), here, run.result, self.body.leave, run.rows, run.kept)
 
     def maps(self, x):
         "The map of every stage"
