@@ -19,7 +19,9 @@ from .core import *
 from .data.geometry import *
 from .data.frame import *
 from .data.parts import *
+from .data.kinds import *
 from .data.items import *
+from .data.pictures import *
 from .data.inputs import *
 from .rowmetrics import *
 from .losses import *

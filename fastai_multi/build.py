@@ -20,6 +20,7 @@ from fastai.vision.augment import Normalize
 from PIL import Image
 from .core import *
 from .data.items import *
+from .data.pictures import *
 from .data.inputs import *
 from .data.tables import *
 from .models.image import *

@@ -19,6 +19,7 @@ from .rates import *
 from .rates import PartsLearner    # by name, so that Tab finds it without reading star imports
 from .data.load import *
 from .data.block import *
+from .data.describe import *
 import cloudpickle, pickle, warnings
 
 # %% ../nbs/77_state.ipynb #459b41d8

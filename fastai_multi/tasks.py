@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ForPart', 'Task', 'task_of', 'CategoryTask', 'TagsTask', 'NumberTask', 'ScaledTask', 'BoxTask', 'LabelsTask',
-           'PointsTask', 'MaskTask', 'GroupTask']
+           'PointsTask', 'MaskTask', 'GroupTask', 'stacked']
 
 # %% ../nbs/68_tasks.ipynb #e26f52b2
 from fastai.basics import *
@@ -15,6 +15,7 @@ from fastai.layers import SigmoidRange
 from .core import *
 from .data.frame import *
 from .data.parts import *
+from .data.kinds import *
 from .data.inputs import *
 from .data.masks import *
 from .data.outputs import *
@@ -360,3 +361,9 @@ class GroupTask(Task, part=GroupPart):
         if beta is not None or use_max: return type(plain)(vals)
         both = [v if isinstance(v, tuple) else (v,v) for v in vals]
         return type(plain)([a for a,_ in both]), type(plain)([b for _,b in both])
+
+# %% ../nbs/68_tasks.ipynb #85f87e86
+def stacked(xs):
+    "Tensors, or groups of them, in one tensor or group, `n,bs,…`"
+    if not isinstance(xs[0], Named): return torch.stack(xs)
+    return type(xs[0])([stacked(members) for members in zip(*xs)])

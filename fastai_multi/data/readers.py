@@ -12,6 +12,7 @@ from fastcore.all import *
 from fasttransform import Transform
 from ..core import *
 from .items import *
+from .pictures import *
 from .inputs import *
 from .outputs import *
 from numbers import Real

@@ -9,8 +9,10 @@ __all__ = ['no_label', 'as_pixels', 'Panel', 'show_panels']
 from fastcore.all import *
 from matplotlib import pyplot as plt
 from ..core import *
+from ..figures import *
 from .text import *
 from .parts import *
+from .kinds import *
 import math, torch
 
 # %% ../../nbs/14_data.show.ipynb #sh000005

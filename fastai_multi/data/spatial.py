@@ -14,9 +14,11 @@ from fastai.data.transforms import EncodedMultiCategorize, MultiCategorize, Mult
 from fastai.vision.core import TensorBBox, TensorPoint
 from fasttransform import Pipeline
 from ..core import *
+from ..figures import *
 from .text import *
 from .geometry import *
 from .parts import *
+from .kinds import *
 from .inputs import *
 from .outputs import *
 from matplotlib import patches, patheffects

@@ -18,6 +18,7 @@ from ..core import *
 from .parts import *
 from .items import *
 from .inputs import *
+from .kinds import *
 from .readers import *
 from .infer import *
 from .block import *
@@ -123,7 +124,7 @@ class RowPart(Part):
     def cell(self, decoded, name):
         "The value of a column in a decoded row; `absent` where there was none"
         v = decoded[name]
-        if v=='#na#' or decoded.get(f'{name}_na') is True: return absent
+        if v=='#na#' or str(decoded.get(f'{name}_na'))=='True': return absent
         if name in self.cont_names: return float(f'{v:.6g}')    # as much as single precision holds
         return v.item() if hasattr(v, 'item') else v
     def format(self, v):
