@@ -182,6 +182,7 @@ class Answers:
         "The answers for all items: a row for each, a column for each output, or for `group.member`"
         rows = [self.cells(row(decoded, i), i) for i in range(len(self.dl.dataset))]
         leaves = leaves_of({n: t.part for n,t in self.tasks.items()})
+        leaves = {n: leaf for n,leaf in leaves.items() if leaf.predicted}
         columns = {n: leaf.as_column([r[j] for r in rows]) for j,(n,leaf) in enumerate(leaves.items())}
         return pd.DataFrame(columns, index=index)
 

@@ -111,6 +111,12 @@ class Task(ForPart):
 
     to_units = None            # A function from encoded values to the user's units, applied before metrics
 
+    def exported(self, pred, activation): # Raw predictions; the function that makes them probabilities or values
+        "What an exported model answers, by name: probabilities, numbers in the user's units, corners in [-1,1]"
+        res = activation(pred)
+        if self.to_units is not None: res = self.to_units(res).float()
+        return {self.name: res}
+
     def to_user(self, value, frame=None):
         "One decoded prediction as a user reads it; `frame` maps to the pixels of the given picture"
         return self.part.decode(value)
@@ -346,6 +352,12 @@ class GroupTask(Task, part=GroupPart):
     def to_units(self):
         if all(t.to_units is None for t in self.tasks.values()): return None
         return self.members_in_units
+    def exported(self, pred, activation):
+        "What the members answer, as `group.member`"
+        activated = activation(pred)
+        res = {}
+        for n,t in self.tasks.items(): res.update(t.exported(activated[n], noop))
+        return res
     def members_in_units(self, value):
         "A group of encoded values with its members in the user's units"
         if not isinstance(value, Named): return value

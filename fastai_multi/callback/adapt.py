@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['tensorboard_class', 'is_tensorboard', 'with_class', 'follow_column', 'own_callback', 'LossWatch', 'ModalityDropout',
-           'check_dropout', 'check_several', 'AbsentInputs', 'trained_without']
+           'modality_dropper', 'check_dropout', 'check_several', 'AbsentInputs', 'trained_without']
 
 # %% ../../nbs/71_callback.adapt.ipynb #0e2b3b06
 from fastai.basics import *
@@ -151,6 +151,12 @@ class ModalityDropout(Callback):
         rows = lost.view(-1, *[1]*(t.ndim-1))
         return torch.where(rows, self.learn.modalities[name].absent(t), t)
 
+def modality_dropper(p, names): # As in `multi_learner`; the inputs' names
+    "The `ModalityDropout` of a learner, once its names are checked"
+    check_several(list(names))
+    if isinstance(p, dict): check_keys(p, names, 'input in `modality_dropout`')
+    return ModalityDropout(p)
+
 def check_dropout(p):
     "Raise unless `p` is a share from 0 to below 1, or a dict of them"
     shares = p.values() if isinstance(p, dict) else [p]
@@ -175,21 +181,21 @@ class AbsentInputs(Callback):
             n_absent,n_items = self.counts.get(n, (0,0))
             self.counts[n] = (n_absent+(~here).sum(), n_items+len(here))
 
-    def sentences(self) -> list:
+    def sentences(self, model) -> list: # The model that answered
         "What is absent, in words"
         found = {n: (int(n_absent),n_items) for n,(n_absent,n_items) in self.counts.items()}
-        return [self._sentence(n, *o) for n,o in found.items() if self._says(n, *o)]
+        return [self._sentence(model, n, *o) for n,o in found.items() if self._says(model, n, *o)]
 
-    def _says(self, name, n_absent, n_items):
-        if not n_absent: return False
-        return n_absent==n_items or trained_without(self.learn.model, name) is False
+    def _says(self, model, name, n_absent, n_items):
+        if not n_absent or len(self.counts)<2: return False
+        return n_absent==n_items or trained_without(model, name) is False
 
-    def _sentence(self, name, n_absent, n_items):
+    def _sentence(self, model, name, n_absent, n_items):
         where = f'in {n_absent} of {n_items} items'
         if n_items==1: where = 'here'
         elif n_absent==n_items: where = f'in all {n_items} items'
         said = f'Input {name!r} is absent {where}: the answer comes from the other inputs.'
-        if trained_without(self.learn.model, name) is not False: return said
+        if trained_without(model, name) is not False: return said
         return f'{said} The model never trained without it; modality_dropout=0.2 in multi_learner teaches it that.'
 
 def trained_without(model, name):

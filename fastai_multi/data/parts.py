@@ -83,6 +83,7 @@ class Part:
     drawn = False           # `draw` draws it on the picture
     marks = None            # How `draw` draws the true and the predicted value, in words: `('solid', 'dashed')`
     side_by_side = False    # The prediction is drawn beside the truth instead of over it
+    tells_pairs = False     # `draw_pair` draws what was found, missed and false, in place of truth and prediction
     flip_order = None       # The order of its points in the mirror image of the picture, if it is another
     has_pairs_to_tell = False # Its points may have to change places in a mirror image, and nobody said which
     rows_of = None          # Name of the part whose rows this one describes: the boxes of labels
@@ -271,6 +272,15 @@ class Part:
         "An artist for a legend that looks as `draw` does; `kwargs` go to `Line2D`"
         style = '--' if dashed else '-'
         return Line2D([], [], **{**dict(color=colour, ls=style, lw=1.6), **kwargs})
+
+    def draw_pair(self, ax, true, pred, colours):
+        "Draw the truth and the prediction (decoded, or `absent`) so that their differences show"
+        self.draw(ax, true, colours[0])
+        self.draw(ax, pred, colours[1], dashed=True)
+    def samples(self, colours, name=''):
+        "Artists for the legend of results, whose labels end in `name`; `colours` are of the truth and the prediction"
+        return [self.sample(colours[0], False, label=f'true{name}'),
+                self.sample(colours[1], True, label=f'predicted{name}')]
 
     # What a model depends on
     def learned(self) -> dict:

@@ -174,7 +174,9 @@ def check_inputs(*kinds): # For each kind of input, its readers by name
         raise ValueError('InputReader reads nothing: give it a column for `image`, `text` or `features`, or '
                          '`cat_names` or `cont_names`.')
     twice = [n for n in names if names.count(n)>1]
-    if twice: raise ValueError(f'Two inputs are called {twice[0]!r}: name them in a dict, as text=dict(caption={twice[0]!r}).')
+    if twice:
+        raise ValueError(f'Two inputs are called {twice[0]!r}: name them in a dict, as '
+                         f'text=dict(caption={twice[0]!r}).')
     for n in names:
         if not isinstance(n, str): raise TypeError(f'The name of an input is {n!r}; it must be a string.')
 

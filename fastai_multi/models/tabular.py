@@ -106,7 +106,8 @@ class RowEncoder(Encoder):
         self.embeds = nn.ModuleList([Embedding(n, emb_sz_rule(n)) for n in self.n_classes])
         self.bn = PresentNorm(n_numbers)
         sizes = [sum(e.embedding_dim for e in self.embeds)+n_numbers, *hidden]
-        self.layers = nn.Sequential(*[LinBnDrop(a, b, p=p, act=nn.ReLU(), lin_first=True) for a,b in zip(sizes, hidden)])
+        layers = [LinBnDrop(a, b, p=p, act=nn.ReLU(), lin_first=True) for a,b in zip(sizes, hidden)]
+        self.layers = nn.Sequential(*layers)
 
     def split(self, x):
         "The codes `bs,columns` and the numbers `bs,n` of rows without gaps"
