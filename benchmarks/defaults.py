@@ -20,6 +20,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, RidgeCV
 from fastai.vision.all import *
 from fastai_multi import *
+from fastai_multi.core import absent, untyped
 from fastai_multi.data.outputs import TagsPart, CategoryPart
 from fastai_multi.data.numbers import NumberPart
 from fastai_multi.models.text import BagEncoder
@@ -194,16 +195,21 @@ def dense(xs): return {k: x.to_dense() if x.is_sparse else x for k,x in xs.items
 def tfidf(name, n=None):
     "The same on scikit-learn's TF-IDF of the texts alone"
     learn = learner_of(name, ('text',), n)
-    df,given = read_set(name, n)
-    texts = [df[df.is_valid==v][given['text']].fillna('') for v in (False, True)]
+    column = read_set(name, n)[1]['text']
+    texts = [dl.items[column].fillna('') for dl in (learn.dls.train, learn.dls.valid)]
     reader = TfidfVectorizer(ngram_range=(1, 2), min_df=2).fit(texts[0])
     x,x_valid = [reader.transform(t).toarray() for t in texts]
     res = {}
     for o,part in learn.output_parts.items():
-        y,y_valid = [dl.values(o) for dl in (learn.dls.train, learn.dls.valid)]
-        here = learn.tasks[o].labelled(y).numpy()
-        res[o] = metric_of(fit_linear(part, x[here], y.numpy()[here], x_valid), y_valid, part)
+        (here,y),(here_valid,y_valid) = [labels_of(dl, o) for dl in (learn.dls.train, learn.dls.valid)]
+        res[o] = metric_of(fit_linear(part, x[here], y.numpy(), x_valid[here_valid]), y_valid, part)
     return res
+
+def labels_of(dl, output):
+    "Which items of a loader have a label, and the labels of these"
+    column = dl.column(output)
+    here = np.array([column[i] is not absent for i in range(len(column))])
+    return here, torch.stack([untyped(column[i]) for i in here.nonzero()[0]])
 
 def fit_linear(part, x, y, x_valid):
     "What scikit-learn's linear models say of `x_valid`"

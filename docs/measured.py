@@ -13,7 +13,7 @@ results = root/'benchmarks'/'results'
 # shown, the `command` where the script's introduction names another, a `text`.
 # A table without an entry is shown as it is: what may be averaged, nobody but its author knows.
 TABLES = dict(defaults=dict(title='What the default learns', by=['set','output','way'], only=['metric'],
-                            command='python -m benchmarks.defaults --ablate',
+                            command='python -m benchmarks.defaults',
                             text='More is better: accuracy, mean average precision, overlap, and minus the mean '
                                  'absolute error'),
               balance_fashion=dict(title='Product photos: ways to balance', by=['method','lr']),

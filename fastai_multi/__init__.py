@@ -11,7 +11,7 @@ except _NotInstalled: __version__ = '0+not.installed'
 
 # What a notebook needs under a short name.
 # The rest of a module's `__all__` is one import away, as in `from fastai_multi.core import flat`.
-_public = """Inputs Outputs ImageText Numericaliser safe_tfms MultiDL
+_public = """Inputs Outputs ImageText Numericaliser OnPart safe_tfms MultiDL
     FeaturesBlock RowBlock NumberBlock GroupBlock ImageTextBlock MultiInputBlock MultiOutputBlock OneOutputBlock PlainTextBlock
     PointsBlock SegmentationBlock WeightBlock ObjectsBlock describe
     read_coco read_voc read_yolo

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['check_item_size', 'lone_input', 'raw_item', 'check_activations', 'check_items', 'loader_options',
            'check_loader_options', 'first_block_step', 'raw_dl', 'is_source_item', 'item_dl', 'in_units', 'row',
-           'Answers', 'table_cell', 'pad_ids_of', 'one_tensor', 'pad_all', 'ThresholdChoice', 'choose_threshold',
-           'outputs_with_threshold', 'check_has_threshold']
+           'Answers', 'table_cell', 'decoded_input', 'augmented_preds', 'pad_ids_of', 'one_tensor', 'pad_all',
+           'ThresholdChoice', 'choose_threshold', 'outputs_with_threshold', 'check_has_threshold', 'choose_thresholds']
 
 # %% ../nbs/70_answers.ipynb #798ea2fa
 from fastai.basics import *
@@ -194,6 +194,35 @@ def table_cell(value):
     if isinstance(value, str): return str(value)    # fastai's `Category` is a text of a class of its own
     return value
 
+# %% ../nbs/70_answers.ipynb #0e00d5ec
+def decoded_input(
+    dl, # The loader of one item
+    x, # Its batch of inputs
+    modalities:dict # The inputs' modalities by name
+):
+    "The inputs of the first item as a user reads them"
+    single = not isinstance(x, Named)
+    xs = [x] if single else list(x)
+    typed = [m.typed(o) for m,o in zip(modalities.values(), xs)]
+    b, = dl.after_batch.decode((typed[0] if single else type(x)(typed),))
+    decoded = [m.part.decode(o[0]) for m,o in zip(modalities.values(), [b] if single else b)]
+    return decoded[0] if single else type(x)(decoded)
+
+# %% ../nbs/70_answers.ipynb #0c49f94c
+def augmented_preds(
+    learn, # A `MultiLearner`
+    dl, # The loader, which does not shuffle
+    n:int=4, # How many augmented copies
+    beta:float=0.25, # Share of the plain prediction; `None`: both, `(augmented, plain)`, for each output
+    use_max:bool=False # The largest of all in place of the average
+) -> tuple: # Predictions and targets
+    "Predictions averaged over augmented copies"
+    with dl.dataset.set_split_idx(0): augmented = [learn.get_preds(dl=dl)[0] for _ in range(n)]
+    with dl.dataset.set_split_idx(1): plain,targs = learn.get_preds(dl=dl)
+    if not learn.named: return first(learn.tasks.values()).tta(plain, stacked(augmented), beta, use_max), targs
+    res = [learn.tasks[o].tta(plain[o], stacked([a[o] for a in augmented]), beta, use_max) for o in plain.keys()]
+    return type(plain)(res), targs
+
 # %% ../nbs/70_answers.ipynb #7ea1a98b
 def pad_ids_of(parts):
     "The number that pads the rows of a part, for each of `parts` that has one"
@@ -259,3 +288,12 @@ def check_has_threshold(learn):
     kinds = {n: t.part.kind for n,t in learn.tasks.items()}
     raise ValueError(f'There is no threshold to tune: it needs an output of tags whose loss has no `decodes` of its '
                      f'own, and the outputs are {kinds}.')
+
+def choose_thresholds(learn, preds, targs, by_tag=False) -> dict: # By output a `ThresholdChoice`
+    "Set the threshold of each output that has one"
+    res = {}
+    for n in outputs_with_threshold(learn):
+        p,t = preds,targs
+        if learn.named: p,t = preds[n],targs[n]
+        res[n] = choose_threshold(learn.tasks[n], p, t, by_tag)
+    return res

@@ -32,11 +32,11 @@ from .aside import *
 from .build import *
 from .rates import *
 from .state import *
-from .state import PersistentLearner
+from .export import ExportingLearner
 import inspect, warnings
 
 # %% ../nbs/78_learner.ipynb #62649e8c
-class MultiLearner(PersistentLearner):
+class MultiLearner(ExportingLearner):
     "A fastai `Learner` whose inputs, predictions and targets have names"
     def __init__(self,
         dls:DataLoaders, # Loaders of any form that `describe` knows
@@ -241,16 +241,7 @@ class MultiLearner(PersistentLearner):
         for sentence in watch.sentences(self.model): warnings.warn(sentence, stacklevel=2)
         answer = answers.of(row(dec, 0), 0)
         res = (answer, row(dec, 0), row(preds, 0))
-        return (self._decode_input(dl, inp), *res) if with_input else res
-
-    def _decode_input(self, dl, x):
-        "The inputs of the first item as a user reads them"
-        single = not isinstance(x, Named)
-        xs = [x] if single else list(x)
-        typed = [m.typed(o) for m,o in zip(self.modalities.values(), xs)]
-        b, = dl.after_batch.decode((typed[0] if single else type(x)(typed),))
-        decoded = [p.decode(o[0]) for p,o in zip(self.input_parts.values(), [b] if single else b)]
-        return decoded[0] if single else type(x)(decoded)
+        return (decoded_input(dl, inp, self.modalities), *res) if with_input else res
 
     def predict_df(self,
         items, # A table like the one the loaders were made from, targets not needed, or a list of items of their source
@@ -279,15 +270,9 @@ class MultiLearner(PersistentLearner):
     ) -> tuple: # Predictions and targets
         "Predictions averaged over augmented copies, by output; boxes, points and masks come from the plain picture"
         self._check_loader(ds_idx, dl)
-        if dl is None: dl = self.dls[ds_idx]
-        dl = dl.new(shuffle=False, drop_last=False)
+        dl = ifnone(dl, self.dls[ds_idx]).new(shuffle=False, drop_last=False)
         if item_tfms is not None or batch_tfms is not None: dl = dl.new(after_item=item_tfms, after_batch=batch_tfms)
-        with self.no_bar():
-            with dl.dataset.set_split_idx(0): augmented = [self.get_preds(dl=dl)[0] for _ in range(n)]
-            with dl.dataset.set_split_idx(1): plain,targs = self.get_preds(dl=dl)
-        if not self.named: return first(self.tasks.values()).tta(plain, stacked(augmented), beta, use_max), targs
-        res = [self.tasks[o].tta(plain[o], stacked([a[o] for a in augmented]), beta, use_max) for o in plain.keys()]
-        return type(plain)(res), targs
+        with self.no_bar(): return augmented_preds(self, dl, n, beta, use_max)
 
     # Validation
     def _check_loader(self, ds_idx, dl):
@@ -334,11 +319,8 @@ class MultiLearner(PersistentLearner):
         check_has_threshold(self)
         if dl is not None: check_has_labels(dl)
         with self.no_bar(): preds,targs = self.get_preds(ds_idx, dl)
-        res = {}
-        for n in outputs_with_threshold(self):
-            p,t = (preds[n],targs[n]) if self.named else (preds,targs)
-            res[n] = choose_threshold(self.tasks[n], p, t, by_tag)
-            self._say(res[n].sentence(n))
+        res = choose_thresholds(self, preds, targs, by_tag)
+        for n,choice in res.items(): self._say(choice.sentence(n))
         return res
 
     # What it is made of
@@ -426,7 +408,6 @@ def multi_learner(
     tasks = {n: task_of(p) for n,p in desc.outputs.items()}
     modalities = {n: modality_of(p) for n,p in desc.inputs.items()}
     heads = check_keys(as_dict(heads, 'heads', 'dict(kind=[64])'), tasks, 'output in `heads`')
-    check_keys(kwargs, learner_arguments(), 'argument')
     check_neck(neck)
     arch = arch_by_input(arch, modalities)
     check_read(modalities, depth=depth, split=split, weights=weights, text=unusual(text))

@@ -404,8 +404,15 @@ def test_every_argument_of_multi_shapes(tmp_path):
     covers(multi_shapes, tests)
     for n,f in tests.items(): assert f(), n
 
-def test_every_argument_of_multi_learner(table):
+def test_every_argument_of_multi_learner(table, tmp_path):
     dls = loaders(table)
+    file = tmp_path/'resnet18.pth'
+    torch.save(resnet18().state_dict(), file)
+    def resnet(**kwargs): return learner(loaders(table), resnet18, **{**dict(weights=file), **kwargs})
+    def first_filters(learn): return first(p for p in learn.model.parameters() if p.ndim==4)
+    def normalized(learn): return any(isinstance(t, Normalize) for t in learn.dls.train.after_batch.fs)
+    def is_frozen(learn): return not all(p.requires_grad for p in learn.model.parameters())
+    with_weights = resnet()
     both = loaders(table, text='caption', text_block=PlainTextBlock(min_freq=1))
     def n_params(learn): return sum(p.numel() for p in learn.model.parameters())
     def cnn(): return simple_cnn(3, 4)
@@ -432,7 +439,9 @@ def test_every_argument_of_multi_learner(table):
         class_weights=lambda: loss_of(learner(dls, cnn(), class_weights={'kind': [1,5,1]}), 'kind')!=plain['kind_loss'],
         metrics=lambda: 'kind_error_rate' in learner(dls, cnn(), metrics=dict(kind=error_rate)).evaluate(),
         label_smoothing=lambda: loss_of(learner(dls, cnn(), label_smoothing=.2), 'kind')!=plain['kind_loss'],
-        normalize=lambda: True, pretrained=lambda: True, weights=lambda: True)    # above, and in tests/test_models.py
+        normalize=lambda: normalized(with_weights) and not normalized(resnet(normalize=False)),
+        pretrained=lambda: is_frozen(with_weights) and not is_frozen(resnet(weights=None, pretrained=False)),
+        weights=lambda: torch.equal(first_filters(with_weights), torch.load(file)['conv1.weight']))
     covers(multi_learner, tests)
     for n,f in tests.items(): assert f(), n
 
@@ -458,6 +467,12 @@ def test_every_argument_of_get_preds(table):
     class Watch(Callback):
         def after_pred(self): seen.append(1)
     learn.get_preds(cbs=Watch())
+    ends = []
+    class Ends(Callback):
+        def after_epoch(self): ends.append(1)
+    learn.get_preds(cbs=Ends(), inner=True)
+    n_inner = len(ends)
+    learn.get_preds(cbs=Ends())
     losses = learn.get_preds(with_loss=True)[-1]
     loss = learn.evaluate()['valid_loss']
     tests = dict(ds_idx=lambda: rows(learn.get_preds(0))==n_train-n_train%4 or rows(learn.get_preds(0))==n_train,
@@ -466,7 +481,7 @@ def test_every_argument_of_get_preds(table):
                  with_decoded=lambda: torch.equal(learn.get_preds(with_decoded=True)[2].kind, plain[0].kind.argmax(-1)),
                  with_loss=lambda: len(losses)==n_valid and float(losses.mean())==pytest.approx(loss, rel=1e-2),
                  act=lambda: bool((halves.price==.5).all()) and torch.equal(halves.kind, plain[0].kind),
-                 inner=lambda: True, reorder=lambda: torch.allclose(order, plain[0].price), cbs=lambda: len(seen)>0)
+                 inner=lambda: (n_inner, len(ends))==(0, 1), reorder=lambda: torch.allclose(order, plain[0].price), cbs=lambda: len(seen)>0)
     covers(learn.get_preds, tests)
     for n,f in tests.items(): assert f(), n
 

@@ -187,7 +187,7 @@ def test_get_preds(trained):
     assert preds.objects.kind.shape == (n,100,4)
     assert targs.objects.box.shape[0] == n and losses.shape == (n,)
     sure = ~dec.objects.box.isnan().any(-1)
-    assert (dec.objects.score[sure]>=.3).all()
+    assert (dec.objects.score[sure]>=.4).all()
     assert torch.equal(dec.objects.kind!=-100, sure)
 
 def test_predict(trained, table, shapes, tmp_path):
@@ -207,7 +207,7 @@ def test_predict(trained, table, shapes, tmp_path):
     assert list(df.columns) == [*(f'objects.{n}' for n in members), 'kind', 'tags']
     assert all(len(a)==len(b) for a,b in zip(df['objects.box'], df['objects.colour']))
     assert trained.predict_df(table.assign(file=None).iloc[:2], num_workers=0)['objects.box'].isna().all()
-    trained.tasks['objects'].threshold = .3
+    trained.tasks['objects'].threshold = .4
 
 def test_pictures(trained):
     plt.close('all')
@@ -219,7 +219,7 @@ def test_pictures(trained):
     seen = texts_of_figure()
     assert 'found, ' in seen and ' missed, ' in seen
     assert {'found','missed','false'} <= set(seen.split())
-    trained.tasks['objects'].threshold = .3
+    trained.tasks['objects'].threshold = .4
 
 def test_export(trained, table, shapes, tmp_path):
     "In a fresh process"
@@ -233,7 +233,7 @@ def test_export(trained, table, shapes, tmp_path):
     assert 'BOX' in out.stdout, out.stderr
     got = eval(out.stdout.split('BOX')[1].strip().splitlines()[0])
     np.testing.assert_allclose(got, want[0]['box'], atol=1e-3)
-    trained.tasks['objects'].threshold = .3
+    trained.tasks['objects'].threshold = .4
 
 def test_save_load_and_lr_find(trained, tmp_path):
     trained.save(tmp_path/'w')

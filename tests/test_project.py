@@ -1,5 +1,5 @@
 "The package as a whole: what importing it does, what its metadata says, and the order of its modules"
-import ast, json, re, subprocess, sys
+import ast, builtins, dis, importlib, json, re, subprocess, sys, types
 from configparser import ConfigParser
 from functools import lru_cache
 from importlib.metadata import metadata
@@ -101,6 +101,20 @@ def test_every_module_has_its_notebook_and_number():
 def test_readme_says_what_every_module_is_for():
     rows = re.findall(r'^\| `([\w.]+)` \| \S', (root/'README.md').read_text(encoding='utf-8'), re.M)
     assert rows == [*modules]
+
+def code_objects(code):
+    "A code object and those within it"
+    yield code
+    for o in code.co_consts:
+        if isinstance(o, types.CodeType): yield from code_objects(o)
+
+@pytest.mark.parametrize('m', modules)
+def test_every_name_is_known(m):
+    "Star imports hide a name that went to another module until somebody calls the function that reads it"
+    known = vars(importlib.import_module(f'fastai_multi.{m}')).keys() | vars(builtins).keys()
+    code = compile(path_of(m).read_text(encoding='utf-8'), m, 'exec')
+    read = {i.argval for c in code_objects(code) for i in dis.get_instructions(c) if i.opname=='LOAD_GLOBAL'}
+    assert not read - known
 
 @pytest.mark.parametrize('m', modules)
 def test_module_introduces_itself(m):
