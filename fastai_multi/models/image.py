@@ -84,16 +84,12 @@ class FeatureMaps:
         image, # The images, with NaN filled
         here, # Which of them are present, `bs`
         states:list, # The state after each stage
-        leave, # Makes a map: takes a state, the stage's index and `image`
-        rows=None, # The positions of the images that the states are of; `None` if they are of all
-        kept:bool=False # Whether batch norm kept its statistics, because fewer than two images are present
+        leave # Makes a map: takes a state, the stage's index and `image`
     ):
         self.image = image
         self.here = here
         self.states = states
         self.leave = leave
-        self.rows = rows
-        self.kept = kept
         self.made = [None]*len(states)
 
     def __len__(self): return len(self.states)
@@ -101,8 +97,7 @@ class FeatureMaps:
     def __getitem__(self, i):
         i = range(len(self))[i]
         if self.made[i] is None:
-            y = self.leave(self.states[i], i, self.image)
-            self.made[i] = back_in_place(y, self.rows, self.here)
+            self.made[i] = zero_missing(self.leave(self.states[i], i, self.image), self.here)
         return self.made[i]
 
     def maps(self):
@@ -111,14 +106,12 @@ class FeatureMaps:
 
     def upto(self, n):
         "The maps of the first `n` stages"
-        return FeatureMaps(self.image, self.here, self.states[:n], self.leave, self.rows, self.kept)
+        return FeatureMaps(self.image, self.here, self.states[:n], self.leave)
 
     def grown(self, branch):
         "With the maps of further stages, a `branch` that goes on from the last one"
-        if self.kept:
-            with kept_norms(branch): states = branch.states(self.states[-1])
-        else: states = branch.states(self.states[-1])
-        return FeatureMaps(self.image, self.here, [*self.states, *states], self.leave, self.rows, self.kept)
+        with norms_kept_unless(branch, self.here.sum()>1): states = branch.states(self.states[-1])
+        return FeatureMaps(self.image, self.here, [*self.states, *states], self.leave)
 
 # %% ../../nbs/34_models.image.ipynb #176d1359
 class ImageEncoder(Encoder):
@@ -151,14 +144,13 @@ class ImageEncoder(Encoder):
 
     def forward(self, x):
         here = present(x)
-        y,rows,_ = run_present(self, self.body, x, here)
-        return back_in_place(y, rows, here)
+        return zero_missing(run_present(self, self.body, x, here), here)
 
     def feature_maps(self, x):
         "The `FeatureMaps` of images `x`, from one pass"
         here = present(x)
-        run = run_present(self, self.body.run, x, here)
-        return FeatureMaps(fill_missing(x), here, run.result, self.body.leave, run.rows, run.kept)
+        states = run_present(self, self.body.run, x, here)
+        return FeatureMaps(fill_missing(x), here, states, self.body.leave)
 
     def maps(self, x):
         "The map of every stage"
