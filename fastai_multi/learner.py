@@ -33,10 +33,11 @@ from .build import *
 from .rates import *
 from .state import *
 from .export import ExportingLearner
+from .resume import *
 import inspect, warnings
 
 # %% ../nbs/78_learner.ipynb #62649e8c
-class MultiLearner(ExportingLearner):
+class MultiLearner(Resuming, ExportingLearner):
     "A fastai `Learner` whose inputs, predictions and targets have names"
     def __init__(self,
         dls:DataLoaders, # Loaders of any form that `describe` knows
@@ -145,6 +146,7 @@ class MultiLearner(ExportingLearner):
         div:float=5., # The rate starts so many times lower
         probe:bool=True, # Fit the heads on frozen features first, where there are any and the heads are new
         lrs:dict=None, # Rates by output, by input or for the 'trunk', which hold throughout
+        resume=False, # Go on after the last whole epoch of an interrupted call; or the name of the file for that
         **kwargs # Passed to `fit_one_cycle`
     ):
         "Probe what is trained or a text's words, then train all; say which outputs a constant answer beats"
@@ -153,6 +155,7 @@ class MultiLearner(ExportingLearner):
         probe = probe and can_probe(self) and heads_are_new(self)
         if freeze_epochs is None: freeze_epochs = int(not probe)
         if base_lr is None: base_lr = usual_rate(self.plain_model, probe)
+        kwargs['resume'] = as_resume(resume, fits=1+bool(freeze_epochs))
         start = []
         aside = None
         if probe:

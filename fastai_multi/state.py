@@ -163,8 +163,8 @@ def read_state(file, device='cpu', **kwargs): # A path; where tensors go; passed
     file = Path(file)
     check_state_file(file)
     if isinstance(device, int): device = torch.device('cuda', device)
-    scalar = np.float64(0).__reduce__()[0]        # numpy calls it to make a number again
-    types = [L, scalar, np.dtype, *[getattr(np.dtypes, o) for o in np.dtypes.__all__]]
+    makers = [o.__reduce__()[0] for o in (np.float64(0), np.zeros(1))]    # numpy calls them to make a value again
+    types = [L, *makers, np.ndarray, np.dtype, *[getattr(np.dtypes, o) for o in np.dtypes.__all__]]
     kwargs.setdefault('weights_only', True)
     try:
         with torch.serialization.safe_globals(types): return torch.load(file, map_location=device, **kwargs)
