@@ -12,7 +12,7 @@ except _NotInstalled: __version__ = '0+not.installed'
 # What a notebook needs under a short name.
 # The rest of a module's `__all__` is one import away, as in `from fastai_multi.core import flat`.
 _public = """Inputs Outputs ImageText Numericaliser OnPart safe_tfms MultiDL
-    FeaturesBlock NumberBlock GroupBlock ImageTextBlock MultiInputBlock MultiOutputBlock OneOutputBlock PlainTextBlock
+    FeaturesBlock RowBlock NumberBlock GroupBlock ImageTextBlock MultiInputBlock MultiOutputBlock OneOutputBlock PlainTextBlock
     PointsBlock SegmentationBlock WeightBlock ObjectsBlock describe
     read_coco read_voc read_yolo
     InputReader OutputReader MultiDataLoaders kfold_dls multi_shapes
@@ -21,7 +21,7 @@ _public = """Inputs Outputs ImageText Numericaliser OnPart safe_tfms MultiDL
     FixedWeights ScheduledWeights RandomWeighting DynamicWeightAverage GeometricMean UncertaintyWeighting GradNorm FAMO
     GradientBalance ShowWeights TaskMonitor TaskEarlyStopping task_gradients compare_single_task
     OverOutputs MultiCutMix MultiMixUp MultiMixUpOrCutMix MultiLearner multi_learner plot_model depth_finder stage_agreement
-    MultiInterpretation modality_check""".split()
+    MultiInterpretation ModalityDropout modality_check""".split()
 
 # The modules are read when a public name is first asked for: `import fastai_multi.core` reads `core` alone,
 # and a module that is being read may itself import others of this package.

@@ -35,7 +35,7 @@ from .rates import *
 from .state import *
 from .export import ExportingLearner
 from .resume import *
-import inspect
+import inspect, warnings
 
 # %% ../nbs/78_learner.ipynb #62649e8c
 class MultiLearner(Resuming, ExportingLearner):
@@ -240,7 +240,9 @@ class MultiLearner(Resuming, ExportingLearner):
                             f'together, predict((image, text)).')
         dl = item_dl(self.dls, item, self.modalities)
         answers = Answers(dl, self.tasks, self.named)
-        inp,preds,_,dec = self.get_preds(dl=dl, with_input=True, with_decoded=True)
+        watch = AbsentInputs()
+        inp,preds,_,dec = self.get_preds(dl=dl, with_input=True, with_decoded=True, cbs=watch)
+        for sentence in watch.sentences(self.model): warnings.warn(sentence, stacklevel=2)
         answer = answers.of(row(dec, 0), 0)
         res = (answer, row(dec, 0), row(preds, 0))
         return (decoded_input(dl, inp, self.modalities), *res) if with_input else res
@@ -255,7 +257,9 @@ class MultiLearner(Resuming, ExportingLearner):
         check_loader_options(kwargs, type(self.dls.valid))
         dl = self.dls.test_dl(items, **kwargs)
         answers = Answers(dl, self.tasks, self.named)
-        dec = self.get_preds(dl=dl, with_decoded=True)[2]
+        watch = AbsentInputs()
+        dec = self.get_preds(dl=dl, with_decoded=True, cbs=watch)[2]
+        for sentence in watch.sentences(self.model): warnings.warn(sentence, stacklevel=2)
         index = items.index if isinstance(items, pd.DataFrame) else None
         return answers.table(dec, index)
 
@@ -395,6 +399,7 @@ def multi_learner(
     class_weights:dict=None, # By output of classes or tags: 'balanced', or a weight by class
     label_smoothing=None, # A number for all categories, or a dict by output: the share spread over all classes
     metrics=None, # By output; good defaults if `None`
+    modality_dropout=0., # The share of training items that lose an input, for every input or a dict by input
     pretrained:bool=True, # Start from the weights that `arch` has, with their normalisation, then frozen first
     weights=None, # A file of `arch`'s weights, in place of the library's
     normalize:bool=True, # Add the normalisation that belongs to the weights
@@ -420,6 +425,7 @@ def multi_learner(
     stats = first(e.stats for e in encoders.values() if getattr(e, 'stats', None) is not None)
     if normalize: add_norm(dls, stats)
     kwargs = {'splitter': split_params, **kwargs}
+    if modality_dropout: kwargs['cbs'] = [*L(kwargs.get('cbs')), modality_dropper(modality_dropout, modalities)]
     learn = MultiLearner(dls, model, loss_func=loss_func, loss_weights=loss_weights, class_weights=class_weights,
                          label_smoothing=label_smoothing, metrics=metrics, **kwargs)
     if any(getattr(e, 'pretrained', False) for e in encoders.values()): learn.freeze()

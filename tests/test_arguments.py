@@ -32,7 +32,7 @@ DEFAULTS = {
     'MultiCutMix': dict(alpha=1.0, text='features'),
     'MultiMixUp': dict(alpha=0.4, text='features'),
     'MultiMixUpOrCutMix': dict(mixup_alpha=0.4, cutmix_alpha=1.0, p_cutmix=0.5, text='features'),
-    'multi_learner': dict(text='bag', fusion='concat', neck=128, pretrained=True, normalize=True),
+    'multi_learner': dict(text='bag', fusion='concat', neck=128, modality_dropout=0., pretrained=True, normalize=True),
     'depth_finder': dict(epochs=1, agreement=4),
     'stage_agreement': dict(batches=4),
     'modality_check': dict(ds_idx=1, seed=42),

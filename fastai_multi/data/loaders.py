@@ -89,6 +89,9 @@ def check_block_options(img_cls, text_block):
     if not hasattr(img_cls, 'create'):
         raise TypeError(f'`img_cls` is {short_repr(img_cls)}; it takes a class of pictures, such as PILImage or '
                         'PILImageBW.')
+    if isinstance(text_block, dict):
+        for block in text_block.values(): check_block_options(img_cls, block)
+        return
     made = text_block
     if isinstance(text_block, type) and issubclass(text_block, TransformBlock): made = text_block()
     if made is None or isinstance(made, TransformBlock): return
@@ -171,9 +174,12 @@ class MultiDataLoaders(DataLoaders):
     def from_df(cls,
         df,                 # A row for each item
         path='.',           # Where a `Learner` keeps its files, and where the pictures' folder is
-        image=None,         # Column of the picture's file; `None`: no pictures
-        text=None,          # Column of the text, or several; `None`: no texts
-        features=None,      # Column of vectors, or several columns of numbers
+        image=None,         # Column of the picture's file; a list or a dict by input for several; `None`: no pictures
+        text=None,          # Column of the text, or several that are joined; a dict by input for several texts
+        features=None,      # Column of vectors, or several columns of numbers; or a dict by input
+        cat_names=(),       # Columns of classes that are inputs; with `cont_names` they are one input, the row
+        cont_names=(),      # Columns of numbers that are inputs
+        procs=None,         # fastai's `TabularProc`s for the row; `None`: `Categorify`, `FillMissing`, `Normalize`
         outputs=None,       # Blocks by output, as `dict(kind=CategoryBlock, box=BBoxBlock)`, or names of outputs, as
                             # `['kind', 'price']`, whose blocks are inferred; or one block, or one name
         columns=None,       # Columns by output where their names differ; for one block, its column
@@ -206,6 +212,8 @@ class MultiDataLoaders(DataLoaders):
         check_transforms(item_tfms=item_tfms, batch_tfms=batch_tfms)
         check_block_options(img_cls, text_block)
         image,text,features = column_names(df, [image, text, features])
+        cat_names = column_names(df, L(cat_names))
+        cont_names = column_names(df, L(cont_names))
         valid_col = column_names(df, valid_col)
         df,columns = with_objects(df, objects, path, image, outputs, columns)
         outputs,columns,label_delim = with_blocks(df, outputs, column_names(df, columns), label_delim)
@@ -213,11 +221,11 @@ class MultiDataLoaders(DataLoaders):
         pictures = Path(path) if folder is None else Path(path)/folder
 
         y_block,y_columns = output_block(outputs, columns)
-        x_block = input_block(image, text, features, img_cls, text_block)
-        get_x = InputReader(image, text, features, pref=pictures, suff=suff)
+        x_block = input_block(image, text, features, img_cls, text_block, cat_names, cont_names, procs)
+        get_x = InputReader(image, text, features, pictures, suff, cat_names, cont_names)
         get_y = output_reader(df, y_block, y_columns, label_delim, pictures)
         for reader in (get_x, get_y): reader.columns(df.iloc[:1])    # finds a wrong column in this call
-        if image is not None: check_files(get_x.readers['image'], df, path, folder)
+        for reader in get_x.pictures.values(): check_files(reader, df, path, folder)
 
         splitter = row_split(df, get_y.readers, valid_pct, seed, valid_col, valid_value, valid_idx, splitter, folds,
                              fold, column_names(df, groups), stratify)
@@ -327,7 +335,8 @@ class MultiDataLoaders(DataLoaders):
         "Create from map-style PyTorch data sets whose items have names; pictures are read when they are needed"
         if not dsets: raise ValueError('`from_dsets` needs a data set: from_dsets(train_ds, valid_ds).')
         df,xs,ys = dsets_table(dsets)
-        if not any(kwargs.get(k) is not None for k in ('image','text','features')): kwargs.update(input_columns(df, xs))
+        said = ('image','text','features','cat_names','cont_names')
+        if not any(kwargs.get(k) is not None for k in said): kwargs.update(input_columns(df, xs))
         if outputs is None: outputs = ys or None
         if len(dsets)>1: kwargs['valid_col'] = 'is_valid'
         return cls.from_df(df, path, outputs=outputs, **kwargs)

@@ -44,6 +44,8 @@ class RepeatedEncoder(nn.Module):
     @property
     def wide_is_unit(self): return getattr(self.module, 'wide_is_unit', False)
     def wide(self, x, features): return self.module.wide(x, features)
+    def here(self, x):
+        if hasattr(self.module, 'here'): return self.module.here(x)
     def forward(self, x): return self.module(x)
 
 # %% ../../nbs/42_models.multi.ipynb #4999ab16
@@ -240,8 +242,10 @@ class MultiModel(nn.Module):
     def _encode(self, encoder, x):
         y = encoder(x)
         if isinstance(encoder, SharedTrunk): return y
-        if not getattr(encoder, 'n_wide', 0): return Features(y)
-        return Features(y, encoder.wide(x, y))
+        here = None
+        if hasattr(encoder, 'here'): here = encoder.here(x)
+        if not getattr(encoder, 'n_wide', 0): return Features(y, None, here)
+        return Features(y, encoder.wide(x, y), here)
 
     def features(self, *xb):
         "The fused features `bs,c` that each head starts from, by output"

@@ -50,6 +50,8 @@ class TextEncoder(Encoder):
     ):
         "Raise unless the encoder can read such texts"
 
+    def here(self, ids): return (ids!=self.pad_id).any(1)
+
     def forward(self, ids): return self.drop(self.encode(_at_least_one(ids, self.pad_id)))
 
     @property
@@ -235,4 +237,4 @@ def _new_text_encoder(kind, n_vocab, pad_id, kwargs):
     if not callable(kind):
         raise TypeError(f'`text` is one of {[*text_encoders]}, a module, or what builds one, and not {kind!r}.')
     if not isinstance(kind, nn.Module): kind = kind(n_vocab, **kwargs)
-    return as_encoder(kind, torch.full((2,3), min(1, n_vocab-1)), 'text')
+    return as_encoder(kind, torch.full((2,3), min(1, n_vocab-1)), 'text', pad_id)

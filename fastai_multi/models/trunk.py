@@ -78,7 +78,7 @@ class SharedTrunk(nn.Module):
         if place not in self.branches: return shared.upto(place)
         branch = self.branches[place]
         if shared is None: return branch.feature_maps(x)
-        return shared.grown(branch.states(shared.states[self.split-1]))
+        return shared.upto(self.split).grown(branch)
 
     def stage_users(self):
         "Pairs of a stage's parameters and the outputs that read it, shared stages first"
@@ -115,6 +115,7 @@ class View(nn.Module):
         self.necks = ByName({})
         if neck and len(sizes)>1: self.necks = ByName({n: Neck(widths[n], neck, neck_p) for n in maps})
         for n in self.necks: widths[n] = neck
+        self.absents = ByName({n: AbsentVector(size) for n,size in widths.items() if size is not None})
         self.fusion = fusion(fuse, widths)
         self.n_features = self.fusion.n_features
 
@@ -154,4 +155,7 @@ class View(nn.Module):
     def forward(self, inputs):
         vectors = self.vectors(inputs)
         for n,neck in self.necks.items(): vectors[n] = neck(vectors[n])
+        for n,absents in self.absents.items():
+            here = inputs[n].here
+            if here is not None: vectors[n] = absents(vectors[n], here)
         return self.fusion(vectors)
