@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['check_item_size', 'lone_input', 'raw_item', 'check_activations', 'first_block_step', 'raw_dl', 'is_source_item',
-           'item_dl', 'in_units', 'row', 'Answers', 'table_cell', 'decoded_input', 'augmented_preds', 'pad_ids_of',
-           'one_tensor', 'pad_all', 'ThresholdChoice', 'choose_threshold', 'outputs_with_threshold',
-           'check_has_threshold', 'choose_thresholds']
+           'item_dl', 'check_has_predictions', 'in_units', 'row', 'Answers', 'table_cell', 'decoded_input',
+           'augmented_preds', 'pad_ids_of', 'one_tensor', 'pad_all', 'ThresholdChoice', 'choose_threshold',
+           'outputs_with_threshold', 'check_has_threshold', 'choose_thresholds']
 
 # %% ../nbs/70_answers.ipynb #798ea2fa
 from fastai.basics import *
@@ -101,6 +101,13 @@ def item_dl(
     "A loader of the one `item`"
     if is_source_item(dls, item): return dls.test_dl([item], rm_type_tfms=0, num_workers=0, bs=1)
     return raw_dl(dls, item, modalities)
+
+def check_has_predictions(named, options): # Whether the outputs have names; what `get_preds` was given
+    "Raise for a call without predictions, as fastai's `Interpretation` makes: it reads one output without a name"
+    if not named or options.get('with_preds', True) and options.get('with_targs', True): return
+    raise TypeError('`get_preds` of outputs with names gives predictions and targets: with_preds=False and '
+                    'with_targs=False, as the Interpretation of fastai asks for, are for one plain output. '
+                    'For several outputs: MultiInterpretation.from_learner(learn).')
 
 # %% ../nbs/70_answers.ipynb #8f86f4ec
 def in_units(task, values): # A `Task`; encoded values
