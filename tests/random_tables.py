@@ -5,6 +5,7 @@ import linecache, math, random, sys, time, traceback, warnings
 from collections import Counter
 
 import numpy as np, pandas as pd, torch
+from fastcore.foundation import L
 from fastai.vision.augment import Resize
 from fastai_multi import *
 from tests.contents import (INPUTS, N_PICTURES, ODD_NAMES, OUTPUTS, NumberOutput, TagsOutput, WeightColumn, Window,
@@ -218,7 +219,7 @@ def is_clear(e, words):
     frame = traceback.extract_tb(e.__traceback__)[-1]
     ours = '/fastai_multi/' in frame.filename and 'raise ' in linecache.getline(frame.filename, frame.lineno)
     text = str(e)
-    missing = [w for w in words if w not in text]
+    missing = [w for w in words if not any(o in text for o in L(w))]      # one of several ways to say it
     if not ours: return f'raised in {frame.filename[-40:]}:{frame.lineno}'
     if len(text.split())<5: return 'not a sentence'
     if missing: return f'does not name {missing}'

@@ -131,7 +131,8 @@ def loader_options(dl_type):
     "The names of the arguments that a test loader of `dl_type` takes; fastai's `Interpretation` passes `process`"
     fs = (dl_type.__init__, TfmdDL.__init__, DataLoader.__init__, test_set)
     names = {n for f in fs for n in inspect.signature(inspect.unwrap(f)).parameters}
-    return sorted(names - {'self','dataset','dsets','test_items','kwargs','wif'} | {'with_labels','rm_type_tfms','process'})
+    names -= {'self','dataset','dsets','test_items','kwargs','wif'}
+    return sorted(names | {'with_labels','rm_type_tfms','process'})
 
 def check_loader_options(options, dl_type):
     "Raise for an option that no loader takes, and for a batch size that is none"
