@@ -19,7 +19,7 @@ _public = """Inputs Outputs ImageText Numericaliser safe_tfms MultiDL
     BoxLoss MultiLoss f1_multi map_multi mask_accuracy point_distance
     FixedWeights ScheduledWeights RandomWeighting DynamicWeightAverage GeometricMean UncertaintyWeighting GradNorm FAMO
     GradientBalance ShowWeights TaskMonitor TaskEarlyStopping task_gradients compare_single_task
-    OverOutputs MultiCutMix MultiMixUp MultiMixUpOrCutMix MultiLearner multi_learner plot_model depth_finder stage_agreement
+    OverOutputs MultiCutMix MultiMixUp MultiMixUpOrCutMix MultiLearner multi_learner plot_answer plot_model depth_finder stage_agreement
     MultiInterpretation modality_check""".split()
 
 # The modules are read when a public name is first asked for: `import fastai_multi.core` reads `core` alone,

@@ -21,6 +21,7 @@ from .losses import *
 from .columns import *
 from .tasks import *
 from .batch import *
+from .prediction import *
 from .answers import *
 from .callback.adapt import *
 from .report import *
@@ -228,17 +229,20 @@ class MultiLearner(PersistentLearner):
         item, # A path, PIL image, array, tensor or text; `(image, text)`; a dict by input; or a row of the source
         rm_type_tfms=None, # Not used: it is here because fastai's `predict` has it
         with_input:bool=False # Return the decoded input too
-    ) -> tuple: # What a user reads, tensors, probabilities or values: each by output (for one plain target as fastai)
-        "Predict one item"
+    ) -> Prediction: # A tuple: an `Answer`, tensors, probabilities or values (of one plain target as fastai)
+        "Predict one item: `answer,targets,probs = learn.predict(item)`; `answer.to_dict()` is plain JSON"
         if rm_type_tfms is not None:
             raise TypeError(f'`predict` takes one item, and got {rm_type_tfms!r} beside it: put the inputs '
                             f'together, predict((image, text)).')
         dl = item_dl(self.dls, item, self.modalities)
         answers = Answers(dl, self.tasks, self.named)
         inp,preds,_,dec = self.get_preds(dl=dl, with_input=True, with_decoded=True)
-        answer = answers.of(row(dec, 0), 0)
-        res = (answer, row(dec, 0), row(preds, 0))
-        return (self._decode_input(dl, inp), *res) if with_input else res
+        decoded = row(dec, 0)
+        values = row(preds, 0)
+        answer = answers.answer(decoded, values, 0)
+        res = (answer if self.named else answer[0], decoded, values)
+        if with_input: res = (self._decode_input(dl, inp), *res)
+        return Prediction(res, answer)
 
     def _decode_input(self, dl, x):
         "The inputs of the first item as a user reads them"
@@ -251,17 +255,21 @@ class MultiLearner(PersistentLearner):
 
     def predict_df(self,
         items, # A table like the one the loaders were made from, targets not needed, or a list of items of their source
+        with_probs=False, # `True` adds a column `NAME_confidence`; 'all' adds `NAME_probs`, a dict by class, as well
         **kwargs # Passed to `dls.test_dl`, as `bs` and `num_workers`
     ) -> pd.DataFrame: # A row for each item, a column for each output
-        "The first value of `predict` for many items: classes, lists of tags, numbers, lists of corners; "
-        "`None` where there is no answer"
+        """The first value of `predict` for many items: classes, lists of tags, numbers, lists of corners; `None` where
+        there is no answer.
+
+        Categories, tags and masks have a confidence: see `Answer.confidence`. Numbers, boxes and points have none."""
         check_items(items)
+        check_with_probs(with_probs)
         check_loader_options(kwargs, type(self.dls.valid))
         dl = self.dls.test_dl(items, **kwargs)
         answers = Answers(dl, self.tasks, self.named)
-        dec = self.get_preds(dl=dl, with_decoded=True)[2]
+        preds,_,dec = self.get_preds(dl=dl, with_decoded=True)
         index = items.index if isinstance(items, pd.DataFrame) else None
-        return answers.table(dec, index)
+        return answers.table(dec, index, preds, with_probs)
 
     def tta(self,
         ds_idx:int=1, # Which of the loaders, if `dl` is `None`
