@@ -1,116 +1,47 @@
-"""Puts one fault at a time into a copy of the package and runs the tests nearest to it: the module's own notebook, then
-files of `tests/`. A fault that every test passes survives. Run by command, not in CI; a run that was stopped goes on
-where it stopped.
+"""Puts one fault at a time into a copy of the package and runs the tests that reach it: first the module's own
+notebook for every fault, then, for what that lets pass, the nearest files of `tests/`. A fault that every test passes survives.
+Run by command, not in CI; a run that was stopped goes on where it stopped.
 
-Usage: python .ci/mutate.py [-n 150] [--seed 0] [--modules core losses] [--longest 60] [--again] [--out faults.jsonl]
+One process imports fastai once and forks for each step. The first run of a notebook or a test file notes which
+functions of the package each test enters, in files that serve as long as the test file stays as it is; of `tests/` a
+fault gets the tests that enter its function, the quickest first. Limits are seconds of the processor, not of the clock, so that a
+busy machine changes no result.
+
+Usage: python .ci/mutate.py [-n 150] [--seed 0] [--modules core losses] [--again] [--report] [--out faults.jsonl]
 """
-import argparse, ast, contextlib, copy, io, json, os, random, re, shutil, signal, sys, tempfile, time, types
+import argparse, hashlib, json, os, random, re, resource, shutil, signal, sys, tempfile, time, types
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from faults import all_faults, described, faults_of
+
 root = Path(__file__).resolve().parent.parent
+here = root/'.ci'
+# Files of `tests/` nearest to a module, after `test_blind_spots.py`; `data` stands for `data.block` and the like
 
-# Faults: each rule gives for a node of the syntax tree what may stand in its place
+NEAR = {'core': 'data', 'data': 'data tables loaders', 'data.text': 'text data', 'data.geometry': 'augment values',
+        'data.frame': 'augment values', 'data.masks': 'values', 'data.items': 'data values',
+        'data.inputs': 'input data',
+        'data.spatial': 'augment values', 'data.elements': 'augment values', 'data.reader': 'input',
+        'data.pipeline': 'input', 'data.load': 'input data', 'data.readers': 'tables data', 'data.show': 'seeing data',
+        'data.infer': 'loaders', 'data.splits': 'loaders', 'data.sources': 'loaders', 'data.loaders': 'loaders data',
+        'models': 'models depth', 'models.fusion': 'fusion models', 'models.text': 'text models', 'targets': 'losses',
+        'terms': 'losses options', 'rowmetrics': 'losses values', 'losses': 'losses options',
+        'metrics': 'losses options',
+        'columns': 'losses learner', 'callback': 'weights gradients', 'callback.gradients': 'gradients',
+        'callback.aggregators': 'gradients', 'callback.monitor': 'gradients', 'callback.mixup': 'losses options',
+        'linear': 'gradients', 'tasks': 'kinds options', 'batch': 'losses', 'answers': 'learner values',
+        'report': 'report', 'prior': 'defaults', 'probe': 'defaults', 'build': 'options defaults', 'rates': 'options',
+        'state': 'options learner', 'learner': 'learner options', 'depth': 'depth', 'insight': 'interpretation seeing',
+        'interpretation': 'interpretation', 'compare': 'report', 'modality': 'modality', 'docstrings': 'seeing'}
 
-OPPOSITE = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
-            ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In,
-            ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.And: ast.Or, ast.Or: ast.And}
-SIBLINGS = {a: b for pair in ('min max', 'amin amax', 'argmin argmax', 'any all', 'sum mean', 'nansum nanmean', 'w h',
-                              'width height', 'x1 y1', 'train valid', 'pred targ', 'zeros ones', 'isnan isfinite',
-                              'before_fit after_fit', 'sigmoid tanh', 'softmax log_softmax', 'floor ceil')
-            for a,b in (pair.split(), pair.split()[::-1])}
+def near(module):
+    "The files of `tests/` for a module"
+    names = NEAR.get(module) or NEAR.get(module.partition('.')[0]) or 'learner'
+    files = [root/'tests'/f'test_{n}.py' for n in ['blind_spots', *names.split()]]
+    return [f for f in files if f.exists()]
 
-def opposite(node):
-    "Another comparison, sign or connective"
-    if isinstance(node, ast.Compare) and len(node.ops)==1 and type(node.ops[0]) in OPPOSITE:
-        yield 'comparison',with_change(node, ops=[OPPOSITE[type(node.ops[0])]()])
-    if isinstance(node, ast.BinOp) and type(node.op) in OPPOSITE and not is_text(node.left) and not is_text(node.right):
-        yield 'arithmetic',with_change(node, op=OPPOSITE[type(node.op)]())
-    if isinstance(node, ast.BoolOp): yield 'connective',with_change(node, op=OPPOSITE[type(node.op)]())
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not): yield 'not dropped',node.operand
-    if isinstance(node, ast.AugAssign) and type(node.op) in OPPOSITE:
-        yield 'arithmetic',with_change(node, op=OPPOSITE[type(node.op)]())
-
-def constant(node):
-    "Another constant"
-    if not isinstance(node, ast.Constant): return
-    v = node.value
-    if isinstance(v, bool): yield 'constant',ast.Constant(not v)
-    elif isinstance(v, int): yield 'constant',ast.Constant(v+1)
-    elif isinstance(v, float): yield 'constant',ast.Constant(v*2 if v else 1.)
-
-def sibling(node):
-    "A neighbour's name: min and max, width and height"
-    if isinstance(node, ast.Attribute) and node.attr in SIBLINGS:
-        yield 'name',with_change(node, attr=SIBLINGS[node.attr])
-    if isinstance(node, ast.Name) and node.id in SIBLINGS and isinstance(node.ctx, ast.Load):
-        yield 'name',with_change(node, id=SIBLINGS[node.id])
-
-def position(node):
-    "Another index, an open slice, a tuple turned round, arguments in another order"
-    if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant) and node.slice.value in (0, -1):
-        yield 'index',with_change(node, slice=ast.Constant(-1-node.slice.value))
-    if isinstance(node, ast.Slice) and node.upper is not None: yield 'slice',with_change(node, upper=None)
-    if isinstance(node, ast.Slice) and node.lower is not None: yield 'slice',with_change(node, lower=None)
-    is_pair = isinstance(node, ast.Tuple) and len(node.elts)==2
-    if is_pair and all(isinstance(e, (ast.Name,ast.Attribute)) for e in node.elts):
-        yield 'order',with_change(node, elts=node.elts[::-1])
-    if isinstance(node, ast.Call) and len(node.args)==2 and all(isinstance(a, ast.Name) for a in node.args):
-        yield 'order',with_change(node, args=node.args[::-1])
-
-def dropped(node):
-    "A keyword argument, an assignment or a call left out"
-    if isinstance(node, ast.Call):
-        for i,k in enumerate(node.keywords):
-            others = node.keywords[:i]+node.keywords[i+1:]
-            if k.arg is not None: yield f'{k.arg}= dropped',with_change(node, keywords=others)
-    is_call = isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
-    is_stored = isinstance(node, ast.Assign) and isinstance(node.targets[0], (ast.Attribute,ast.Subscript))
-    if is_call or is_stored: yield 'statement dropped',ast.Pass()
-    if isinstance(node, ast.If): yield 'condition',with_change(node, test=ast.UnaryOp(ast.Not(), node.test))
-
-RULES = [opposite, constant, sibling, position, dropped]
-
-def is_text(node):
-    if isinstance(node, (ast.JoinedStr,ast.List)): return True
-    return isinstance(node, ast.Constant) and isinstance(node.value, str)
-
-def with_change(node, **fields):
-    "A copy of a node with other fields"
-    res = copy.copy(node)
-    for k,v in fields.items(): setattr(res, k, v)
-    return res
-
-def is_said(node):
-    "Whether a node only makes words: an error, a message, a representation, a figure"
-    if isinstance(node, (ast.Raise,ast.JoinedStr,ast.Import,ast.ImportFrom,ast.Assert)): return True
-    name = getattr(node, 'name', '')
-    if isinstance(node, ast.FunctionDef): return name.startswith(('refuse','no_','__repr__','did_you','plot','draw'))
-    return isinstance(node, ast.Assign) and getattr(node.targets[0], 'id', '')=='__all__'
-
-def faults_of(source):
-    "Every fault of a module: the node, its line, and what stands in its place"
-    res = []
-    def visit(node):
-        if is_said(node): return
-        for rule in RULES:
-            for what,new in rule(node): res.append((node, what, new))
-        for child in ast.iter_child_nodes(node): visit(child)
-    visit(ast.parse(source))
-    return [o for o in res if hasattr(o[0], 'lineno')]
-
-def with_fault(source, node, new):
-    "The source with `new` in the place of `node`"
-    lines = source.encode().splitlines(keepends=True)
-    starts = [0]
-    for line in lines: starts.append(starts[-1]+len(line))
-    a = starts[node.lineno-1]+node.col_offset
-    b = starts[node.end_lineno-1]+node.end_col_offset
-    text = ast.unparse(ast.fix_missing_locations(new))
-    if isinstance(new, ast.expr) and not isinstance(new, (ast.Constant,ast.Name)): text = f'({text})'
-    if isinstance(node, ast.If): text = text.replace('\n', '\n'+' '*node.col_offset)
-    text = text.strip('()') if isinstance(node, ast.Slice) else text
-    data = source.encode()
-    return (data[:a]+text.encode()+data[b:]).decode()
+# Modules and the faults to try
 
 def modules():
     "The modules with code, by name"
@@ -119,62 +50,42 @@ def modules():
     return {'.'.join(f.relative_to(root/'fastai_multi').with_suffix('').parts): f for f in files}
 
 def chosen(n, seed, names=None):
-    "`n` faults over the modules, at least one in each, as descriptions that a file can hold"
+    "`n` faults, spread over the modules by the square root of their number of faults, at least one in each"
     rng = random.Random(seed)
     by_module = {}
     for m,f in modules().items():
         if names and m not in names: continue
         source = f.read_text()
-        found = list(range(len(faults_of(source))))
-        rng.shuffle(found)
-        by_module[m] = found
+        faults = faults_of(source)
+        if not faults: continue
+        rng.shuffle(faults)
+        by_module[m] = source,faults
+    shares = {m: len(faults)**.5 for m,(_,faults) in by_module.items()}
+    scale = n/sum(shares.values())
     res = []
-    weights = {m: max(1, round(n*len(v)**.5)) for m,v in by_module.items()}
-    total = sum(weights.values())
-    for m,found in by_module.items(): res += [(m,i) for i in found[:max(1, round(n*weights[m]/total))]]
+    for m,(source,faults) in by_module.items():
+        k = max(1, round(scale*shares[m]))
+        res += [dict(module=m, **described(source, f)[0]) for f in faults[:k]]
     rng.shuffle(res)
-    return res[:max(n, len(by_module))]
+    return res
 
-# Tests nearest to a module: its own notebook and `test_blind_spots.py` always, and these
+def find(row):
+    "Where the fault of a row is now: (module, line, functions around it, text with the fault), or `None`"
+    files = modules()
+    names = sorted(files, key=lambda m: m!=row['module'])    # its own module first: code moves
+    for m in names:
+        source = files[m].read_text()
+        if row['was'] not in source: continue
+        for fault in faults_of(source):
+            said,text = described(source, fault)
+            if all(said[k]==row[k] for k in said): return m,fault[0].lineno,fault[3],text
 
-NEAR = {
-    'core': ['test_data.py'],
-    'data.text': ['test_data.py -k text', 'test_tables.py'],
-    'data.geometry': ['test_augment.py', 'test_data.py -k geometry', 'test_learner.py -k boxes'],
-    'data.parts': ['test_data.py', 'test_kinds.py'], 'data.items': ['test_data.py', 'test_tables.py'],
-    'data.inputs': ['test_data.py', 'test_input.py', 'test_tables.py'],
-    'data.outputs': ['test_data.py', 'test_tables.py'],
-    'data.spatial': ['test_data.py', 'test_augment.py', 'test_tables.py'],
-    'data.reader': ['test_input.py', 'test_data.py'], 'data.load': ['test_data.py', 'test_input.py'],
-    'data.show': ['test_data.py -k show'], 'data.readers': ['test_data.py', 'test_tables.py'],
-    'data.block': ['test_data.py'], 'data.loaders': ['test_data.py', 'test_tables.py'],
-    'models': ['test_models.py', 'test_depth.py'], 'targets': ['test_losses.py'], 'terms': ['test_losses.py'],
-    'losses': ['test_losses.py'],
-    'metrics': ['test_losses.py', 'test_learner.py -k "table or numbers or classes_that"'],
-    'callback.gradients': ['test_gradients.py'], 'callback': ['test_weights.py', 'test_gradients.py -k monitor'],
-    'callback.mixup': ['test_losses.py -k mix', 'test_learner.py -k mix'],
-    'tasks': ['test_kinds.py', 'test_defaults.py'],
-    'batch': ['test_losses.py -k "batch or weights"'], 'answers': ['test_learner.py -k "predict or boxes or raw"'],
-    'report': ['test_gradients.py -k report'], 'probe': ['test_defaults.py'], 'depth': ['test_depth.py -k finder'],
-    'learner': ['test_learner.py', 'test_defaults.py']}
-
-def tests_of(module):
-    "The arguments of pytest for the tests nearest to a module, the nearest first"
-    names = [module, module.rpartition('.')[0]]
-    near = next((NEAR[m] for m in names if m in NEAR), ['test_learner.py'])
-    found = []
-    for o in ['test_blind_spots.py', *near]:
-        file,_,k = o.partition(' -k ')
-        if not (root/'tests'/file).exists(): continue
-        found.append([f'tests/{file}', *(['-k', k.strip('"')] if k else [])])
-    return found
-
-def notebook_of(file):
+def notebook_of(module):
     "The notebook of a module"
-    name = re.search(r'File to edit: .*/(.*?\.ipynb)', file.read_text())
+    name = re.search(r'File to edit: .*/(.*?\.ipynb)', modules()[module].read_text())
     return name and name[1]
 
-# Running: one process imports fastai once, and forks for each fault
+# Running in a fork
 
 def run_notebook(nb, module):
     "The notebook's own tests, with the module's code from its file"
@@ -192,143 +103,295 @@ def run_notebook(nb, module):
         if cell['cell_type']!='code' or is_exported or re.search(r'^#\|\s*eval:\s*false', source, re.M): continue
         exec(compile(source, f'{nb}[{i}]', 'exec'), vars(main))
     os.chdir('..')
+    return 0
 
-def run_step(module, step):
-    "A notebook's or a test file's exit status, in this process"
-    if step.get('notebook'):
-        run_notebook(step['notebook'], module)
-        return 0
+def run_tests(tests, *plugins):
+    "The exit status of pytest over some files or tests"
     import pytest
-    return int(pytest.main(['-x', '-q', '-p', 'no:cacheprovider', '-W', 'ignore', *step['tests']]))
+    args = ['-q', '-p', 'no:cacheprovider', '-W', 'ignore', '--tb=short', *tests]
+    if not plugins: args.insert(0, '-x')
+    return int(pytest.main(args, plugins=list(plugins)))
 
-def in_child(work, limit, f):
-    "The exit status of `f` in a process of its own, or 'time', and what it printed"
-    log = work/'log.txt'
+def in_child(log, limit, f):
+    "The exit status of `f` in a process of its own and what it printed; a negative status beyond `limit` seconds"
     pid = os.fork()
     if pid==0:
         os.setsid()
         fd = os.open(log, os.O_WRONLY|os.O_CREAT|os.O_TRUNC)
         os.dup2(fd, 1)
         os.dup2(fd, 2)
+        resource.setrlimit(resource.RLIMIT_CPU, (int(limit)+1, int(limit)+1))
         status = 1
         try: status = f()
         except SystemExit as e: status = int(bool(e.code))
         except BaseException as e: print(f'{type(e).__name__}: {e}')
         sys.stdout.flush()
         os._exit(status)
-    end = time.time()+limit
-    while time.time()<end:
+    end = time.time()+20*limit+60
+    while True:
         done,status = os.waitpid(pid, os.WNOHANG)
         if done: return os.waitstatus_to_exitcode(status),log.read_text(errors='replace')
+        if time.time()>end: os.killpg(pid, signal.SIGKILL)
         time.sleep(.05)
-    os.killpg(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    return 'time',log.read_text(errors='replace')
+
+# Which test passes which lines
+
+class Watch:
+    "Notes the functions of the package that are entered, as (module, text of the first line)"
+    def __init__(self, package):
+        self.package = f'{package}{os.sep}'
+        self.texts = {}
+        self.hits = set()
+    def __call__(self, frame, event, arg):
+        code = frame.f_code
+        if code.co_filename.startswith(self.package): self.hits.add((code.co_filename, code.co_firstlineno))
+    def __enter__(self):
+        self.hits = set()
+        self.start = time.process_time()
+        sys.settrace(self)
+    def __exit__(self, *args):
+        sys.settrace(None)
+        self.seconds = time.process_time()-self.start
+    def text_of(self, file, k):
+        "A line's text, which a change elsewhere in the file leaves as it is"
+        if file not in self.texts: self.texts[file] = Path(file).read_text().splitlines()
+        module = '.'.join(Path(file[len(self.package):]).with_suffix('').parts)
+        return f'{module}:{self.texts[file][k-1].strip()}'
+    def row(self, **kwargs):
+        lines = sorted({self.text_of(*o) for o in self.hits if Path(o[0]).name!='__init__.py'})
+        return json.dumps(dict(**kwargs, seconds=round(self.seconds, 3), lines=lines))
+
+class NoteTests:
+    "A pytest plugin: a row for each test that passes"
+    def __init__(self, watch, file):
+        self.watch = watch
+        self.file = file
+        self.failed = set()
+    def pytest_runtest_logreport(self, report):
+        if report.outcome!='passed': self.failed.add(report.nodeid)
+    def pytest_runtest_protocol(self, item, nextitem):
+        from _pytest.runner import runtestprotocol
+        item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+        with self.watch: runtestprotocol(item, nextitem=nextitem)
+        item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+        if item.nodeid not in self.failed:
+            with self.file.open('a') as f: f.write(self.watch.row(test=item.nodeid)+'\n')
+        return True
+
+def digest(file): return hashlib.sha1(file.read_bytes()).hexdigest()[:12]
+
+class Reach:
+    "For each test and notebook its seconds and its lines; files that changed are run again"
+    def __init__(self, work, folder, longest):
+        self.work = work
+        self.folder = folder
+        self.longest = longest
+        self.rows = {}
+        self.imported = None
+        folder.mkdir(exist_ok=True, parents=True)
+    def of(self, file, module=None):
+        "The rows of a test file or a notebook"
+        name = file.relative_to(root).as_posix()
+        if name not in self.rows:
+            at = self.folder/f'{file.stem}-{digest(file)}.jsonl'
+            if not at.exists(): self.note(file, at, module)
+            self.rows[name] = [json.loads(o) for o in at.read_text().splitlines()]
+        return self.rows[name]
+    def of_import(self):
+        "The functions that the import of the package enters"
+        if self.imported is None:
+            at = self.folder/'import.json'
+            def note():
+                import fastai_multi
+                watch = Watch(self.work/'fastai_multi')
+                with watch: fastai_multi.multi_learner
+                at.write_text(watch.row())
+                return 0
+            in_child(self.work/'log.txt', self.longest, note)
+            self.imported = json.loads(at.read_text())['lines']
+        return self.imported
+    def note(self, file, at, module):
+        part = at.with_suffix('.part')
+        part.unlink(missing_ok=True)
+        watch = Watch(self.work/'fastai_multi')
+        def tests(): return run_tests([f'tests/{file.name}'], NoteTests(watch, part))
+        def notebook():
+            import importlib
+            importlib.import_module(f'fastai_multi.{module}')
+            with watch: run_notebook(file.name, module)
+            part.write_text(watch.row(notebook=file.name)+'\n')
+            return 0
+        f = tests if module is None else notebook
+        status,log = in_child(self.work/'log.txt', self.longest, f)
+        if status not in (0, 5): print(f'  {file.name} as it is ends with {status}: {log[-300:]}', flush=True)
+        part.touch()
+        part.rename(at)
+        n = len(at.read_text().splitlines())
+        print(f'  noted {file.name}: {n} passed', flush=True)
+# Trying a fault
 
 def copy_project():
-    "A copy of what the tests need, without compiled files"
-    work = Path(tempfile.mkdtemp(prefix='mutate'))
+    "A copy of what the tests need, compiled so that a changed file is noticed by its content"
+    import compileall, py_compile
+    work = Path(tempfile.mkdtemp(prefix='mutate')).resolve()
     for name in ('fastai_multi','tests','nbs','benchmarks','docs','.ci'):
         if (root/name).exists(): shutil.copytree(root/name, work/name, ignore=shutil.ignore_patterns('__pycache__'))
     for f in root.iterdir():
         if f.is_file() and not f.name.startswith('.git'): shutil.copy(f, work)
+    by_content = py_compile.PycInvalidationMode.CHECKED_HASH
+    compileall.compile_dir(work/'fastai_multi', quiet=1, invalidation_mode=by_content)
     if (root.parent/'shared').exists(): os.environ.setdefault('FASTAI_MULTI_SHARED', str(root.parent/'shared'))
     return work
 
+def warm():
+    "Import once what every step imports"
+    import importlib
+    import fastai.vision.all, fastai.text.all, fastai.tabular.all, torch
+    for name in ('pytest', 'IPython.display', 'timm', 'torchjd', 'torchmetrics', 'sklearn.metrics', 'hypothesis'):
+        try: importlib.import_module(name)
+        except ImportError: pass
+    torch.set_num_threads(1)
+
 class Runner:
     "Tries faults in a copy of the project"
-    def __init__(self, longest):
+    def __init__(self, folder, longest, budget):
         self.work = copy_project()
-        self.longest = longest
-        self.base = {}     # seconds of each step without a fault, None where it fails
+        self.budget = budget
+        self.reach = Reach(self.work, folder, longest)
         os.chdir(self.work)
-        sys.path[:] = [str(self.work), *[p for p in sys.path if p and Path(p).resolve()!=root/'.ci']]
-        os.environ.update(PYTHONPATH=str(self.work), PYTHONDONTWRITEBYTECODE='1', MPLBACKEND='Agg', OMP_NUM_THREADS='1')
-        sys.dont_write_bytecode = True
-        import pytest, pandas, fastai.vision.all, fastai.text.all, torch, IPython
-        torch.set_num_threads(1)
-    def steps(self, module):
-        nb = notebook_of(modules()[module])
-        return [dict(notebook=nb)] + [dict(tests=t) for t in tests_of(module)]
-    def time_of(self, module, step):
-        "Seconds that a step takes without a fault, or `None` if it fails or takes too long"
-        key = json.dumps(step)
-        if key not in self.base:
-            start = time.time()
-            status,log = in_child(self.work, self.longest, lambda: run_step(module, step))
-            self.base[key] = time.time()-start if status in (0, 5) else None
-            if self.base[key] is None: print(f'  left out, it fails as it is ({status}): {key}\n{log[-600:]}')
-        return self.base[key]
-    def try_fault(self, module, i):
-        "What happens to fault `i` of a module"
-        file = modules()[module]
-        source = file.read_text()
-        node,what,new = faults_of(source)[i]
-        here = self.work/file.relative_to(root)
-        res = dict(module=module, fault=i, line=node.lineno, what=what, was=source.splitlines()[node.lineno-1].strip())
-        text = with_fault(source, node, new)
-        res['now'] = text.splitlines()[node.lineno-1].strip()
-        try: compile(text, str(here), 'exec')
-        except SyntaxError: return {**res, 'end': 'no python'}
+        sys.path[:] = [str(self.work), *[p for p in sys.path if p and Path(p).resolve()!=here]]
+        os.environ.update(PYTHONPATH=str(self.work), MPLBACKEND='Agg', OMP_NUM_THREADS='1')
+        warm()
+    def enters(self, row, module, heads):
+        "Whether a test enters one of the functions around a fault, or the module if an import enters them"
+        heads = {f'{module}:{o}' for o in heads}
+        if not heads or not heads.isdisjoint(self.reach.of_import()):
+            return any(o.startswith(f'{module}:') for o in row['lines'])
+        return not heads.isdisjoint(row['lines'])
+    def notebook(self, module, heads):
+        "The notebook as a step (name, seconds, function), if it enters the fault's function"
+        nb = notebook_of(module)
+        for row in self.reach.of(root/'nbs'/nb, module):
+            if self.enters(row, module, heads): yield nb,row['seconds'],lambda: run_notebook(nb, module)
+    def tests(self, module, heads):
+        "The tests that enter the fault's function, by file, the quickest first until the budget is spent"
+        rows = [row for f in near(module) for row in self.reach.of(f) if self.enters(row, module, heads)]
+        spent,names = 0,[]
+        for row in sorted(rows, key=lambda o: o['seconds']):
+            spent += row['seconds']
+            if spent>self.budget: break
+            names.append(row['test'])
+        by_file = {}
+        for o in names: by_file.setdefault(o.partition('::')[0], []).append(o)
+        names = [o for tests in by_file.values() for o in tests]
+        if names: yield f'{len(names)} tests',spent,lambda: run_tests(names)
+    def try_fault(self, row, steps):
+        "What happens to a fault in some steps: `self.notebook` or `self.tests`"
+        place = find(row)
+        if place is None: return dict(end='gone')
+        module,line,heads,text = place
+        file = self.work/modules()[module].relative_to(root)
+        try: compile(text, str(file), 'exec')
+        except SyntaxError: return dict(line=line, end='no python')
+        steps = list(steps(module, heads))
+        before = file.read_text()
         try:
-            here.write_text(text)
-            return {**res, **self.run(module)}
-        finally: here.write_text(source)
-    def run(self, module):
-        for step in self.steps(module):
-            here = (self.work/modules()[module].relative_to(root))
-            text = here.read_text()
-            here.write_text(modules()[module].read_text())
-            usual = self.time_of(module, step)
-            here.write_text(text)
-            if usual is None: continue
-            status,log = in_child(self.work, 3*usual+20, lambda: run_step(module, step))
-            by = step.get('notebook') or step['tests'][0]
-            if status not in (0, 5): return dict(end='caught', by=by, status=status)
-        return dict(end='survived')
+            file.write_text(text)
+            return dict(line=line, **self.run(steps))
+        finally: file.write_text(before)
+    def run(self, steps):
+        for name,seconds,f in steps:
+            status,log = in_child(self.work/'log.txt', 4*seconds+30, f)
+            if status in (0, 5): continue
+            failed = re.search(r'^(?:FAILED|ERROR) (\S+)', log, re.M)
+            by = failed[1] if failed else name
+            if status<0: by += ' (does not end)'
+            return dict(end='caught', by=by)
+        return dict(end='survived', by=' + '.join(name for name,_,_ in steps))
+
+# Rows, reasons and the report
+
+KEYS = ('module','what','was','now')
+
+def key(row): return tuple(row[k] for k in KEYS)
+
+def read(file):
+    if not file.exists(): return []
+    return [json.loads(o) for o in file.read_text().splitlines() if o.strip()]
+
+def write(file, rows): file.write_text(''.join(json.dumps(o, ensure_ascii=False)+'\n' for o in rows))
+
+def reasons():
+    "Why a fault changes nothing that a user can see, by hand: `equivalent.jsonl`"
+    return {key(o): o['reason'] for o in read(here/'equivalent.jsonl')}
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('-n', type=int, default=150)
     p.add_argument('--seed', type=int, default=0)
     p.add_argument('--modules', nargs='*')
-    p.add_argument('--out', type=Path)
-    p.add_argument('--longest', type=float, default=240, help='seconds; a file of tests that takes more is left out')
+    p.add_argument('--out', type=Path, help='the rows; `.ci/faults-SEED.jsonl`')
+    reach = Path(tempfile.gettempdir())/'mutate-reach'
+    p.add_argument('--reach', type=Path, default=reach, help='a folder for what each test enters')
+    p.add_argument('--longest', type=float, default=60, help='seconds for a test file; later tests are not used')
+    p.add_argument('--budget', type=float, default=30, help='seconds of tests for a fault, the quickest first')
     p.add_argument('--again', action='store_true', help='try again what survived')
+    p.add_argument('--report', action='store_true', help='only print the report')
     a = p.parse_args()
-    out = (a.out or Path(tempfile.gettempdir())/f'faults-{a.seed}.jsonl').resolve()
-    done = [json.loads(o) for o in out.read_text().splitlines()] if out.exists() else []
-    if a.again: done = [o for o in done if o['end']!='survived']
-    tried = {(o['module'], o['fault'], o['was']) for o in done}
-    todo = chosen(a.n, a.seed, a.modules)
-    runner = Runner(a.longest)
+    out = (a.out or here/f'faults-{a.seed}.jsonl').resolve()
+    done = read(out)
+    if a.report: return report(done)
+    if a.again: todo = [o for o in done if o['end']=='survived' and key(o) not in reasons()]
+    else:
+        tried = {key(o) for o in done if o['end']!='to test'}
+        todo = [o for o in chosen(a.n, a.seed, a.modules) if key(o) not in tried] if len(tried)<a.n else []
+    runner = Runner(a.reach.resolve(), a.longest, a.budget)
     print(f'{len(todo)} faults; results in {out}', flush=True)
-    for k,(m,i) in enumerate(todo):
-        source = modules()[m].read_text()
-        faults = faults_of(source)
-        was = source.splitlines()[faults[i][0].lineno-1].strip()
-        if (m,i,was) in tried: continue
-        start = time.time()
-        res = runner.try_fault(m, i)
-        res['seconds'] = round(time.time()-start, 1)
-        with out.open('a') as f: f.write(json.dumps(res)+'\n')
-        done.append(res)
-        place = f"{m}:{res['line']}"
-        line = f"{k+1}/{len(todo)} {res['end']:9} {place} {res['what']}  {res['now'][:90]}  [{res['seconds']} s]"
-        print(line, flush=True)
+    todo = sorted(todo, key=lambda o: o['module'])
+    for name,steps in (('notebook', runner.notebook), ('tests', runner.tests)):
+        left = []
+        for k,row in enumerate(todo):
+            row = {n: row[n] for n in KEYS}
+            start = time.time()
+            if name=='notebook' and any(key(o)==key(row) and o['end']=='to test' for o in done):
+                left.append(row)
+                continue
+            row.update(runner.try_fault(row, steps))
+            if row['end']=='survived' and name=='notebook':
+                row['end'] = 'to test'
+                left.append(row)
+            done = [o for o in done if key(o)!=key(row)]+[row]
+            write(out, done)
+            place = f"{row['module']}:{row.get('line')}"
+            seconds = f'{time.time()-start:.0f} s'
+            said = f"{row['end']:9} {place} {row['what']}  {row['now'][:90]}"
+            print(f'{name} {k+1}/{len(todo)} {said}  [{seconds}]', flush=True)
+        todo = left
     shutil.rmtree(runner.work, ignore_errors=True)
-    report([o for o in done if o['end']!='no python'])
+    report(done)
 
 def report(done):
-    "The score by module, and the survivors"
-    caught = [o for o in done if o['end']=='caught']
-    print(f'\n{len(caught)} of {len(done)} caught ({100*len(caught)/max(1, len(done)):.0f} %)')
+    "The score by module, the survivors, and those that change nothing with their reason"
+    why = reasons()
+    done = [o for o in done if o['end'] in ('caught','survived')]
+    same = [o for o in done if o['end']=='survived' and key(o) in why]
+    real = [o for o in done if o not in same]
+    caught = [o for o in real if o['end']=='caught']
+    share = 100*len(caught)/max(1, len(real))
+    print(f'\n{len(done)} faults: {len(caught)} caught, {len(real)-len(caught)} survived, {len(same)} change nothing')
+    print(f'{share:.1f} % of those that change something; {100*len(caught)/max(1, len(done)):.1f} % of all')
     for m in sorted({o['module'] for o in done}):
         here = [o for o in done if o['module']==m]
-        print(f"  {m}: {sum(o['end']=='caught' for o in here)} of {len(here)}")
-    print('\nSurvivors')
-    for o in done:
-        if o['end']!='survived': continue
-        print(f"  {o['module']}:{o['line']} ({o['what']})\n    was {o['was']}\n    now {o['now']}")
+        n_same = sum(o in same for o in here)
+        print(f"  {m}: {sum(o['end']=='caught' for o in here)} of {len(here)-n_same}"+n_same*' =')
+    out = {}
+    for f in modules().values():
+        for k,v in all_faults(f.read_text())[1].items(): out[k] = out.get(k, 0)+v
+    print(f'Possible faults that are not tried, for they only make words or looks: {out}')
+    for title,rows in (('Survivors', [o for o in real if o['end']=='survived']), ('Change nothing', same)):
+        print(f'\n{title}')
+        for o in rows:
+            print(f"  {o['module']}:{o['line']} ({o['what']})\n    was {o['was']}\n    now {o['now']}")
+            if key(o) in why: print(f'    {why[key(o)]}')
 
 if __name__=='__main__': main()

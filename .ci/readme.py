@@ -40,7 +40,7 @@ def readme(notebook):
         directives,body = split_directives(text_of(c['source']))
         if 'hide' in directives or not body: continue
         # the README stands one folder higher
-        if c['cell_type'] == 'markdown': blocks.append(re.sub(r'\]\((\d\d_[\w.]+\.ipynb)\)', r'](nbs/\1)', body))
+        if c['cell_type'] == 'markdown': blocks.append(re.sub(r'\]\((\d\d[a-z]?_[\w.]+\.ipynb)\)', r'](nbs/\1)', body))
         elif c['cell_type'] == 'code':
             if 'echo: false' not in directives: blocks.append(f'```python\n{body}\n```')
             alt = next((d.removeprefix('fig-alt: ') for d in directives if d.startswith('fig-alt: ')), '')

@@ -7,7 +7,8 @@ from collections import Counter
 from pathlib import Path
 
 KINDS = {'category', 'tags', 'number', 'box', 'boxes', 'labels', 'points', 'mask', 'image', 'text', 'vector', 'weight'}
-HOME_OF_KINDS = ('data/parts.py', 'data/inputs.py', 'data/outputs.py', 'data/spatial.py', 'tasks.py')
+HOME_OF_KINDS = ('data/parts.py', 'data/inputs.py', 'data/outputs.py', 'data/spatial.py', 'data/objects.py', 'tasks.py',
+                 'objects.py')
 LIMITS = {'decisions by kind outside the kinds': 0, 'lines over 120 characters': 0, 'conditional expressions per 1,000 lines': 45,
           '@patch on own classes': 0, 'names taken from outside `__all__`': 0, 'private attributes of other modules': 0}
 

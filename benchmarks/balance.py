@@ -8,6 +8,7 @@ from fastai_multi.losses import *
 from fastai_multi.models.image import *
 from fastai_multi.models.multi import *
 from fastai_multi.callback.weights import *
+from fastai_multi.callback.shared import *
 from fastai_multi.callback.learned import *
 from fastai_multi.callback.gradients import *
 

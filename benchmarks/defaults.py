@@ -24,6 +24,7 @@ from fastai_multi.data.outputs import TagsPart, CategoryPart
 from fastai_multi.data.numbers import NumberPart
 from fastai_multi.models.text import BagEncoder
 from fastai_multi.prior import complete_priors, linear_heads, wake
+from fastai_multi.aside import LabelsAside
 from fastai_multi.probe import FrozenBatchNorm, FrozenFeatures
 from benchmarks.data import data_path
 from benchmarks.sets import *
@@ -79,10 +80,15 @@ class LinearOnly(Callback):
         for head in linear_heads(self.learn).values(): nn.init.zeros_(head.layers[-1].weight)
     def after_step(self): self._clear()
 
-class FullRate(Callback):
-    "Lets the hidden layers of all heads count fully"
+class TenthRate(Callback):
+    "Lets the hidden layers of all heads count a tenth"
     def before_fit(self):
-        for head in linear_heads(self.learn).values(): head.rate.fill_(1.)
+        for head in linear_heads(self.learn).values(): head.rate.clamp_(max=.1)
+
+class AllLabels(Callback):
+    "Takes `LabelsAside` away"
+    order = -50
+    def before_fit(self): self.learn.remove_cbs([cb for cb in self.learn.cbs if isinstance(cb, LabelsAside)])
 
 class Average(Callback):
     "Ends at the mean of the weights over the steps, from the start on"
@@ -111,7 +117,8 @@ ABLATIONS = {
     'no wide text': Change(without_terms),
     'no frozen batch norm': Change(tune=dict(cbs=LiveBatchNorm)),
     'no hidden layers': Change(tune=dict(cbs=LinearOnly)),
-    'full hidden layers': Change(tune=dict(cbs=FullRate)),
+    'hidden layers / 10': Change(tune=dict(cbs=TenthRate)),
+    'no labels aside': Change(tune=dict(cbs=AllLabels)),
     'rate 2e-3': Change(tune=dict(base_lr=2e-3)),
 }
 TRIALS = {
@@ -359,6 +366,7 @@ def measure(args):
     jobs = []
     for name in args.sets: jobs += jobs_of(name, args.seeds, changes, args.n, args.epochs)
     jobs = [j for j in jobs if not is_done(j, table) and (not args.only or j.way in args.only)]
+    jobs.sort(key=lambda j: (j.seed!='-', j.seed))            # a seed of every set before the next seed
     if 'drawn' in args.sets: read_set('drawn', args.n)        # drawn once, before there are several processes
     print(f'{len(jobs)} runs to do', flush=True)
     run_all(jobs, args.jobs, args.out)

@@ -26,7 +26,7 @@ settings = settings['DEFAULT']
 git_url = (settings.get('git_url') or get_config(root).git_url or '').rstrip('/')
 branch = get_config(root).branch
 # by the number of a group's first notebook
-GROUPS = {0: 'Core and data', 15: 'Models', 29: 'Training', 40: 'Learner', 50: 'Results'}
+GROUPS = {0: 'Core and data', 30: 'Models', 48: 'Training', 68: 'Learner', 80: 'Results'}
 PROJECT = {'CONTRIBUTING.md': 'contributing', 'CHANGELOG.md': 'changelog'}
 
 def page_of(nb): return nbpath2html(Path(nb.name)).stem if nb.name!='index.ipynb' else 'index'
@@ -35,7 +35,7 @@ def module_of(nb):
     return m and f'fastai_multi.{m}'
 def group_of(nb):
     "The group that the number of a notebook belongs to"
-    number = int(nb.name.partition('_')[0])
+    number = int(nb.name[:2])    # a letter may follow it, as in fastai's own: 04a is between 04 and 05
     return GROUPS[max(n for n in GROUPS if n<=number)]
 def at_git(path): return f'{git_url}/blob/{branch}/{path}'
 

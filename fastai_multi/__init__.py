@@ -13,7 +13,7 @@ except _NotInstalled: __version__ = '0+not.installed'
 # The rest of a module's `__all__` is one import away, as in `from fastai_multi.core import flat`.
 _public = """Inputs Outputs ImageText Numericaliser safe_tfms MultiDL
     FeaturesBlock NumberBlock GroupBlock ImageTextBlock MultiInputBlock MultiOutputBlock OneOutputBlock PlainTextBlock
-    PointsBlock SegmentationBlock WeightBlock describe
+    PointsBlock SegmentationBlock WeightBlock ObjectsBlock describe
     InputReader OutputReader MultiDataLoaders kfold_dls multi_shapes
     image_encoder simple_cnn text_encoder vector_encoder MultiModel
     BoxLoss MultiLoss f1_multi map_multi mask_accuracy point_distance

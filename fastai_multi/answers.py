@@ -19,7 +19,9 @@ from .core import *
 from .data.geometry import *
 from .data.frame import *
 from .data.parts import *
+from .data.kinds import *
 from .data.items import *
+from .data.pictures import *
 from .data.inputs import *
 from .data.elements import *
 from .data.show import *
@@ -206,6 +208,7 @@ class Answers:
         n = len(self.dl.dataset)
         rows = [self.cells(row(decoded, i), i) for i in range(n)]
         leaves = leaves_of({n: t.part for n,t in self.tasks.items()})
+        leaves = {n: leaf for n,leaf in leaves.items() if leaf.predicted}
         sure = [{}]*n
         if with_probs: sure = [self.certainties(row(decoded, i), row(preds, i), with_probs=='all') for i in range(n)]
         columns = {}

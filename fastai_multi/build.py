@@ -20,6 +20,7 @@ from fastai.vision.augment import Normalize
 from PIL import Image
 from .core import *
 from .data.items import *
+from .data.pictures import *
 from .data.inputs import *
 from .models.image import *
 from .models.text import *
@@ -27,6 +28,7 @@ from .models.wide import *
 from .models.tabular import *
 from .losses import *
 from .tasks import *
+from .objects import * # every kind of output has to be known
 import inspect, mimetypes
 
 # %% ../nbs/75_build.ipynb #979c248e
@@ -84,6 +86,7 @@ class Modality(ForPart):
     "names its kind by `part=`"
     has_stages = False         # `depth` and `split` are about this input
     options = ()               # The arguments of `multi_learner` that its encoder reads
+    free_axes = {}             # The dimensions of a batch, besides the first, whose length varies, by name
 
     def encoder(self, options:EncoderOptions) -> nn.Module:
         "The encoder of this input"
@@ -103,6 +106,16 @@ class Modality(ForPart):
     def typed(self, t):
         "A batch tensor of this input with the type that the data's transforms expect"
         return t
+
+    def example(self, dl, n): # A loader; how many items
+        "`n` items as a batch of this input, to try a model on"
+        x = dl.new(bs=n, shuffle=False, drop_last=True).one_batch()[0]
+        if isinstance(x, Named): x = x[self.name]
+        return untyped(x).cpu()
+
+    def prepared(self, x, stats): # What an exported model gets; mean and standard deviation of pictures, or `None`
+        "The batch that the model reads"
+        return x
 
 # %% ../nbs/75_build.ipynb #4ecf55b5
 def modality_of(part # The input's `Part`
@@ -126,6 +139,13 @@ class ImageModality(Modality, part=ImagePart):
         if isinstance(raw, (np.ndarray, Tensor)): return raw.ndim>1
         return isinstance(raw, (Path, bytes, Image.Image)) or is_image_dict(raw) or hasattr(raw, 'read')
     def typed(self, t): return t.as_subclass(self.part.tensor_type)
+    def example(self, dl, n): return torch.rand(n, *dl.blank_value(self.part).shape[-3:])
+
+    def prepared(self, x, stats):
+        "Pictures from 0 to 1, normalised as the model knows them"
+        if stats is None: return x
+        mean,std = stats
+        return (x-mean)/std
 
     @property
     def n_channels(self):
@@ -143,6 +163,8 @@ class ImageModality(Modality, part=ImagePart):
 class TextModality(Modality, part=TextPart):
     "A text, encoded by the encoder named in `text`"
     options = ('text',)
+    free_axes = {1: 'tokens'}
+    def example(self, dl, n): return torch.randint(self.part.c, (n,4))
     def recognises(self, raw): return isinstance(raw, str) and not has_image_suffix(raw)
     def absent(self, t): return torch.full_like(t, self.part.pad_id)
     def encoder(self, options):
@@ -162,6 +184,7 @@ class TextModality(Modality, part=TextPart):
 class VectorModality(Modality, part=VectorPart):
     "Plain numbers"
     def recognises(self, raw): return isinstance(raw, (np.ndarray, Tensor))
+    def example(self, dl, n): return torch.randn(n, *self.part.shape)
     def encoder(self, options):
         res = vector_encoder(self.part.c, options.arch)
         if options.arch is None and options.column is not None: res.fit(options.column.data)

@@ -13,6 +13,7 @@ from fastprogress.fastprogress import progress_bar
 from copy import deepcopy
 import itertools, time, matplotlib.pyplot as plt
 from .core import *
+from .figures import *
 from .models.multi import *
 from .metrics import *
 from .callback.gradients import *

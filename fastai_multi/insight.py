@@ -12,6 +12,7 @@ from fastai.basics import *
 from matplotlib import pyplot as plt
 from sklearn.metrics import classification_report, average_precision_score, precision_recall_curve
 from .core import *
+from .figures import *
 from .rowmetrics import *
 from .tasks import *
 

@@ -289,8 +289,11 @@ class MultiLoss:
 
     def activation(self, pred):
         "Each output's prediction as a person reads it: probabilities, values, boxes"
-        fs = {n: own_function(f, 'activation') or self.activations.get(n, noop) for n,f in self.funcs.items()}
-        return self._map(pred, fs)
+        return self._map(pred, {n: self.activation_of(n) for n in self.names})
+
+    def activation_of(self, name): # An output
+        "The function that turns the raw predictions of output `name` into probabilities, values, boxes"
+        return own_function(self.funcs[name], 'activation') or self.activations.get(name, noop)
 
     def decodes(self, pred):
         "What each output says, from what `activation` returned: a class, tags, values"

@@ -9,6 +9,7 @@ __all__ = ['ChangedInput', 'of_another_item', 'ModalityCheck', 'check_has_inputs
 from fastai.basics import *
 from matplotlib import pyplot as plt
 from .core import *
+from .figures import *
 from .learner import *
 from .interpretation import *
 

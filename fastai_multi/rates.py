@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['part_parameters', 'layers_within', 'HoldStill', 'group_rates', 'PartGroup', 'PartSplit', 'refuse_overlap',
-           'check_rates', 'PartsLearner']
+           'check_rates', 'count_params', 'PartsLearner']
 
 # %% ../nbs/76_rates.ipynb #8ac94d61
 from fastai.basics import *
@@ -104,6 +104,10 @@ def check_rates(lrs, model):
                              f'learn.freeze({n!r}).')
 
 # %% ../nbs/76_rates.ipynb #1ad61681
+def count_params(params):
+    "How many numbers are in `params`"
+    return sum(p.numel() for p in params)
+
 class PartsLearner(Learner):
     "A `Learner` whose outputs and inputs are frozen by name, and learn at rates of their own"
     held = ()    # Names of the parts that are frozen by name
@@ -161,3 +165,19 @@ class PartsLearner(Learner):
             if not p.requires_grad: p.grad = None
         self.remove_cbs([cb for cb in self.cbs if isinstance(cb, HoldStill)])
         if self.held: self.add_cb(HoldStill())
+
+    def summary_groups(self,
+        lr=None # Learning rate or rates as `fit` takes them; those of the last fit, or the learner's own, if `None`
+    ) -> pd.DataFrame: # A row by group: `group`, `parameters`, `trainable`, `lr`
+        "The optimizer's parameter groups: how much is in each, how much of it is trained, and at what rate"
+        groups = [list(g) for g in L(self.splitter(self.model))]
+        names = [f'group {i+1}' for i in range(len(groups))]
+        if self.splitter is split_params: names = list(self.plain_model.named_groups())
+        if isinstance(self.splitter, PartSplit): names = [g.label for g in self.splitter.groups(self.plain_model)]
+        return pd.DataFrame(dict(group=names, parameters=[count_params(g) for g in groups],
+            trainable=[count_params(p for p in g if p.requires_grad) for g in groups], lr=self._rates(lr, len(groups))))
+
+    def _rates(self, lr, n):
+        "The learning rate of each of `n` groups"
+        if lr is None and self.opt is not None: return [h['lr'] for h in self.opt.hypers]
+        return group_rates(self.lr if lr is None else lr, n)

@@ -17,6 +17,7 @@ from .targets import *
 from .terms import *
 from .losses import *
 from .callback.weights import *
+from .callback.shared import *
 from .callback.gradients import *
 from .batch import *
 

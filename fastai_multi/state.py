@@ -7,7 +7,7 @@ __all__ = ['normalization', 'signature_of', 'normal_stats', 'multi_dls', 'multi_
            'check_same_names', 'check_normalized', 'normalize_like', 'check_sizes', 'refuse_size', 'parameter_names',
            'write_state', 'read_state', 'check_state_file', 'refuse_broken', 'weights_in', 'saved_signature',
            'with_last_slot', 'put_opt_state', 'put_state', 'check_weights_fit', 'loaders_for', 'drop_frozen_gradients',
-           'knows_all', 'carry_over', 'without_data', 'refuse_unpicklable', 'PersistentLearner']
+           'knows_all', 'carry_over', 'higher_module', 'without_data', 'refuse_unpicklable', 'PersistentLearner']
 
 # %% ../nbs/77_state.ipynb #4e8b471e
 from fastai.basics import *
@@ -19,6 +19,8 @@ from .rates import *
 from .rates import PartsLearner    # by name, so that Tab finds it without reading star imports
 from .data.load import *
 from .data.block import *
+from .data.describe import *
+from importlib import import_module
 import cloudpickle, pickle, warnings
 
 # %% ../nbs/77_state.ipynb #459b41d8
@@ -123,7 +125,7 @@ def check_sizes(signature, desc): # Of a file; what `describe` says of the loade
     "Raise unless words, classes and numbers of a saved model are as many as in a learner"
     for parts,side in ((desc.inputs, 'inputs'), (desc.outputs, 'outputs')):
         for n,learned in signature[side].items():
-            if n in parts and parts[n].c!=learned['c']: refuse_size(parts[n], learned)
+            if n in parts and parts[n].c!=learned.get('c'): refuse_size(parts[n], learned)
 
 def refuse_size(part, learned):
     of = 'numbers'
@@ -274,6 +276,10 @@ def carry_over(old, opt):
     if slot is not None: opt.state[p][_slot] = slot
 
 # %% ../nbs/77_state.ipynb #a8cc4141
+def higher_module(name:str): # A module of this package that imports this one
+    "The module `name`, read when a method needs it"
+    return import_module(f'fastai_multi.{name}')
+
 @contextmanager
 def without_data(learn):
     "A learner without items and optimizer, as it is exported; afterwards it has them again"
@@ -379,3 +385,19 @@ class PersistentLearner(PartsLearner):
         with without_data(self), write_whole(file) as f:
             try: torch.save(self, f, pickle_module=pickle_module, pickle_protocol=pickle_protocol)
             except Exception as e: refuse_unpicklable(self, pickle_module, e)
+
+    def to_onnx(self,
+        file, # The file to write, '.onnx'
+        tokens:int=None, # How many tokens every text has; `None`: any number, which an LSTM cannot do
+        tolerance:float=1e-5 # How far the file's answers may be from the learner's
+    ): # An `Exported`: the file, its inputs and outputs, the largest difference
+        "Write the model as ONNX, checked against the learner; it needs `fastai_multi[onnx]`"
+        return higher_module('export').to_onnx(self, file, tokens, tolerance)
+
+    def to_program(self,
+        file, # The file to write, '.pt2'
+        tokens:int=None, # How many tokens every text has; `None`: any number, which an LSTM cannot do
+        tolerance:float=1e-5 # How far the file's answers may be from the learner's
+    ): # An `Exported`: the file, its inputs and outputs, the largest difference
+        "Write the model as a program of PyTorch, checked against the learner: `torch.export.load(file).module()`"
+        return higher_module('export').to_program(self, file, tokens, tolerance)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ForPart', 'Task', 'task_of', 'CategoryTask', 'TagsTask', 'NumberTask', 'ScaledTask', 'BoxTask', 'LabelsTask',
-           'PointsTask', 'MaskTask', 'GroupTask']
+           'PointsTask', 'MaskTask', 'GroupTask', 'stacked']
 
 # %% ../nbs/68_tasks.ipynb #e26f52b2
 from fastai.basics import *
@@ -15,6 +15,7 @@ from fastai.layers import SigmoidRange
 from .core import *
 from .data.frame import *
 from .data.parts import *
+from .data.kinds import *
 from .data.inputs import *
 from .data.masks import *
 from .data.outputs import *
@@ -110,6 +111,12 @@ class Task(ForPart):
         return pred
 
     to_units = None            # A function from encoded values to the user's units, applied before metrics
+
+    def exported(self, pred, activation): # Raw predictions; the function that makes them probabilities or values
+        "What an exported model answers, by name: probabilities, numbers in the user's units, corners in [-1,1]"
+        res = activation(pred)
+        if self.to_units is not None: res = self.to_units(res).float()
+        return {self.name: res}
 
     def to_user(self, value, frame=None):
         "One decoded prediction as a user reads it; `frame` maps to the pixels of the given picture"
@@ -382,6 +389,12 @@ class GroupTask(Task, part=GroupPart):
     def to_units(self):
         if all(t.to_units is None for t in self.tasks.values()): return None
         return self.members_in_units
+    def exported(self, pred, activation):
+        "What the members answer, as `group.member`"
+        activated = activation(pred)
+        res = {}
+        for n,t in self.tasks.items(): res.update(t.exported(activated[n], noop))
+        return res
     def members_in_units(self, value):
         "A group of encoded values with its members in the user's units"
         if not isinstance(value, Named): return value
@@ -405,3 +418,9 @@ class GroupTask(Task, part=GroupPart):
         if beta is not None or use_max: return type(plain)(vals)
         both = [v if isinstance(v, tuple) else (v,v) for v in vals]
         return type(plain)([a for a,_ in both]), type(plain)([b for _,b in both])
+
+# %% ../nbs/68_tasks.ipynb #85f87e86
+def stacked(xs):
+    "Tensors, or groups of them, in one tensor or group, `n,bs,…`"
+    if not isinstance(xs[0], Named): return torch.stack(xs)
+    return type(xs[0])([stacked(members) for members in zip(*xs)])

@@ -12,7 +12,7 @@ from fastai.vision.data import BBoxBlock, BBoxLblBlock, MaskBlock, PointBlock
 from PIL import ImageDraw
 from fastai_multi.data.frame import frame, to_pixels
 from fastai_multi.data.geometry import safe_tfms
-from fastai_multi.data.block import describe
+from fastai_multi.data.describe import describe
 from fastai_multi.data.loaders import MultiDataLoaders
 
 colours = dict(red=(255,0,0), blue=(0,0,255))

@@ -163,6 +163,36 @@ def test_a_number_that_is_nearly_always_the_same_stays_there(drawn):
     table = learn.evaluate(baseline=True).loc['rare_mae']
     assert table.learner < 1.1*table.constant
 
+def test_noise_ends_at_its_constant_answer(drawn, capsys):
+    "A fifth of its labels is put aside, and training brings it no nearer to these; the other outputs lose no label"
+    df = pd.read_csv(drawn/'items.csv')
+    df['noise'] = np.random.default_rng(0).normal(size=len(df))
+    outputs = dict(kind=CategoryBlock, noise=RegressionBlock)
+    dls = MultiDataLoaders.from_df(df, text='caption', image=None, outputs=outputs, seed=0, bs=16, num_workers=0)
+    learn = multi_learner(dls)
+    learn.logger = print
+    seen = []
+    class Look(Callback):
+        order = -30
+        def before_batch(self):
+            if self.training: seen.append([int(self.yb[0][n].isnan().sum()) for n in ('kind','noise')])
+    with learn.no_bar(): learn.fine_tune(3, cbs=Look())
+    for epoch in np.split(np.array(seen), 3): assert epoch[:,0].sum() == 0 and 20 < epoch[:,1].sum() < 45
+    assert learn.get_preds()[0].noise.std() < 1e-5
+    assert '`noise` answers the same for every item' in capsys.readouterr().out
+    table = learn.evaluate(baseline=True).loc['noise_mae']
+    assert table.learner == pytest.approx(table.constant, rel=.01)
+
+def test_the_probe_is_validated_once(drawn, capsys):
+    learn = learner(loaders(drawn))
+    n = []
+    class Count(Callback):
+        def before_validate(self): n.append(1)
+    learn.add_cb(Count())
+    learn.fine_tune(1)
+    assert len(n) == 2                                           # epoch 0 and epoch 1
+    assert learn.evaluate(baseline=True).probe.kind_loss == pytest.approx(learn.probe_scores['kind_loss'])
+
 def test_epoch_0_is_the_probe(tuned, drawn):
     start,*epochs = tuned.table
     assert len(epochs) == 3

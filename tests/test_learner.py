@@ -222,9 +222,11 @@ def test_raw_items_of_every_form(trained, shapes):
              (np.array(img), r.caption), (TensorImage(image2tensor(img)), r.caption), dict(image=f, text=r.caption)]
     want = trained.predict(r)[2]
     for o in forms: close(want, trained.predict(o)[2])
-    for o in (f, img, dict(image=f), (f, None), 'a red circle', (None, 'a red circle'), dict(text='a red circle')):
-        res,_,probs = trained.predict(o)
-        assert all(probs[n].isfinite().all() for n in probs.keys()), o
+    alone = trained.predict(f)[2]
+    for o in (img, dict(image=f), (f, None)): close(alone, trained.predict(o)[2])
+    words = trained.predict('a red circle')[2]
+    for o in ((None, 'a red circle'), dict(text='a red circle')): close(words, trained.predict(o)[2])
+    for a,b in ((want, alone), (want, words), (alone, words)): assert (a.kind-b.kind).abs().max()>1e-4
     close(trained.predict(f)[2], trained.predict((f, ''))[2])
 
 @pytest.mark.parametrize('tfm',
@@ -277,7 +279,11 @@ def test_with_and_without_labels(trained, shapes):
     df = pd.read_csv(shapes/'items.csv').iloc[:5]
     assert trained.get_preds(dl=trained.dls.test_dl(df[['file','caption']], num_workers=0))[1] is None
     res = trained.evaluate(dl=trained.dls.test_dl(df, with_labels=True, num_workers=0))
-    assert np.isfinite(res['valid_loss'])
+    answers = trained.predict_df(df, num_workers=0)
+    assert res['kind_accuracy']==pytest.approx((answers.kind==df.kind).mean())
+    assert res['area_mae']==pytest.approx((answers.area-df.area).abs().mean(), rel=1e-3)
+    scales = trained.loss_func.scales
+    assert res['valid_loss']==pytest.approx(sum(res[f'{o}_loss']*scales.get(o, 1) for o in OUTPUTS), rel=1e-3)
 
 def test_missing_labels_train_and_count_for_nothing(tmp_path):
     path = multi_shapes(tmp_path/'holes', n=60, size=64, seed=1, missing=0.3)

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 from fastai.vision.all import *
 from fastai_multi import *
+from fastai_multi.callback.weights import Balancer
 from fastai_multi.core import Named
 from fastai_multi.data.block import GroupPart
 from fastai_multi.losses import GroupLoss
@@ -192,9 +193,22 @@ def test_weights_of_losses_and_items(table, shapes):
 @pytest.mark.parametrize('cb', [UncertaintyWeighting, DynamicWeightAverage, GradNorm, GradientBalance,
                                 partial(GradientBalance, level='parameters'), TaskMonitor], ids=str)
 def test_balancing(table, shapes, cb):
+    "Each batch weighs two outputs: the group has one weight, its members have none"
+    seen = []
+    class Watch(Callback):
+        order = 70
+        run_valid = False
+        def after_batch(self):
+            for o in self.learn.cbs:
+                if isinstance(o, Balancer): seen.append(o.last_weights.tolist())
     learn = learner(loaders(table, shapes))
-    learn.fit(1, cbs=cb())
-    assert np.isfinite(learn.recorder.values[-1][0])
+    before = {n: p.detach().clone() for n,p in learn.model.named_parameters()}
+    learn.fit(1, cbs=[cb(), Watch()])
+    moved = [n for n,p in learn.model.named_parameters() if not torch.equal(p, before[n])]
+    assert {n.split('.')[0] for n in moved} == {n.split('.')[0] for n in before}
+    if not isinstance(cb(), TaskMonitor):
+        assert len(seen)==len(learn.dls.train)
+        assert all(len(w)==2 and min(w)>=0 and max(w)>0 for w in seen)
     if isinstance(cb(), TaskMonitor): learn.plot_tasks()
 
 def test_report_tta_summary_and_baseline(trained):

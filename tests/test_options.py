@@ -56,8 +56,13 @@ def test_a_weight_counts_the_items_that_have_the_tag():
 def test_weights_and_smoothing_together():
     learn = fitted(loaders(), epochs=1, class_weights=dict(kind='balanced', tags='balanced'), label_smoothing=.1)
     loss = learn.loss_func.terms['kind'].loss
-    assert loss.func.label_smoothing == .1 and loss.func.weight is not None
-    assert learn.loss_func.terms['tags'].loss.func.pos_weight is not None
+    assert loss.func.label_smoothing == .1
+    rows = learn.dls.train.items
+    counts = [(rows.kind==c).sum() for c in learn.dls.vocab['kind']]
+    assert loss.func.weight.tolist() == pytest.approx([sum(counts)/(len(counts)*c) for c in counts], rel=1e-4)
+    tags = [sum(t in found for found in rows.tags) for t in learn.dls.vocab['tags']]
+    expected = [(len(rows)-k)/k for k in tags]
+    assert learn.loss_func.terms['tags'].loss.func.pos_weight.tolist() == pytest.approx(expected, rel=1e-4)
     with learn.no_bar(): names = list(learn.evaluate())
     assert {'kind_accuracy','kind_weighted_accuracy','tags_map','size_mae'} <= {*names}
     assert not any('weighted' in n for n in names if n.startswith('tags'))

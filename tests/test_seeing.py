@@ -129,7 +129,7 @@ def test_wide_characters_align(shapes):
     df = pd.read_csv(shapes/'items.csv').assign(색=lambda d: d.kind.map(lambda o: f'색 {o}'))
     dls = MultiDataLoaders.from_df(df, shapes, image='file', outputs={'색': CategoryBlock, 'area': RegressionBlock},
                                    bs=16, num_workers=0)
-    from fastai_multi.core import display_width
+    from fastai_multi.figures import display_width
     a,b = repr(dls).splitlines()[-2:]
     assert display_width(a[:a.index('category')])==display_width(b[:b.index('number')])
 
@@ -163,7 +163,7 @@ def test_all_pictures_of_an_item_are_drawn(shapes):
     assert [len(ax.images) for ax in fig.axes]==[2, 2]
 
 def test_any_script_is_drawn_without_a_warning_for_each_character(learn, shapes):
-    from fastai_multi.core import legible, say_missing
+    from fastai_multi.figures import legible, say_missing
     say_missing.cache_clear()
     before = dict(plt.rcParams)
     with warnings.catch_warnings(record=True) as seen:

@@ -12,6 +12,7 @@ from ..core import *
 from ..losses import *
 from .aggregators import *
 from .weights import *
+from .shared import *
 
 # %% ../../nbs/57_callback.gradients.ipynb #0737945f
 def _with_zeros(gs, at):

@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from ..core import *
 from ..losses import *
 from .weights import *
+from .shared import *
 
 # %% ../../nbs/56_callback.learned.ipynb #8df89b45
 def _adam_step(state, name, p, grad, ok, lr, wd=0.):

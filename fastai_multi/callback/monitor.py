@@ -9,8 +9,10 @@ __all__ = ['Looks', 'TaskMonitor', 'refuse_one_loss', 'plot_looks', 'plot_cosine
 from fastai.basics import *
 from itertools import combinations
 from ..core import *
+from ..figures import *
 from ..losses import *
 from .weights import *
+from .shared import *
 from .gradients import *
 
 # %% ../../nbs/59_callback.monitor.ipynb #4751c217

@@ -12,6 +12,7 @@ from ..losses import *
 from ..metrics import *
 from ..columns import *
 from .weights import *
+from .shared import *
 
 # %% ../../nbs/61_callback.stopping.ipynb #79a2970a
 def owned_parameters(model:nn.Module, name:str # An output's

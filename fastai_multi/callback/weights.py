@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['is_fitting', 'refuse_stranger', 'PerLearner', 'muted', 'check_multi_loss', 'check_mean_losses',
            'refuse_second_balancer', 'check_positive', 'check_count', 'prior_weights', 'Balancer', 'weighted_loss',
-           'replace_total', 'shared_points', 'SharedFeatures', 'loss_scale', 'loss_gradients', 'observed_losses',
-           'LossWeights', 'FixedWeights', 'check_schedule', 'ScheduledWeights', 'equal_shares', 'RandomWeighting',
-           'DynamicWeightAverage', 'GeometricMean', 'step_weights', 'add_columns', 'ShowWeights']
+           'replace_total', 'observed_losses', 'LossWeights', 'FixedWeights', 'check_schedule', 'ScheduledWeights',
+           'equal_shares', 'RandomWeighting', 'DynamicWeightAverage', 'GeometricMean', 'step_weights', 'add_columns',
+           'ShowWeights']
 
 # %% ../../nbs/55_callback.weights.ipynb #93a1427d
 from fastai.basics import *
@@ -203,65 +203,6 @@ def replace_total(learn, # In `after_loss`
     else:
         c = _share(loss, total)
         learn.loss_grad = c*balanced + (loss - c*total)
-
-# %% ../../nbs/55_callback.weights.ipynb #d1ba7b78
-def shared_points(model:nn.Module) -> list: # Modules
-    "The modules of `model` whose outputs are the last that all outputs read"
-    model = getattr(model, 'module', model)
-    if hasattr(model, 'shared_points'): return list(model.shared_points())
-    raise TypeError(f'{type(model).__name__} does not say what its outputs share. Give it a method `shared_points()` '
-                    'that returns a list of modules: those whose outputs are the last that all outputs read (an empty '
-                    'list if nothing is shared).')
-
-# %% ../../nbs/55_callback.weights.ipynb #39a457e7
-class SharedFeatures:
-    "Catches what the `shared_points` of a model give in one forward pass"
-    def __init__(self):
-        self.hooks = {}
-        self.feats = []
-
-    def start(self, model):
-        "Catch in the next forward pass"
-        self.stop()
-        self.hooks = {m: m.register_forward_hook(self._catch) for m in shared_points(model)}
-        self.hooks[None] = model.register_forward_hook(self._end, always_call=True)
-
-    def _catch(self, m, inp, out):
-        hook = self.hooks.pop(m, None)
-        if hook is None: return
-        hook.remove()
-        # the tensors themselves: `as_subclass` would make a branch that no loss comes from
-        self.feats += [o for o in flat(out) if isinstance(o, Tensor)]
-
-    def _end(self, m, inp, out):
-        for hook in self.hooks.values(): hook.remove()
-        self.hooks = {}
-
-    def stop(self) -> list: # Tensors
-        "What was caught and has a gradient"
-        self._end(None, None, None)
-        feats = self.feats
-        self.feats = []
-        return [f for f in feats if f.requires_grad]
-
-    def __reduce__(self): return (type(self), ())
-
-# %% ../../nbs/55_callback.weights.ipynb #4df9561e
-def loss_scale(learn, like:Tensor # A number
-              ) -> Tensor: # 0-d
-    "The factor by which float16's scaler will multiply the loss of `learn`, or 1"
-    one = torch.ones_like(like)
-    scaler = getattr(learn, 'scaler', None)
-    if scaler is None or not scaler.is_enabled(): return one
-    return scaler.scale(one)
-
-def loss_gradients(loss:Tensor, # A number
-                   at:list, # Tensors of its graph
-                   scale:Tensor=None # Multiplies the loss
-                  ): # For each of `at` a tensor, or `None`
-    "The gradient of `loss` at each of `at`, `None` where it does not reach; the graph is kept"
-    if not loss.requires_grad: return [None]*len(at)
-    return torch.autograd.grad(loss, at, scale, retain_graph=True, allow_unused=True)
 
 # %% ../../nbs/55_callback.weights.ipynb #199d0157
 def observed_losses(step:StepLosses,

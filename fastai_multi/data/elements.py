@@ -18,6 +18,7 @@ from collections import Counter
 from typing import NamedTuple
 from ..core import *
 from .parts import *
+from .kinds import *
 from .items import *
 from .spatial import * # Every kind has to be known before a data set is read
 import numpy as np

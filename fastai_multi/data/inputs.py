@@ -15,7 +15,9 @@ from fasttransform import Pipeline, Transform
 from ..core import *
 from .geometry import *
 from .parts import *
+from .kinds import *
 from .items import *
+from .pictures import *
 import math, numpy as np, torch, warnings
 from torch import Tensor
 

@@ -18,6 +18,7 @@ from fastai.vision.core import AddMaskCodes
 from fasttransform import Pipeline
 from ..core import *
 from .parts import *
+from .kinds import *
 from .elements import *
 from .reader import *
 from .pipeline import *

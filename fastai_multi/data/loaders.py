@@ -21,6 +21,7 @@ from .load import *
 from .readers import *
 from .infer import *
 from .block import *
+from .describe import *
 from functools import lru_cache
 import csv, inspect, os, pandas as pd
 from .tables import *

@@ -10,9 +10,12 @@ from fastcore.all import *
 from fastai.torch_core import TensorMask
 from fastai.vision.core import AddMaskCodes, Image, OpenMask, PILMask
 from ..core import *
+from ..figures import *
 from .geometry import *
 from .parts import *
+from .kinds import *
 from .items import *
+from .pictures import *
 from .inputs import *
 from matplotlib.colors import to_rgb
 import numpy as np, torch

@@ -11,7 +11,9 @@ from fastai.data.transforms import RegressionSetup
 from fasttransform import Transform, Pipeline
 from ..core import *
 from .parts import *
+from .kinds import *
 from .items import *
+from .pictures import *
 from .inputs import *
 from .outputs import *
 import math, numpy as np, pandas as pd, torch

@@ -15,7 +15,9 @@ from fasttransform import Pipeline
 from ..core import *
 from .text import *
 from .parts import *
+from .kinds import *
 from .items import *
+from .pictures import *
 from .inputs import *
 import math, numpy as np, pandas as pd, torch
 

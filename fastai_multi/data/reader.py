@@ -16,6 +16,7 @@ from fasttransform import Transform, Pipeline
 from ..core import *
 from .geometry import *
 from .parts import *
+from .kinds import *
 from .elements import *
 import torch
 from torch import Tensor

@@ -11,6 +11,7 @@ from fastcore.all import *
 from fasttransform import Transform
 from ..core import *
 from .items import *
+from .pictures import *
 from .inputs import *
 from .outputs import *
 from numbers import Real

@@ -156,9 +156,9 @@ def _draw(path, n, size, seed, missing):
         im,objs,tags = _paint(rng, size)
         name = f'images/{i:05}.jpg'
         _write(path/name, lambda tmp: im.save(tmp, quality=92))
-        boxes += [[name, o['kind'], *o['box']] for o in objs]
+        boxes += [[name, o['kind'], *o['box'], o['colour'], o['area']] for o in objs]
         items.append(_row(rng, name, objs, tags, size, missing))
-    _write_csv(path/'boxes.csv', ['file', 'label', 'x1', 'y1', 'x2', 'y2'], boxes)
+    _write_csv(path/'boxes.csv', ['file', 'label', 'x1', 'y1', 'x2', 'y2', 'colour', 'area'], boxes)
     _write_csv(path/'items.csv', _columns, items)
 
 # %% ../../nbs/83_data.shapes.ipynb #4da0e7ba
@@ -174,7 +174,7 @@ def multi_shapes(
     if not isinstance(size, (tuple,list)): size = (size, size)
     size = tuple(int(s) for s in size)
     check_arguments(n, size, seed, missing)
-    args = dict(drawing=1, n=n, size=list(size), seed=seed, missing=missing)
+    args = dict(drawing=2, n=n, size=list(size), seed=seed, missing=missing)
     marker = path/'shapes.json'
     if marker.exists():
         if json.loads(marker.read_text()) == args: return path

@@ -9,8 +9,10 @@ __all__ = ['no_label', 'as_pixels', 'Panel', 'show_panels', 'show_prediction']
 from fastcore.all import *
 from matplotlib import pyplot as plt
 from ..core import *
+from ..figures import *
 from .text import *
 from .parts import *
+from .kinds import *
 import math, torch
 
 # %% ../../nbs/14_data.show.ipynb #sh000005
@@ -81,8 +83,9 @@ class Panel:
             if p.drawn:
                 colour,other = self._colours(n_drawn, p)
                 n_drawn += 1
-                if 'true' in shown: self._add_true(p, true, colour, ys, parts)
-                if 'pred' in shown and pred is not None: self._add_drawn(p, pred, other, dashed=True)
+                if p.tells_pairs and pred is not None:
+                    self.drawn.append(partial(p.draw_pair, true=true, pred=pred, colours=(colour,other)))
+                else: self._add_both(p, true, pred, (colour,other), ys, parts, shown)
             self._add_line(*self._line(p, true, pred, colour))
 
     def add_predictions(self,
@@ -102,6 +105,11 @@ class Panel:
                 n_drawn += 1
                 self._add_true(p, value, colour, values, parts)
             self._add_line(f'{p.legend(value)} {notes.get(n, "")}'.rstrip(), colour)
+
+    def _add_both(self, part, true, pred, colours, ys, parts, shown):
+        "Draw the truth, and the prediction over it"
+        if 'true' in shown: self._add_true(part, true, colours[0], ys, parts)
+        if 'pred' in shown and pred is not None: self._add_drawn(part, pred, colours[1], dashed=True)
 
     def _colours(self, i, part):
         "The colours of the truth and of the prediction of the `i`th output that is drawn"
@@ -201,8 +209,7 @@ def results_legend(parts):
     res = []
     for i,p in enumerate(drawn):
         name = f' {p.name}' if len(drawn)>1 else ''
-        res.append(p.sample(palette['true'][i%3], False, label=f'true{name}'))
-        res.append(p.sample(palette['predicted'][i%3], True, label=f'predicted{name}'))
+        res += p.samples((palette['true'][i%3], palette['predicted'][i%3]), name)
     return res
 
 def panel_axes(panels, n, nrows, ncols, figsize, title, legend=()):

@@ -14,9 +14,11 @@ from fastai.data.transforms import EncodedMultiCategorize, MultiCategorize, Mult
 from fastai.vision.core import TensorBBox, TensorPoint
 from fasttransform import Pipeline
 from ..core import *
+from ..figures import *
 from .text import *
 from .geometry import *
 from .parts import *
+from .kinds import *
 from .inputs import *
 from .outputs import *
 from matplotlib import patches, patheffects
@@ -198,10 +200,11 @@ class BoxPart(CoordinatesPart):
     def refuse_several(self, n):
         raise BadItem(f'{self.what} has {n} boxes, and one in every item of the training split.')
 
-def draw_box(ax, box, colour, dashed=False, label=None):
+def draw_box(ax, box, colour, dashed=False, label=None): # `dashed`: whether, or a line style of matplotlib
     "Draw one box, with its label above it"
     x1,y1,x2,y2 = box
     style = '--' if dashed else '-'
+    if isinstance(dashed, str): style = dashed
     frame = patches.Rectangle((x1,y1), x2-x1, y2-y1, fill=False, edgecolor=colour, lw=1.6, ls=style)
     with_halo(ax.add_patch(frame), 2.6)
     if label is None: return

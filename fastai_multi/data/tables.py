@@ -14,6 +14,7 @@ from fastai.data.block import CategoryBlock
 from fastai.vision.data import ImageBlock
 from ..core import *
 from .parts import *
+from .kinds import *
 from .readers import *
 from .infer import *
 from .block import *

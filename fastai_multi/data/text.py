@@ -15,6 +15,7 @@ from functools import lru_cache
 from textwrap import wrap
 from unicodedata import category, normalize
 from ..core import *
+from ..figures import *
 from matplotlib import pyplot as plt
 import re, torch
 from torch import Tensor

@@ -97,7 +97,7 @@ class TraceableLSTM(nn.RNNBase):
         super().__init__('LSTM', n_in, n_out, n_layers, batch_first=True)
 
     def forward(self, x):
-        zeros = x.new_zeros(self.num_layers, len(x), self.hidden_size)
+        zeros = x.new_zeros(self.num_layers, x.shape[0], self.hidden_size)
         weights = [w for layer in self.all_weights for w in layer]
         states,_,_ = torch.lstm(x, (zeros,zeros), weights, has_biases=True, num_layers=self.num_layers, dropout=0.,
                                 train=self.training, bidirectional=False, batch_first=True)
@@ -164,7 +164,7 @@ class TransformerEncoder(TextEncoder):
         if self.pool=='cls': return states[:,0]
         if self.pool=='mean': return (states*mask[...,None]).sum(1) / mask.sum(1, keepdim=True)
         last = (mask*torch.arange(mask.shape[1], device=mask.device)).amax(1)
-        return states[torch.arange(len(states), device=mask.device), last]
+        return states[torch.arange(states.shape[0], device=mask.device), last]
 
     def param_groups(self) -> list: # Two lists of parameters
         "The embeddings with the first half of the layers, and the rest"

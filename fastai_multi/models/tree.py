@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 from matplotlib.patches import FancyBboxPatch
 from torch.utils.flop_counter import FlopCounterMode
 from ..core import *
+from ..figures import *
 from .encoder import *
 from .trunk import *
 from .multi import *

@@ -57,11 +57,12 @@ class TermWeights(nn.Module):
         return torch.cat([words, pairs], 1)
 
     def forward(self, ids):
-        if not self.n_features: return self.idf.new_zeros(len(ids), 0)
+        if not self.n_features: return self.idf.new_zeros(ids.shape[0], 0)
+        if torch.compiler.is_exporting(): ids = F.pad(ids, (0,2), value=self.pad_id)    # so that there is a pair
         terms = self.terms_of(ids)
         index = torch.searchsorted(self.terms, terms).clamp(max=self.n_features-1)
         found = (self.terms[index]==terms).to(self.idf.dtype)   # -1 is none of the terms
-        counts = self.idf.new_zeros(len(ids), self.n_features).scatter_add(1, index, found)
+        counts = self.idf.new_zeros(ids.shape[0], self.n_features).scatter_add(1, index, found)
         weights = torch.where(counts>0, 1+counts.clamp(min=1).log(), 0.)
         return F.normalize(weights*self.idf, dim=1)
 

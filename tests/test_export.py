@@ -1,0 +1,80 @@
+"Files of ONNX and of `torch.export` give the learner's answers"
+import pytest, torch
+from fastai.vision.all import *
+from fastai_multi import *
+from fastai_multi.core import untyped
+from fastai_multi.export import ExportedModel, onnx_runner
+
+pytest.importorskip('onnxscript')
+pytestmark = pytest.mark.usefixtures('one_thread')
+
+outputs = dict(kind=CategoryBlock, tags=MultiCategoryBlock, area=NumberBlock(range=(0, None), scale='log1p'))
+
+def loaders(path, **kwargs):
+    "Loaders of drawn shapes, normalised if there are pictures"
+    options = dict(outputs=dict(outputs), label_delim='|', bs=8, num_workers=0, seed=0)
+    if 'image' in kwargs:
+        options['outputs']['box'] = BBoxBlock
+        options |= dict(columns=dict(box=['x1','y1','x2','y2']), item_tfms=Resize(32),
+                        batch_tfms=Normalize.from_stats(*imagenet_stats))
+    return MultiDataLoaders.from_csv(path, **options, **kwargs)
+
+def randomised(learn):
+    "The learner with random weights: heads start at zero, and would hide every mistake before them"
+    for p in learn.model.parameters(): p.data.normal_(0, .2)
+    return learn
+
+def answers_of(learn, model):
+    "What `get_preds` gives for a batch, in the user's units, and the exported model's inputs for it"
+    dl = learn.dls.valid
+    x = dl.one_batch()[0]
+    tensors = [x] if isinstance(x, Tensor) else list(x)
+    xs = []
+    for m,t in zip(learn.modalities.values(), tensors):
+        t = untyped(t)
+        if m.has_stages: t = t*model.std+model.mean
+        xs.append(t)
+    with learn.no_bar(): preds = learn.get_preds(dl=dl)[0]
+    wanted = {}
+    for n,task in learn.tasks.items():
+        wanted[n] = preds[n][:len(tensors[0])]
+        if task.to_units is not None: wanted[n] = task.to_units(wanted[n]).float()
+    return xs, wanted
+
+def test_a_picture_and_its_text(shapes, tmp_path):
+    learn = randomised(multi_learner(loaders(shapes, image='file', text='caption'), simple_cnn(2, 4), fusion='gated',
+                                     depth=dict(kind=1, box=2), neck=8))
+    res = learn.to_onnx(tmp_path/'model.onnx')
+    assert res.difference<1e-5
+    assert res.inputs==dict(image='float32 batch,3,32,32', text='int64 batch,tokens')
+    assert list(res.outputs)==['kind','tags','area','box']
+    model = ExportedModel(learn)
+    xs,wanted = answers_of(learn, model)
+    for n,found in zip(wanted, onnx_runner(tmp_path/'model.onnx')(*xs)):
+        assert torch.allclose(torch.from_numpy(found), wanted[n], rtol=1e-4, atol=1e-5), n
+
+def test_pictures_alone_with_points(shapes, tmp_path):
+    dls = MultiDataLoaders.from_csv(shapes, image='file', outputs=dict(kind=CategoryBlock, corner=PointBlock),
+                                    columns=dict(corner=['x1','y1']), item_tfms=Resize(32), bs=8, num_workers=0)
+    learn = randomised(multi_learner(dls, simple_cnn(2, 4), split=1))
+    res = learn.to_onnx(tmp_path/'model.onnx')
+    assert res.difference<1e-5 and res.outputs==dict(kind='float32 batch,4', corner='float32 batch,1,2')
+
+def test_an_lstm_reads_texts_of_one_length(shapes, tmp_path):
+    learn = randomised(multi_learner(loaders(shapes, text='caption'), text='lstm'))
+    with pytest.raises(ValueError, match='pass tokens=64'): learn.to_onnx(tmp_path/'any.onnx')
+    res = learn.to_onnx(tmp_path/'model.onnx', tokens=6)
+    assert res.difference<1e-5 and res.inputs==dict(text='int64 batch,6')
+
+def test_a_plain_target_as_a_program(shapes, tmp_path):
+    dls = MultiDataLoaders.from_csv(shapes, text='caption', outputs=CategoryBlock, columns='kind', bs=8, num_workers=0)
+    learn = randomised(multi_learner(dls))
+    assert learn.to_program(tmp_path/'model.pt2').difference<1e-6
+    run = torch.export.load(tmp_path/'model.pt2').module()
+    probs, = run(torch.randint(5, (4,3)))
+    assert torch.allclose(probs.sum(1), torch.ones(4))
+
+def test_a_file_that_differs_is_not_kept(shapes, tmp_path):
+    learn = randomised(multi_learner(loaders(shapes, text='caption')))
+    with pytest.raises(ValueError, match='differ from the learner'): learn.to_program(tmp_path/'model.pt2', tolerance=-1)
+    assert not list(tmp_path.iterdir())
