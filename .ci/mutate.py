@@ -17,7 +17,7 @@ from faults import all_faults, described, faults_of
 
 root = Path(__file__).resolve().parent.parent
 here = root/'.ci'
-# Files of `tests/` nearest to a module, after `test_blind_spots.py`; `data` stands for `data.block` and the like
+# Files of `tests/` nearest to a module, after those for all modules; `data` stands for `data.block` and the like
 
 NEAR = {'core': 'data', 'data': 'data tables loaders', 'data.text': 'text data', 'data.geometry': 'augment values',
         'data.frame': 'augment values', 'data.masks': 'values', 'data.items': 'data values',
@@ -38,7 +38,7 @@ NEAR = {'core': 'data', 'data': 'data tables loaders', 'data.text': 'text data',
 def near(module):
     "The files of `tests/` for a module"
     names = NEAR.get(module) or NEAR.get(module.partition('.')[0]) or 'learner'
-    files = [root/'tests'/f'test_{n}.py' for n in ['blind_spots', *names.split()]]
+    files = [root/'tests'/f'test_{n}.py' for n in ['exact', 'arguments', 'blind_spots', *names.split()]]
     return [f for f in files if f.exists()]
 
 # Modules and the faults to try
@@ -275,7 +275,9 @@ class Runner:
             if self.enters(row, module, heads): yield nb,row['seconds'],lambda: run_notebook(nb, module)
     def tests(self, module, heads):
         "The tests that enter the fault's function, by file, the quickest first until the budget is spent"
-        rows = [row for f in near(module) for row in self.reach.of(f) if self.enters(row, module, heads)]
+        # `test_arguments.py` reads defaults and calls nothing
+        rows = [row for f in near(module) for row in self.reach.of(f)
+                if f.name=='test_arguments.py' or self.enters(row, module, heads)]
         spent,names = 0,[]
         for row in sorted(rows, key=lambda o: o['seconds']):
             spent += row['seconds']
@@ -348,7 +350,9 @@ def main():
     runner = Runner(a.reach.resolve(), a.longest, a.budget)
     print(f'{len(todo)} faults; results in {out}', flush=True)
     todo = sorted(todo, key=lambda o: o['module'])
-    for name,steps in (('notebook', runner.notebook), ('tests', runner.tests)):
+    stages = [('notebook', runner.notebook), ('tests', runner.tests)]
+    if a.again: stages = stages[1:]    # a notebook that a fault passed is seldom what changed
+    for name,steps in stages:
         left = []
         for k,row in enumerate(todo):
             row = {n: row[n] for n in KEYS}

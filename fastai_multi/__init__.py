@@ -11,9 +11,10 @@ except _NotInstalled: __version__ = '0+not.installed'
 
 # What a notebook needs under a short name.
 # The rest of a module's `__all__` is one import away, as in `from fastai_multi.core import flat`.
-_public = """Inputs Outputs ImageText Numericaliser safe_tfms MultiDL
+_public = """Inputs Outputs ImageText Numericaliser OnPart safe_tfms MultiDL
     FeaturesBlock NumberBlock GroupBlock ImageTextBlock MultiInputBlock MultiOutputBlock OneOutputBlock PlainTextBlock
     PointsBlock SegmentationBlock WeightBlock ObjectsBlock describe
+    read_coco read_voc read_yolo
     InputReader OutputReader MultiDataLoaders kfold_dls multi_shapes
     image_encoder simple_cnn text_encoder vector_encoder MultiModel
     BoxLoss MultiLoss f1_multi map_multi mask_accuracy point_distance

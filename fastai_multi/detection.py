@@ -145,12 +145,14 @@ class Detector:
         least:float=0.05, # Boxes of a lower score are dropped
         nms:float=0.6, # Of two boxes of a class that overlap by more, the surer stays
         most:int=100, # The surest objects of a picture that are kept
-        candidates:int=1000 # The surest boxes that are compared with each other
+        candidates:int=1000, # The surest boxes that are compared with each other
+        same:float=0.5 # In an answer, of two boxes of any class that overlap by more, the surer stays
     ):
         self.least = least
         self.nms = nms
         self.most = most
         self.candidates = candidates
+        self.same = same
 
     def picture(self, logits, distances, centre, cell): # Predictions of one picture
         "Boxes, scores, classes and places of the objects of one picture, the surest first"
@@ -181,7 +183,7 @@ class Detector:
 
     def once(self, boxes, scores): # Boxes `n,4` and scores of one picture, the surest first
         "Which objects no surer one covers, of whatever class"
-        return nms(boxes, scores, self.nms)
+        return nms(boxes, scores, self.same)
 
     def __repr__(self): return f'Detector(least={self.least:g}, nms={self.nms:g}, most={self.most})'
 

@@ -22,7 +22,7 @@ class ObjectsTask(GroupTask, part=ObjectsPart):
     "A picture's objects: FCOS's head and loss, mean average precision, further outputs at each object"
     head_class = ObjectsHead
     averaged = False
-    threshold = 0.3     # The score above which an object is part of an answer
+    threshold = 0.4     # The score above which an object is part of an answer
     def __init__(self, part):
         super(GroupTask, self).__init__(part)
         self.detector = Detector()

@@ -15,6 +15,7 @@ from urllib.parse import unquote
 import math, torch
 from torch import Tensor
 from .core import *
+from .figures import *
 from .core import Outputs    # by name, so that Tab finds the base class
 
 # %% ../nbs/65_prediction.ipynb #an650006

@@ -53,9 +53,9 @@ def filled_row(case, rng, content, least=1):
     if len([r for r in rows if r in case.train_rows])<=least: rows = [r for r in rows if r not in case.train_rows]
     return rng.choice(rows) if rows else None
 
-def spoil(case, rng, kinds, values, one_column=False, picture=False):
+def spoil(case, rng, kinds, values, one_column=False, picture=False, content=None):
     "Put one of `values` into a cell; the error names the output, the row and the value"
-    content = output_of(case, rng, *kinds)
+    if content is None: content = output_of(case, rng, *kinds)
     if content is None or one_column and len(content.columns)>1: return None
     r = filled_row(case, rng, content)
     if r is None or picture and not case.has_picture[r]: return None
@@ -73,12 +73,12 @@ def list_for_a_class(case, rng): return spoil(case, rng, ['category'], [['a','b'
 def text_for_tags(case, rng):
     content = output_of(case, rng, 'tags')
     if content is None or len(content.columns)>1 or 'label_delim' in case.options: return None
-    return spoil(case, rng, ['tags'], ['a', 5, 'a b', True], True)
+    return spoil(case, rng, ['tags'], ['a', 5, 'a b', True], content=content)
 @in_table
 def odd_tags(case, rng):
     content = output_of(case, rng, 'tags')
     if content is None or len(content.columns)>1 or 'label_delim' in case.options: return None
-    return spoil(case, rng, ['tags'], [[['a']], ['a',None], [('a','b')], [{}], ['a',math.nan], [pd.NA]], True)
+    return spoil(case, rng, ['tags'], [[['a']], ['a',None], [('a','b')], [{}], ['a',math.nan], [pd.NA]], content=content)
 @in_table
 def text_for_a_flag(case, rng):
     content = output_of(case, rng, 'tags')
@@ -107,7 +107,7 @@ def text_for_a_box(case, rng): return spoil(case, rng, ['box'], ['[1, 2, 3, 4]',
 def corner_missing(case, rng):
     content = output_of(case, rng, 'box')
     if content is None or len(content.columns)==1: return None
-    return spoil(case, rng, ['box'], [None, math.nan, pd.NA], False, True)
+    return spoil(case, rng, ['box'], [None, math.nan, pd.NA], picture=True, content=content)
 @in_table
 def box_without_area(case, rng):
     content = output_of(case, rng, 'box')
@@ -397,7 +397,8 @@ def no_loaders(case, rng):
 @in_learner
 def bad_item(case, rng):
     v = rng.choice([5, None, (1,2,3,4), {'nope': 1}, object(), 'nowhere.png', [], {}, pd.DataFrame(), math.nan, b'xx'])
-    if 'text' in case.inputs and v=='nowhere.png' and 'image' not in case.inputs: return None
+    is_text = isinstance(v, str)
+    if is_text and 'text' in case.inputs and 'image' not in case.inputs: return None
     if 'features' in case.inputs and isinstance(v, (int,float)): return None
     return using([], lambda learn: learn.predict(v))
 @in_learner

@@ -270,17 +270,19 @@ def run_all(seeds):
     notes = []
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        for seed in seeds:
+        for k,seed in enumerate(seeds):
+            if k and k%500==0: print(f'{k} tables: {dict(counts)}', flush=True)
             end,note = run(seed)
             counts[end] += 1
-            if end in ('unclear error','silently wrong'): notes.append(f'{end}: {note}')
+            if end not in ('unclear error','silently wrong'): continue
+            notes.append(f'{end}: {note}')
+            print(notes[-1], flush=True)
     return counts,notes
 
 def main(n=500, start=0):
     torch.set_num_threads(1)
     t = time.time()
     counts,notes = run_all(range(int(start), int(start)+int(n)))
-    print('\n'.join(notes))
     print(f'{n} tables in {time.time()-t:.0f} s: '+', '.join(f'{v} {k}' for k,v in counts.items()))
     return counts['unclear error']+counts['silently wrong']
 

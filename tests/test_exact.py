@@ -2,15 +2,22 @@
 import numpy as np, pandas as pd, pytest, torch
 from fastai.vision.all import *
 from fastai_multi import *
+from fastai_multi import losses
 from fastai_multi.callback.gradients import cosines
+from fastai_multi.compare import run_once
+from fastai_multi.data.elements import parts_tfm
 from fastai_multi.data.geometry import crop_value
 from fastai_multi.data.infer import delimiter
 from fastai_multi.depth import try_candidate
+from fastai_multi.linear import Logistic, item_coordinates, ridge
 from fastai_multi.models.fusion import zeros_for
 from fastai_multi.models.heads import Pool
+from fastai_multi.models.tabular import VectorEncoder
 from fastai_multi.models.tree import frozen_text
 from fastai_multi.models.trunk import SharedTrunk
+from fastai_multi.prior import TextBaseline
 from fastai_multi.probe import FrozenFeatures
+from fastai_multi.report import LearningAdvice, valid_losses
 
 def numbers(n=12, **columns):
     "A table of features `a` and `b`"
@@ -122,7 +129,7 @@ def test_cosines_stay_between_minus_one_and_one():
 def test_a_candidate_is_trained_for_its_epochs_or_its_batches():
     dls = loaders(numbers(20, x=np.arange(20.)), dict(x=RegressionBlock))
     assert len(dls.train)==3 and len(dls.valid)==2
-    for batches,epochs,steps in ((None,1,3), (None,2,6), (4,1,4)):
+    for batches,epochs,steps in ((None,1,3), (None,2,6), (4,1,4), (1,1,1), (2,1,2)):
         learn = multi_learner(dls)
         seen = []
         class Count(Callback):
@@ -137,3 +144,156 @@ def test_the_probe_reads_the_target_and_not_its_weight():
         learn = multi_learner(loaders(df, dict(kind=CategoryBlock), weight=weight))
         found = FrozenFeatures(learn, learn.dls.valid).targets['kind']
         assert found.dtype==torch.long and found.tolist()==[1,1,1]
+
+def test_numbers_are_added_over_processes(monkeypatch):
+    t = tensor([1.,2.])
+    assert losses.sum_processes(t) is t
+    monkeypatch.setattr(losses, 'num_distrib', lambda: 2)
+    monkeypatch.setattr(losses, 'maybe_gather', lambda o: torch.cat([o, 10*o]))
+    assert losses.sum_processes(t).tolist()==[11.,22.]
+
+def test_learned_weights_stay_within_ten_thousand():
+    cb = UncertaintyWeighting(lr=5.)
+    cb.state = dict(log_vars=tensor([9.,-9.]))
+    for _ in range(3): w = cb.weigh(tensor([1e9,1e-9]), tensor([4.,4.]))
+    assert cb.state['log_vars'].tolist()==pytest.approx([math.log(1e4), -math.log(1e4)])
+    assert w.tolist()==pytest.approx([1e-4,1e4], rel=1e-3)
+
+def test_class_weights_and_a_loss_of_ones_own_are_refused():
+    dls = loaders(numbers(kind=['b','c','a']*4), dict(kind=CategoryBlock))
+    for own in (dict(kind=CrossEntropyLossFlat()), CrossEntropyLossFlat()):
+        with pytest.raises(ValueError, match='`class_weights` is for categories and tags with the default loss'):
+            multi_learner(dls, class_weights=dict(kind='balanced'), loss_func=own)
+
+def test_the_report_measures_validation_as_evaluate_does():
+    "Batches of 4, 4 and 1 items, some without a label"
+    df = numbers(36, x=np.arange(36.)**2, kind=['b','c','a']*12)
+    df.loc[[7,11,15], 'x'] = np.nan
+    learn = multi_learner(loaders(df, dict(x=RegressionBlock, kind=CategoryBlock)))
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, 1e-2)
+        res = learn.evaluate()
+    found = valid_losses(learn, 9)
+    assert found['validation'].tolist()==pytest.approx([res['x_loss'], res['kind_loss']], rel=1e-4)
+    train,valid = df[~df.is_valid],df[df.is_valid]
+    x = ((valid.x-train.x.mean())/train.x.std(ddof=0)).dropna()
+    assert float(found['constant'][0])==pytest.approx((x**2).mean(), rel=1e-3)
+
+def test_other_loaders_bring_their_own_description():
+    make = lambda n: loaders(numbers(n, x=np.arange(n)*1., kind=['b','c','a']*(n//3)),
+                             dict(x=RegressionBlock, kind=CategoryBlock))
+    learn = multi_learner(make(12))
+    learn.probe_scores = dict(x_mae=1.)
+    learn.dls = make(24)
+    assert learn.probe_scores is None                  # they were of other items
+    for n,part in describe(learn.dls).outputs.items():
+        assert learn.output_parts[n] is part and learn.tasks[n].part is part
+    for n,part in describe(learn.dls).inputs.items(): assert learn.input_parts[n] is part
+
+def test_new_items_are_checked_before_they_are_predicted():
+    learn = multi_learner(loaders(numbers(x=np.arange(12.)), dict(x=RegressionBlock)))
+    with pytest.raises(TypeError, match='For one item, call `predict`'): learn.predict_df('a.png')
+    with pytest.raises(ValueError, match='nothing to predict'): learn.predict_df([])
+    with pytest.raises(ValueError, match='nothing to predict'): learn.predict_df(numbers()[:0])
+
+def test_a_flag_that_is_none_is_found_when_the_loaders_are_made():
+    df = numbers(p=[0,1]*6, q=[1,0,0]*4)
+    tags = dict(outputs=dict(tags=MultiCategoryBlock), columns=dict(tags=['p','q']))
+    assert list(loaders(df, **tags).vocab['tags'])==['p','q']
+    df.loc[5, 'q'] = 2
+    with pytest.raises(ValueError, match=r'Found in .*5'): loaders(df, **tags)
+
+@pytest.mark.parametrize('n_classes', [1,2,3])
+def test_words_tell_classes_apart_if_there_are_two(n_classes):
+    words = ['cup','car','tree'][:n_classes]
+    df = numbers(36, kind=(words*36)[:36], note=[f'a {w}' for w in (words*36)[:36]])
+    block = CategoryBlock(vocab=['car','cup','tree'])
+    learn = multi_learner(loaders(df, dict(kind=block), features=None, text='note'))
+    found = TextBaseline(learn)
+    assert list(found.models)==(['kind'] if n_classes>1 else [])
+
+@pytest.mark.parametrize('arch', ['tf_mobilenetv3_small_minimal_100','resnet10t','vit_tiny_patch16_224'])
+@pytest.mark.parametrize('depth', [1,2])
+def test_a_shallow_network_of_timm_holds_nothing_that_never_runs(arch, depth):
+    pytest.importorskip('timm')
+    enc = image_encoder(arch, depth=depth).train()
+    enc(torch.randn(2,3,64,64)).sum().backward()
+    assert [n for n,p in enc.named_parameters() if p.grad is None]==[]
+
+class Unknown(Transform):
+    "An item transform that the reader does not know: items are read the long way"
+    def encodes(self, x:PILImage): return x
+
+@pytest.mark.parametrize('tfms', [[], [Unknown()]], ids=['short way','long way'])
+def test_without_a_picture_there_are_neither_boxes_nor_labels(tfms, tmp_path):
+    for i in range(4): Image.fromarray(np.full((20,30,3), 40*i, dtype=np.uint8)).save(tmp_path/f'{i}.png')
+    boxes = [[[1,2,9,8],[3,3,7,9]]]*4
+    df = pd.DataFrame(dict(file=['0.png','1.png',None,'3.png'], boxes=boxes, labels=[['x','y']]*4,
+                           is_valid=[False,False,True,True]))
+    dls = loaders(df, dict(boxes=BBoxBlock, labels=BBoxLblBlock), path=tmp_path, features=None, image='file',
+                  item_tfms=[*tfms, Resize(16, 'squish')], bs=2)
+    _,y = dls.valid.one_batch()
+    assert y.labels.tolist()==[[-100,-100],[1,2]]
+    assert bool(y.boxes[0].isnan().all()) and not y.boxes[1].isnan().any()
+
+def test_the_chosen_logistic_fit_is_at_its_minimum():
+    torch.manual_seed(2)
+    z = torch.randn(200,12)*torch.logspace(0, -2, 12)
+    y = (z@torch.randn(12,4)*3).argmax(1)
+    model = Logistic(F.cross_entropy, torch.zeros(4))
+    found = model.choose(z, y)
+    def cost(w, b): return float(F.cross_entropy(z@w+b, y, reduction='sum') + found.penalty/2*(w**2).sum())
+    least = cost(*model.fit(z, y, found.penalty, steps=1000))
+    assert cost(found.weight, found.bias)==pytest.approx(least, rel=1e-3)
+
+def test_one_run_of_a_comparison_by_hand():
+    dls = loaders(numbers(x=np.arange(12.), kind=['b','c','a']*4), dict(x=RegressionBlock, kind=CategoryBlock))
+    made = []
+    def make(outputs):
+        made.append(multi_learner(dls))
+        return made[-1]
+    rows = run_once(make, ['x','kind'], lambda learn: learn.fit(1), 0, {})
+    with made[0].no_bar(): res = made[0].evaluate()
+    assert [(o['output'],o['metric'],o['up']) for o in rows]==[('x','x_mae',False),('kind','kind_accuracy',True)]
+    for o in rows:
+        assert o['value']==pytest.approx(res[o['metric']]) and o['seed']==0 and o['together']
+        assert o['parameters']==sum(p.numel() for p in made[0].model.parameters())
+
+def test_values_of_another_form_are_none_and_columns_go_by_name_or_place():
+    dls = loaders(numbers(x=np.arange(12.), kind=['b','c','a']*4), dict(x=RegressionBlock, kind=CategoryBlock))
+    targets = dls.valid.parts[1]
+    assert targets.values((1.,'b'))==[1.,'b']
+    for other in ((1.,), (1.,'b',3), 5., 'ab'): assert targets.values(other) is None
+    tfm = parts_tfm(dls.train_ds.tls[1])
+    x,kind = [1.,2.],['b','c']
+    assert tfm.split_columns(dict(p=x, q=kind))==dict(x=x, kind=kind)
+    assert tfm.split_columns(dict(kind=kind, x=x))==dict(x=x, kind=kind)
+
+def test_the_loss_of_a_ridge_fit_is_a_mean_over_its_numbers():
+    torch.manual_seed(0)
+    x = torch.randn(60, 5)
+    y = x@torch.randn(5, 1) + torch.randn(60, 1)
+    space = item_coordinates(x@x.T)
+    one,two = ridge(space, y),ridge(space, torch.cat([y, y], 1))
+    assert two.loss==pytest.approx(one.loss) and two.penalty==one.penalty
+    assert torch.allclose(two.weight[:,1:], one.weight, atol=1e-5)
+
+def test_an_encoder_that_all_outputs_read_is_shared():
+    dls = loaders(numbers(x=np.arange(12.), kind=['b','c','a']*4), dict(x=RegressionBlock, kind=CategoryBlock))
+    model = multi_learner(dls).model
+    shared = {id(p) for p in model.shared_parameters()}
+    assert shared>={id(p) for p in model.encoders.parameters()}
+    for n,head in model.heads.items():
+        own = {id(p) for p in model.owned_parameters(n)}
+        assert own>={id(p) for p in head.parameters()} and not own & shared
+
+def test_how_many_features_a_vector_gives():
+    assert [VectorEncoder(n).n_features for n in (1,16,17,20,128,200)]==[32,32,34,40,256,256]
+    assert VectorEncoder(20, 7).n_features==7
+
+@pytest.mark.parametrize('training,validation,said', [(.6,1.1,True), (.8,1.1,False), (.6,.9,False)])
+def test_overfitting_is_more_than_the_constant_there_and_much_less_here(training, validation, said):
+    for unit in (1., 100.):
+        row = pd.Series({'evaluation': training*unit, 'constant': unit, 'validation': validation*unit,
+                         'constant there': unit})
+        assert bool(LearningAdvice.overfit(None, 'x', row))==said

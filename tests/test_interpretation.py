@@ -100,7 +100,10 @@ def test_the_worst_come_first_and_the_missing_never(interp):
     assert interp.top_losses(2, largest=False, output='box')[0][0]<=losses.max()
 
 def test_pictures_are_drawn(interp):
+    plt.close('all')
     interp.plot_top_losses(2)
+    assert sum(bool(ax.images) for ax in plt.gcf().axes)==2
+    plt.close('all')
     interp['box'].plot_top_losses(2)
     interp['kind'].plot_confusion_matrix(normalize=True)
     interp['tags'].plot_precision_recall()

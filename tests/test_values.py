@@ -10,13 +10,16 @@ import numpy as np, pandas as pd, pytest, torch
 import torch.nn.functional as F
 from fastai.data.block import CategoryBlock, DataBlock, MultiCategoryBlock, RegressionBlock
 from fastai.data.transforms import IndexSplitter
-from fastai.vision.augment import Flip, FlipItem, Resize, Rotate, aug_transforms
+from fastai.vision.augment import DisplayedTransform, Flip, FlipItem, RandTransform, Resize, Rotate, aug_transforms
+from fastai.torch_core import TensorImage
 from fastai.vision.core import Image, PILImage
 from fastai.vision.data import BBoxBlock, BBoxLblBlock, ImageBlock, MaskBlock, PointBlock
 from torchvision import transforms
 from torchvision.transforms import v2
+from fasttransform import Transform
+from PIL import ImageOps
 from fastai_multi import *
-from fastai_multi.core import IGNORE
+from fastai_multi.core import IGNORE, untyped
 from fastai_multi.data.text import split_words
 
 w,h = 40,20
@@ -310,6 +313,57 @@ def test_geometry_that_would_leave_boxes_behind_is_refused(folder):
     kind = dict(kind=CategoryBlock)
     x,_ = loaders(table(kind=lambda i: 'ab'[i%2]), folder, kind, item_tfms=lambda im: im.rotate(180)).train.one_batch()
     assert torch.equal(x[0,0].flip(0,1)>.5, torch.tensor(picture_of(0)[...,0])>127)
+
+class Negative(Transform):
+    "A transform of a user, without a word about what it is for"
+    def encodes(self, o): return PILImage(ImageOps.invert(o))
+
+class Shifted(RandTransform):
+    def encodes(self, o): return PILImage(ImageOps.invert(o))
+
+class Darker(Transform):
+    def encodes(self, x:PILImage): return PILImage.create(np.array(x)//2)
+    def decodes(self, x:TensorImage): return x*2
+
+class Negated(DisplayedTransform):
+    order = 20    # after bytes became floats
+    def encodes(self, t): return -t
+    def decodes(self, t): return -t
+
+def test_transforms_of_yours_run_on_pictures_only(folder):
+    df,outputs = spatial(folder)
+    for t in (Negative(), Negative, Shifted(p=1.)):
+        with pytest.raises(ValueError, match=r"Output 'mask' lives in the picture.*def encodes\(self, x:PILImage\)"):
+            loaders(df, folder, outputs, item_tfms=t)
+    plain = loaders(df, folder, outputs).train.one_batch()
+    x,y = loaders(df, folder, outputs, item_tfms=Darker()).train.one_batch()
+    assert x.max()<.51 and torch.equal(y.mask.long(), plain[1].mask.long())
+    df = table(kind=lambda i: 'ab'[i%2], price=lambda i: i)
+    kinds = dict(kind=CategoryBlock, price=RegressionBlock)
+    plain = loaders(df, folder, kinds)
+    for t in (Negative(), Shifted(p=1.)):
+        dls = loaders(df, folder, kinds, item_tfms=t)
+        for dl,before in zip(dls.loaders, plain.loaders):
+            (x,y),(x0,y0) = dl.one_batch(),before.one_batch()
+            assert torch.equal(y.kind, y0.kind) and torch.equal(y.price, y0.price)
+            is_negative = torch.allclose(untyped(x), 1-untyped(x0), atol=1e-6)
+            assert is_negative==(isinstance(t, Negative) or dl is dls.train)    # a `RandTransform` is for training
+    dls = loaders(df, folder, kinds, batch_tfms=Negated())
+    x,y = dls.train.one_batch()
+    assert x.max()<=0 and torch.equal(y.price, plain.train.one_batch()[1].price)
+    assert untyped(dls.train.decode((x,y))[0]).min()>=0                         # undone, for `show_batch`
+
+def test_a_transform_without_annotation_needs_a_picture(folder):
+    df = table(kind=lambda i: 'ab'[i%2]).assign(words='a b', size=1.)
+    options = dict(bs=4, num_workers=0, seed=0)
+    for t,name in ((Negated(), 'Negated'), (lambda o: o, '<lambda>')):
+        for inputs,words in ((dict(text='words'), 'text'), (dict(features='size'), 'features')):
+            for how in ('item_tfms','batch_tfms'):
+                with pytest.raises(ValueError, match=rf"{name!r} takes values of any type.*OnPart\('{words}'"):
+                    MultiDataLoaders.from_df(df, outputs=CategoryBlock, columns='kind', **inputs, **{how: t}, **options)
+    dls = MultiDataLoaders.from_df(df, outputs=CategoryBlock, columns='kind', features='size', **options,
+                                   item_tfms=OnPart('features', Negated()))
+    assert (dls.one_batch()[0]==-1).all()
 
 def test_a_prediction_does_not_depend_on_a_draw_of_torchvision(folder):
     df,_ = spatial(folder)

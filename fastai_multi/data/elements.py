@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Element', 'leaf_parts', 'split_item', 'join_item', 'RowGroups', 'dataset_parts', 'shares_parts', 'encode_part',
-           'refuse_bad_value', 'EncodedItems', 'encode_value', 'FlatItems', 'items_of']
+           'refuse_bad_value', 'EncodedItems', 'encode_value', 'FlatItems', 'items_of', 'OnPart']
 
 # %% ../../nbs/11_data.elements.ipynb #e255bfb6
 from fastcore.all import *
@@ -13,8 +13,9 @@ from fastai.data.transforms import (
     Categorize, ColReader, EncodedMultiCategorize, MultiCategorize, OneHotEncode, RegressionSetup)
 from fastai.text.core import Tokenizer
 from fastai.text.data import Numericalize
-from fasttransform import Pipeline, compose_tfms
+from fasttransform import Transform, Pipeline, compose_tfms
 from collections import Counter
+from copy import copy
 from typing import NamedTuple
 from ..core import *
 from .parts import *
@@ -295,3 +296,48 @@ def items_of(tl, element):
     "The items of one list of transforms"
     if element.tfm is not None: return EncodedItems(tl)
     return FlatItems(tl, first(element.parts.values()))
+
+# %% ../../nbs/11_data.elements.ipynb #57ab67a6
+class OnPart(Transform):
+    "Run a transform on one named part only"
+    def __init__(self,
+        part:str, # Name of the part
+        tfm # A transform, or a function
+    ):
+        super().__init__()
+        self.part = part
+        self.tfm = instantiate(tfm)
+        self.order = getattr(self.tfm, 'order', 0)
+        self.bare_at = []    # the elements of an item that are the part itself, without a name
+    @property
+    def name(self): return f'{self.part}: {getattr(self.tfm, "name", self.tfm)}'
+    def setup(self, items=None, train_setup=False): pass
+
+    def of(self, elements): # The `Element`s of an item
+        "This transform for items of `elements`; raise if they have no such part"
+        check_in(self.part, [n for e in elements for n in (*e.parts, *e.leaves)], 'part')
+        res = copy(self)
+        res.bare_at = [k for k,e in enumerate(elements) if e.bare and self.part in e.parts]
+        return res
+
+    def _on_item(self, b, f):
+        if not self.bare_at or type(b) is not tuple: return self._on(b, f)
+        return tuple(self._on_value(self.part, o, f) if k in self.bare_at else self._on(o, f) for k,o in enumerate(b))
+    def _on(self, b, f):
+        if isinstance(b, Named): return self._on_named(b, f)
+        if isinstance(b, tuple): return type(b)([self._on(o, f) for o in b])
+        return b
+    def _on_named(self, b, f, path=''):
+        return type(b)([self._on_value(f'{path}{n}', o, f) for n,o in b.items()])
+    def _on_value(self, name, o, f):
+        if isinstance(o, Named): return self._on_named(o, f, f'{name}.')
+        if name != self.part or o is absent: return o
+        return f(o)
+
+    def __call__(self, b, split_idx=None, **kwargs):
+        if isinstance(self.tfm, Transform): return self._on_item(b, partial(self.tfm, split_idx=split_idx))
+        return self._on_item(b, self.tfm)
+
+    def decode(self, b, split_idx=None, **kwargs):
+        if not isinstance(self.tfm, Transform): return b
+        return self._on_item(b, partial(self.tfm.decode, split_idx=split_idx))

@@ -19,8 +19,7 @@ from fastai.vision.augment import (
 from torchvision.transforms.functional import pad as tv_pad
 from fasttransform import Pipeline
 from ..core import *
-from io import BytesIO
-from pathlib import Path
+from .files import *
 import math, random, torch
 from torch import Tensor
 
@@ -45,7 +44,7 @@ class LazyPicture:
     ):
         self.file = file
         self.img_cls = img_cls
-        self.im = Image.open(BytesIO(Path(file).read_bytes()))
+        self.im = read_header(file)
         self.width = self.im.width
         self.height = self.im.height
         self.crops = []

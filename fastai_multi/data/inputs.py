@@ -13,12 +13,13 @@ from fastai.text.data import Numericalize, TensorText
 from fastai.vision.core import Image, PILBase, PILImage, PILImageBW, PILMask
 from fasttransform import Pipeline, Transform
 from ..core import *
+from .files import *
 from .geometry import *
 from .parts import *
 from .kinds import *
 from .items import *
 from .pictures import *
-import math, numpy as np, torch, warnings
+import math, numpy as np, struct, torch, warnings, zlib
 from torch import Tensor
 
 # %% ../../nbs/06_data.inputs.ipynb #8c823cb0
@@ -138,7 +139,9 @@ class VectorPart(NumericPart):
     def fit_flat(self, tl): self.set_shape(tl[0].shape)
 
 # %% ../../nbs/06_data.inputs.ipynb #52eae973
-_picture_errors = (OSError, TypeError, ValueError, SyntaxError)
+# What PIL raises for files that are no pictures, or broken ones
+_picture_errors = (OSError, TypeError, ValueError, SyntaxError, EOFError, LookupError, ArithmeticError, MemoryError,
+                   struct.error, zlib.error)
 
 def fill_rows(t, rows, value):
     "A plain copy of the batch `t` with `value` in the given rows"
@@ -179,7 +182,7 @@ class ImagePart(Part):
         if not self._is_plain_file(v): return self.encode(v)
         try:
             if lazy and self.stacks_pixels(): return self._lazy(LazyPicture(v, self.img_cls))
-            im = Image.open(v)
+            im = read_header(v)
             if not is_deep(im): return load_picture(im, self.img_cls)
         except _picture_errors: pass    # `encode` fails too, with a message
         return self.encode(v)

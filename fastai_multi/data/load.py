@@ -194,7 +194,7 @@ class MultiDL(TfmdDL):
     def do_item(self, s):
         "One item, read and through the item transforms"
         try: return super().do_item(s)
-        except BadItem as e: raise ValueError(f'{e} (In {which_item(self.dataset.items, s or 0)}.)') from e
+        except BadItem as e: raise ItemError(f'{e} (In {which_item(self.dataset.items, s or 0)}.)') from e
 
     def create_item(self, s):
         if self.parts is None or not self.indexed: return super().create_item(s)

@@ -162,6 +162,7 @@ class MultiDataLoaders(DataLoaders):
         batch_tfms=None,    # Batch transforms, as `aug_transforms()`
         img_cls=PILImage,   # Class of the pictures
         text_block=None,    # How texts are read, as `PlainTextBlock(max_len=64)`
+        objects=None,       # A second table, or its CSV file, with a row for each object of an `ObjectsBlock`
         **kwargs
     ):
         "Create from a table"
@@ -173,6 +174,7 @@ class MultiDataLoaders(DataLoaders):
         check_block_options(img_cls, text_block)
         image,text,features = column_names(df, [image, text, features])
         valid_col = column_names(df, valid_col)
+        df,columns = with_objects(df, objects, path, image, outputs, columns)
         outputs,columns,label_delim = with_blocks(df, outputs, column_names(df, columns), label_delim)
         outputs,columns = with_weight(df, outputs, columns, column_names(df, weight))
         pictures = Path(path) if folder is None else Path(path)/folder

@@ -401,6 +401,7 @@ def check_object_names(name, outputs):
 class ObjectsBlock(GroupBlock):
     "A `TransformBlock` for a picture's objects: boxes, each with its own named outputs; see the room `data.objects`"
     part_class = ObjectsPart
+    reads_rows = True     # A second table may hold its values: see `with_objects`
     def make_part(self, name, is_input):
         "The part of the objects, with a part for each of their outputs"
         if is_input: refuse_input_objects(name)

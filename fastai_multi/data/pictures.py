@@ -10,9 +10,9 @@ __all__ = ['void_byte', 'unknown_byte', 'existing_file', 'is_image_dict', 'opene
 # %% ../../nbs/04b_data.pictures.ipynb #e9cfe555
 from fastcore.all import *
 from fastai.vision.core import Image, PILBase, PILImage, PILMask
-from io import BytesIO
 from unicodedata import normalize
 from ..core import *
+from .files import *
 import numpy as np, os
 from torch import Tensor
 
@@ -32,13 +32,14 @@ def is_image_dict(v): return isinstance(v, dict) and {'bytes','path'}<=set(v)
 def opened(v): # A path, bytes, an open file, `{'bytes','path'}`, a PIL image, an array or a tensor
     "A PIL image, whose pixels may not be read yet, or an array"
     if is_image_dict(v): v = v['path'] if v['bytes'] is None else v['bytes']
-    if isinstance(v, (str,Path)): return Image.open(existing_file(str(v)))
-    if isinstance(v, (bytes,bytearray)): return Image.open(BytesIO(v))
+    if isinstance(v, (str,Path)): return read_header(existing_file(str(v)))
+    if isinstance(v, (bytes,bytearray)): return read_header(v)
     if hasattr(v, 'read') and hasattr(v, 'seek'):
         v.seek(0)
-        return Image.open(BytesIO(v.read()))
+        return read_header(v.read())
     if isinstance(v, Tensor): v = untyped(v.detach().cpu()).numpy()
     if not isinstance(v, (np.ndarray,Image.Image)): refuse_picture(v)
+    if isinstance(v, Image.Image): check_pixels(v.size)    # its file may be open, and not read yet
     return v
 
 def refuse_picture(v):
@@ -97,7 +98,9 @@ def open_image(v, # What `opened` takes
     img_cls=PILImage # Class of the picture
 ):
     "A fresh picture from any source"
-    if isinstance(v, (str,Path,bytes)) and opens_files_itself(img_cls): return img_cls.create(v)
+    if isinstance(v, (str,Path,bytes)) and opens_files_itself(img_cls):
+        if not isinstance(v, bytes): file_size(v)
+        return img_cls.create(v)
     im = opened(v)
     if isinstance(im, np.ndarray): im = from_array(im)
     elif is_deep(im): im = from_array(deep_pixels(im))

@@ -267,7 +267,7 @@ class BatchReader:
             if e.at is None: raise
             self._refuse(e, idxs[e.at])
 
-    def _refuse(self, e, i): raise ValueError(f'{e} (In {which_item(self.items, i)}.)') from e
+    def _refuse(self, e, i): raise ItemError(f'{e} (In {which_item(self.items, i)}.)') from e
 
 def read_value(part, v): return part.read(v)
 def read_lazily(part, v): return part.read(v, lazy=True)

@@ -12,6 +12,7 @@ from fastcore.all import *
 from fastai.data.core import Datasets
 from fastai.vision.core import Image
 from ..core import *
+from .files import *
 from .readers import *
 from collections import ChainMap
 import os, re, warnings, numpy as np, pandas as pd
@@ -21,7 +22,9 @@ from torch import Tensor
 def find_csv(path, csv_fname):
     "The file of a table, or raise a `ValueError` that names the CSV files there are"
     file = Path(path)/csv_fname
-    if file.exists(): return file
+    if file.exists():
+        file_size(file)    # raises for a pipe or a folder
+        return file
     found = [o.name for o in Path(path).glob('*.csv')]
     raise ValueError(f'`csv_fname`: there is no file {str(file)!r}{did_you_mean(csv_fname, found)}')
 

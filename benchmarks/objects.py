@@ -1,0 +1,177 @@
+"""Objects beside torchvision's own FCOS: `python -m benchmarks.objects` (blood cells, `bccd`; one core, minutes).
+`python -m benchmarks.objects looked_for`: two halves of a drawn set in which only some classes were annotated, with and
+without the column that says so. `python -m benchmarks.objects shapes`: drawn shapes, a longer training.
+
+In the first, both detectors have the same backbone and weights, feature pyramid, towers, pictures, batches, optimizer,
+schedule and seed; mAP of both comes from torchmetrics. `--epochs`, `--size` and `--seeds` change the run.
+"""
+import argparse, time
+from collections import OrderedDict
+import pandas as pd, torch
+from fastai.vision.all import *
+from torchvision.models.detection.fcos import FCOS
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+from fastai_multi import *
+from fastai_multi.models.objects import levels_of
+from fastai_multi.objectmetrics import in_thousands, new_average_precision
+from benchmarks.data import data_path
+
+def loaders(size, bs, seed):
+    path = data_path('bccd')
+    return MultiDataLoaders.from_csv(path, image='file', outputs=dict(objects=ObjectsBlock(kind=CategoryBlock)),
+                                     objects='boxes.csv', columns=dict(objects=dict(kind='label')), valid_pct=.3,
+                                     seed=seed, item_tfms=Resize(size, ResizeMethod.Squish), bs=bs, num_workers=0)
+
+class Pyramid(nn.Module):
+    "The stages of an encoder and a feature pyramid, as torchvision's detectors take them"
+    def __init__(self, encoder, width):
+        super().__init__()
+        self.encoder = encoder
+        self.at = levels_of(encoder.strides, 8)
+        self.fpn = FeaturePyramidNetwork([encoder.channels[i] for i in self.at], width, LastLevelP6P7(width, width))
+        self.out_channels = width
+    def forward(self, x):
+        maps = self.encoder.feature_maps(x).maps()
+        return self.fpn(OrderedDict((str(i), maps[i]) for i in self.at))
+
+def torchvision_fcos(encoder, n_classes, size, stats, width):
+    "torchvision's FCOS on this encoder"
+    sizes = ((8,),(16,),(32,),(64,),(128,))
+    mean,std = stats
+    return FCOS(Pyramid(encoder, width), n_classes, min_size=min(size), max_size=max(size), image_mean=[0,0,0],
+                image_std=[1,1,1], score_thresh=.05, anchor_generator=AnchorGenerator(sizes, ((1.,),)*5))
+
+def boxes_in_pixels(y, size):
+    "The targets of a batch as torchvision takes them"
+    w,h = size
+    res = []
+    for box,kind in zip(y.objects.box, y.objects.kind):
+        here = kind!=-100
+        scale = tensor([w,h,w,h])/2
+        res.append(dict(boxes=(untyped(box)[here]+1)*scale, labels=untyped(kind)[here]))
+    return res
+
+def untyped(t): return t.as_subclass(Tensor)
+
+def train(model, loss_of, dls, epochs, lr):
+    "One loop for both; seconds of a step, the fastest half"
+    opt = torch.optim.AdamW(model.parameters(), lr, weight_decay=.01)
+    sched = torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=epochs*len(dls.train), pct_start=.25)
+    times = []
+    for _ in range(epochs):
+        model.train()
+        for x,y in dls.train:
+            start = time.perf_counter()
+            loss = loss_of(untyped(x), y)
+            opt.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 10.)
+            opt.step()
+            sched.step()
+            times.append(time.perf_counter()-start)
+    times = sorted(times)[:len(times)//2]
+    return sum(times)/len(times)
+
+def score(predict, dls, size):
+    "mAP of what `predict` gives for a batch: for each picture boxes in [-1,1], scores and labels"
+    metric = new_average_precision()
+    for x,y in dls.valid:
+        with torch.no_grad(): preds = predict(untyped(x))
+        targs = [dict(boxes=in_thousands(untyped(b)[k!=-100]), labels=untyped(k)[k!=-100])
+                 for b,k in zip(y.objects.box, y.objects.kind)]
+        metric.update([dict(boxes=in_thousands(b), scores=s, labels=l) for b,s,l in preds], targs)
+    res = metric.compute()
+    return float(res['map_50']), float(res['map'])
+
+def ours(dls, args, size, weights):
+    learn = multi_learner(dls, models.mobilenet_v2, weights=weights, heads=dict(objects=dict(width=args.width)))
+    task,model,loss = learn.tasks['objects'],learn.model,learn.loss_func
+    step = train(model, lambda x,y: loss(model(x), y), dls, args.epochs, args.lr)
+    model.eval()
+    def predict(x):
+        boxes,scores,labels,_ = task.detector(model(x).objects)
+        return [(b[l>=0],s[l>=0],l[l>=0]) for b,s,l in zip(boxes, scores, labels)]
+    return step, *score(predict, dls, size)
+
+def theirs(dls, args, size, weights):
+    encoder = image_encoder(models.mobilenet_v2, weights=weights)
+    model = torchvision_fcos(encoder, len(dls.vocab['objects.kind']), size, encoder.stats, args.width)
+    def loss_of(x, y): return sum(model(list(x), boxes_in_pixels(y, size)).values())
+    step = train(model, loss_of, dls, args.epochs, args.lr)
+    model.eval()
+    w,h = size
+    def predict(x):
+        return [(o['boxes']/tensor([w,h,w,h])*2-1, o['scores'], o['labels']) for o in model(list(x))]
+    return step, *score(predict, dls, size)
+
+def drawn(n, folder='/tmp/fastai_multi_objects'):
+    "Drawn shapes: their folder, the pictures' table and the objects' table"
+    path = multi_shapes(Path(folder)/str(n), n=n, size=64, seed=0)
+    return path, pd.read_csv(path/'items.csv'), pd.read_csv(path/'boxes.csv')
+
+def drawn_loaders(path, items, boxes, outputs, columns):
+    return MultiDataLoaders.from_df(items, path, image='file', objects=boxes, outputs=outputs, item_tfms=Resize(64),
+                                    bs=8, seed=0, columns=dict(objects=columns), label_delim='|', num_workers=0)
+
+def trained(dls, epochs, seed):
+    set_seed(seed)
+    learn = multi_learner(dls, simple_cnn(depth=3), heads=dict(objects=dict(width=32, convs=2)))
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, 1e-2)
+    return learn
+
+def looked_for(epochs, seeds):
+    "mAP50 on fully annotated pictures, with and without the column"
+    path,items,boxes = drawn(360)
+    items['seen'] = np.where(items.index%2, 'red|green|blue', 'yellow|pink')
+    seen = boxes.file.map(items.set_index('file').seen)
+    some = boxes[[c in s for c,s in zip(boxes.colour, seen)]]
+    outputs = dict(objects=ObjectsBlock(colour=CategoryBlock))
+    whole = drawn_loaders(path, items, boxes, outputs, {}).valid
+    rows = []
+    for seed in range(seeds):
+        for name,columns in dict(without={}, with_column=dict(looked_for='seen')).items():
+            learn = trained(drawn_loaders(path, items, some, outputs, columns), epochs, seed)
+            rows.append(dict(seed=seed, column=name, map50=round(learn.evaluate(dl=whole)['objects_map50'], 3)))
+            print(rows[-1], flush=True)
+    print(pd.DataFrame(rows).pivot(index='seed', columns='column', values='map50').describe().loc[['mean','min','max']])
+
+def shapes(epochs, n=1000):
+    "Objects with two further outputs beside tags"
+    path,items,boxes = drawn(n)
+    outputs = dict(objects=ObjectsBlock(colour=CategoryBlock, kind=CategoryBlock, area=RegressionBlock),
+                   tags=MultiCategoryBlock)
+    learn = trained(drawn_loaders(path, items, boxes, outputs, dict(kind='label')), epochs, 0)
+    print({k: round(float(v), 3) for k,v in learn.evaluate().items()})
+
+def main():
+    p = argparse.ArgumentParser()
+    p.add_argument('what', nargs='?', default='bccd', choices=['bccd','looked_for','shapes'])
+    p.add_argument('--epochs', type=int, default=8)
+    p.add_argument('--size', type=int, default=160)
+    p.add_argument('--width', type=int, default=64)
+    p.add_argument('--bs', type=int, default=8)
+    p.add_argument('--lr', type=float, default=1e-3)
+    p.add_argument('--seeds', type=int, default=1)
+    args = p.parse_args()
+    torch.set_num_threads(1)
+    if args.what=='looked_for': return looked_for(args.epochs, args.seeds)
+    if args.what=='shapes': return shapes(args.epochs)
+    weights = data_path('weights')/'mobilenet_v2_imagenet_int8dequant.pth'
+    size = (args.size, args.size)
+    rows = []
+    for seed in range(args.seeds):
+        for name,run in dict(fastai_multi=ours, torchvision=theirs).items():
+            set_seed(seed)
+            dls = loaders(args.size, args.bs, seed)
+            encoder = image_encoder(models.mobilenet_v2, weights=weights)
+            mean,std = encoder.stats
+            for dl in dls.loaders: dl.after_batch.add(Normalize.from_stats(mean, std, cuda=False))
+            step,map50,map = run(dls, args, size, weights)
+            rows.append(dict(detector=name, seed=seed, map50=round(map50, 3), map=round(map, 3),
+                             step_seconds=round(step, 3)))
+            print(rows[-1], flush=True)
+    print(pd.DataFrame(rows).groupby('detector')[['map50','map','step_seconds']].mean().round(3))
+
+if __name__ == '__main__': main()

@@ -1,0 +1,145 @@
+"""Files that are none, that are too large or cut short: refused in words that name file and row, wherever they are opened"""
+import os, subprocess, sys
+
+import numpy as np, pandas as pd, pytest
+from fastai.data.block import CategoryBlock, DataBlock
+from fastai.data.transforms import ColReader, ColSplitter
+from fastai.vision.augment import Resize
+from fastai.vision.core import Image
+from fastai.vision.data import ImageBlock, MaskBlock
+from fastai_multi import *
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    "Pictures of 8 by 8 pixels, a pipe, one picture above the limit and one above twice the limit"
+    Image.fromarray(np.full((8,8,3), 9, np.uint8)).save(tmp_path/'ok.png')
+    Image.fromarray(np.eye(8, dtype=np.uint8)).save(tmp_path/'mask.png')
+    Image.new('L', (40,40)).save(tmp_path/'large.png')
+    Image.new('L', (80,80)).save(tmp_path/'bomb.png')
+    os.mkfifo(tmp_path/'pipe')
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1500)
+    return tmp_path
+
+def table(**bad):
+    df = pd.DataFrame(dict(file='ok.png', mask='mask.png', kind=list('abababab'), valid=[0]*6+[1]*2))
+    for column,name in bad.items(): df.loc[3,column] = name
+    return df
+
+def loaders(df, folder, **kwargs):
+    usual = dict(image='file', outputs=dict(kind=CategoryBlock), valid_col='valid', bs=2, num_workers=0, device='cpu',
+                 item_tfms=Resize(8), shuffle=False)
+    return MultiDataLoaders.from_df(df, folder, **{**usual, **kwargs})
+
+hostile = {'pipe': 'is a pipe, and only regular files are read', '/dev/zero': 'is a device', os.sep: 'is a folder',
+           'large.png': r'1,600 pixels \(40 by 40\), and the limit is 1,500.*MAX_IMAGE_PIXELS = 1600',
+           'bomb.png': 'it has 6,400 pixels, and the limit is 1,500'}
+
+@pytest.mark.filterwarnings('ignore:Image size')
+@pytest.mark.parametrize('name', hostile)
+def test_hostile_files_are_refused_wherever_they_are_opened(folder, name):
+    "A pipe would hang here, a device fill the memory"
+    words = rf"{name}' cannot be opened \(ValueError: .*{hostile[name]}"
+    row = words+r'.*\(In item 3, row 3 of the table.\)'
+    df = table(file=name)
+    for kwargs in ({}, dict(item_tfms=[Resize(8), lambda im: im]), dict(threads=2)):
+        with pytest.raises(ValueError, match=row): list(loaders(df, folder, **kwargs).train)
+    with pytest.raises(ValueError, match=f"Output 'mask'.*{row}"):
+        list(loaders(table(mask=name), folder, outputs=dict(mask=MaskBlock(['a','b']))).train)
+    flat = DataBlock((ImageBlock, CategoryBlock), get_x=ColReader('file'), get_y=ColReader('kind'),
+                     splitter=ColSplitter('valid'), item_tfms=Resize(8))
+    full = df.assign(file=[os.path.join(folder, f) for f in df.file])
+    with pytest.raises(ValueError, match=row): list(MultiDataLoaders.from_dblock(flat, full, bs=2, num_workers=0).train)
+    dls = loaders(table(), folder)
+    with pytest.raises(ValueError, match=words): list(dls.test_dl([folder/'ok.png', folder/name]))
+    learn = multi_learner(dls, simple_cnn(2,4), pretrained=False)
+    with learn.no_bar():
+        with pytest.raises(ValueError, match=row): learn.predict_df(df)
+        for item in (folder/name, dict(bytes=None, path=str(folder/name))):
+            with pytest.raises(ValueError, match=words): learn.predict(item)
+
+@pytest.mark.filterwarnings('ignore:Image size')
+def test_large_pictures_that_are_no_files(folder):
+    learn = multi_learner(loaders(table(), folder), simple_cnn(2,4), pretrained=False)
+    with learn.no_bar():
+        for name in ('large.png','bomb.png'):
+            with pytest.raises(ValueError, match='and the limit is 1,500'): learn.predict((folder/name).read_bytes())
+        with pytest.raises(ValueError, match=r'\(40 by 40\)'): learn.predict(Image.open(folder/'large.png'))
+        Image.MAX_IMAGE_PIXELS = 1600    # what the message says
+        assert learn.predict(folder/'large.png')[0]['kind'] in 'ab'
+
+def test_from_a_worker_the_sentence_stands_alone(folder):
+    "In the same words as without workers"
+    messages = []
+    for n in (0, 1):
+        with pytest.raises(ValueError) as e: list(loaders(table(file='pipe'), folder, num_workers=n).train)
+        messages.append(str(e.value))
+    assert messages[0]==messages[1] and messages[0].startswith("Input 'image': the picture")
+
+def test_a_pipe_is_no_table(folder):
+    with pytest.raises(ValueError, match='is a pipe'): MultiDataLoaders.from_csv(folder, 'pipe', image='file', outputs='kind')
+
+@pytest.mark.parametrize('form', ['PNG','JPEG','GIF','TIFF','BMP','WEBP','PPM','TGA','JPEG2000'])
+def test_broken_files_are_refused_in_words(form, tmp_path):
+    "Bytes changed at random: a picture, or a message; never what PIL raises"
+    from fastai_multi.core import BadItem
+    from fastai_multi.data.inputs import ImagePart
+    part = ImagePart('image')
+    rng = np.random.RandomState(0)
+    Image.fromarray(rng.randint(0, 255, (24,24,3)).astype(np.uint8)).save(tmp_path/'f', form)
+    whole = (tmp_path/'f').read_bytes()
+    refused = 0
+    for k in range(60):
+        broken = bytearray(whole)
+        for _ in range(rng.choice([1,3,10])): broken[rng.randint(min(len(whole), 40))] = rng.randint(256)
+        if k%3==0: broken = broken[:rng.randint(1, len(broken))]
+        try: part.read(bytes(broken))
+        except BadItem as e:
+            assert "Input 'image'" in str(e) or "'image': the picture" in str(e)
+            refused += 1
+    assert refused>5
+
+# Files of learners
+
+_write = """
+import os, signal, sys, torch
+from pathlib import Path
+from fastai.vision.all import *
+from fastai_multi import *
+path = Path(sys.argv[1])
+torch.set_num_threads(1)
+df = pd.DataFrame(dict(a=[float(i) for i in range(12)], kind=['x','y']*6))
+dls = MultiDataLoaders.from_df(df, path, features='a', outputs=dict(kind=CategoryBlock), bs=4, num_workers=0, seed=0)
+learn = multi_learner(dls, path=path)
+learn.save('model')
+learn.export('export.pkl')
+print(*[(path/o).stat().st_size for o in ('models/model.pth','export.pkl')], flush=True)
+write = torch.serialization._save
+def killed(*args, **kwargs):
+    "Die when all but the end of the file is written"
+    write(*args, **kwargs)
+    os.kill(os.getpid(), signal.SIGKILL)
+if os.fork()==0:
+    torch.serialization._save = killed
+    learn.save('model')
+os.wait()
+if os.fork()==0:
+    torch.serialization._save = killed
+    learn.export('export.pkl')
+os.wait()
+if os.fork()==0:
+    torch.serialization._save = killed
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=SaveModelCallback(fname='model'))
+os.wait()
+learn.load('model')
+load_learner(path/'export.pkl')
+print('whole', flush=True)
+"""
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='kills a forked process')
+def test_a_process_that_is_killed_leaves_the_old_files(tmp_path):
+    "`save`, `export` and `SaveModelCallback`, killed while they write"
+    res = subprocess.run([sys.executable, '-W', 'ignore', '-c', _write, str(tmp_path)], capture_output=True, text=True)
+    lines = res.stdout.split('\n')
+    assert 'whole' in lines, res.stderr[-2000:]
+    sizes = [int(n) for n in lines[[i for i,l in enumerate(lines) if l.split()[:1] and l.split()[0].isdigit()][0]].split()]
+    assert [(tmp_path/o).stat().st_size for o in ('models/model.pth','export.pkl')]==sizes
