@@ -194,7 +194,7 @@ class Answers:
     def answer(self, decoded, preds, i) -> Answer:
         "The answer for item `i` by output, with what is known about how sure it is"
         values = self.by_name(self.of(decoded, i))
-        texts = {n: self.tasks[n].part.format(v) for n,v in values.items()}
+        texts = {n: self.tasks[n].words(v) for n,v in values.items()}
         return Answer.explained(values, texts, self.certainties(decoded, preds))
 
     def table(self,

@@ -132,6 +132,10 @@ class Task(ForPart):
         if res is None: return {}
         return {self.name: res}
 
+    def words(self, answer) -> str: # What `to_user` gave
+        "The answer in a few words"
+        return self.part.format(answer)
+
     def on_picture(self, value, answer, frame):
         "What is drawn on the given picture for one decoded prediction and its `to_user`; `frame` as there"
         return answer

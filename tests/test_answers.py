@@ -132,3 +132,21 @@ def test_all_pictures_of_an_item_are_drawn_beside_its_answer(table):
     assert len(plot_answer(learn, (table.file[0], table.file[1])).images)==2
     assert len(plot_answer(learn, dict(back=table.file[1])).images)==1
     plt.close('all')
+
+def test_found_objects_are_drawn_with_their_classes(shapes):
+    by_file = dict(list(pd.read_csv(shapes/'boxes.csv').groupby('file')))
+    df = pd.read_csv(shapes/'items.csv').head(32)
+    df['objects'] = [[dict(box=[b.x1,b.y1,b.x2,b.y2], label=b.label) for b in by_file[f].itertuples()] for f in df.file]
+    dls = MultiDataLoaders.from_df(df, shapes, image='file', outputs=dict(objects=ObjectsBlock(label=CategoryBlock)),
+                                   item_tfms=Resize(64), bs=8, seed=0, num_workers=0)
+    learn = multi_learner(dls, simple_cnn(depth=3), lr=1e-2, heads=dict(objects=dict(width=32, convs=1)))
+    learn.remove_cb(ProgressCallback)
+    learn.logger = noop
+    learn.fit(3)
+    learn.tasks['objects'].threshold = .05     # after three epochs it is sure of little
+    p = learn.predict(df.iloc[0])
+    found = p.to_dict()['objects']
+    assert found and json.loads(json.dumps(found))==found and f'{len(found)} object' in repr(p)
+    ax = plot_answer(learn, df.iloc[0])
+    assert len(ax.patches)==len(found) and found[0]['label'] in ' '.join(t.get_text() for t in ax.texts)
+    plt.close('all')
