@@ -16,6 +16,7 @@ from .core import *
 from .figures import *
 from .data.block import *
 from .data.describe import *
+from .data.loaders import *
 from .models.multi import *
 from .models.tree import *
 from .targets import *
@@ -210,6 +211,7 @@ class MultiLearner(Resuming, ExportingLearner):
     ) -> tuple:
         "Predictions and targets, each by the outputs' names, as `Learner.get_preds` gives them"
         self._check_loader(ds_idx, dl)
+        check_has_predictions(self.named, kwargs)
         check_activations(act, self.output_parts)
         activation = partial(self._activate, act)
         res = super().get_preds(ds_idx, dl, with_input, with_decoded, with_loss, act=activation, inner=inner,

@@ -330,6 +330,16 @@ class PersistentLearner(PartsLearner):
         self.create_opt()
         carry_over(old, self.opt)
 
+    def set_head(self,
+        name:str, # An output of the learner
+        head, # As in `multi_learner(heads=…)`: hidden sizes, options, a head class, a module, or what builds one
+        n_out:int=None # Size of the output; what it was if `None`
+    ):
+        "Give an output another head, which the optimizer trains; for the rest it goes on where it was"
+        check_in(name, self.tasks, 'output')
+        self.plain_model.set_head(name, head, n_out)
+        self.renew_opt()
+
     # Files
     def save(self,
         file, # A name in `path/model_dir`, or a path, without '.pth'

@@ -376,7 +376,8 @@ text_encoders = dict(bag=BagEncoder, lstm=LSTMEncoder, awd_lstm=AWDLSTMEncoder)
 
 def is_transformer_name(name:str) -> bool:
     "Whether `name` is a folder, or looks like the name of a model on the Hugging Face hub"
-    return name not in text_encoders and (Path(name).is_dir() or '/' in name or '-' in name)
+    if not name or name in text_encoders: return False
+    return Path(name).is_dir() or '/' in name or '-' in name
 
 def _check_text_name(name):
     if name in text_encoders: return
