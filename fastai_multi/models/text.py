@@ -253,8 +253,8 @@ def language_model_weights(source, vocab=None): # As in `awd_lstm_encoder`
     file = Path(source)
     if not file.exists(): file = Path(f'{source}.pth')
     if not file.exists():
-        raise ValueError(f'There is no file {str(source)!r}. `awd_lstm_encoder` takes a fastai language model, or a file '
-                         'of its save_encoder.')
+        raise ValueError(f'There is no file {str(source)!r}. `awd_lstm_encoder` takes a fastai language model, or a '
+                         'file of its save_encoder.')
     if vocab is None: raise ValueError('A file holds no words: awd_lstm_encoder(file, vocab=lm.dls.vocab).')
     return torch.load(file, map_location='cpu', weights_only=True),vocab
 
@@ -384,7 +384,7 @@ def _check_text_name(name):
     raise UnknownName(f'Unknown text encoder {name!r}{did_you_mean(name, text_encoders)} You can also pass the folder '
                       'or the name of a Hugging Face model, or a module.')
 
-def text_encoder(kind, # 'bag', 'lstm', 'awd_lstm', a Hugging Face model's folder or name, or a module or what builds one
+def text_encoder(kind, # A name in `text_encoders`, a Hugging Face model's folder or name, or a module or what builds one
                  n_vocab:int, # Size of the vocabulary
                  pad_id:int=0, # Number of the padding token
                  terms:nn.Module=None, # A `TermWeights` for an untrained `TextEncoder`; other encoders do without
