@@ -384,7 +384,7 @@ def _check_text_name(name):
     raise UnknownName(f'Unknown text encoder {name!r}{did_you_mean(name, text_encoders)} You can also pass the folder '
                       'or the name of a Hugging Face model, or a module.')
 
-def text_encoder(kind, # A name in `text_encoders`, a Hugging Face model's folder or name, or a module or what builds one
+def text_encoder(kind, # A name in `text_encoders`, a Hugging Face model's folder or name, a module or what builds one
                  n_vocab:int, # Size of the vocabulary
                  pad_id:int=0, # Number of the padding token
                  terms:nn.Module=None, # A `TermWeights` for an untrained `TextEncoder`; other encoders do without
