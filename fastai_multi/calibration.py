@@ -35,7 +35,7 @@ def check_coverage(coverage):
     if isinstance(coverage, (int,float)) and not isinstance(coverage, bool) and 0<coverage<1: return
     raise ValueError(f'`coverage` is {coverage!r}; it is a probability between 0 and 1, such as 0.9.')
 
-# %% ../nbs/70a_calibration.ipynb #f02bfcd4
+# %% ../nbs/70a_calibration.ipynb #526a0fdf
 class OutputSets:
     "Sets of one kind of output; a subclass names its kind by `task=`"
     registry = {}
@@ -47,7 +47,10 @@ class OutputSets:
     def __init__(self, task): # The output's `Task`
         self.task = task
 
-    def nonconformity(self, preds, targs) -> Tensor: # Activated predictions and targets, `n,…`; `n`, NaN without a label
+    def nonconformity(self,
+        preds, # Activated predictions, `n,…`
+        targs # Targets, `n,…`
+    ) -> Tensor: # `n`, NaN without a label
         "How badly each target agrees with its prediction; `None` if the kind has no sets"
 
     def confidence(self, preds, targs):
