@@ -398,7 +398,7 @@ def multi_learner(
     *,
     depth=None, # How many stages of `arch` are kept (1: stem and first stage): a number, or one by output; `None`: all
     split:int=None, # How many of these stages are shared; each output owns a copy of the others; `None`: all
-    text='bag', # Encoder of a text: 'bag', 'lstm', a Hugging Face model's folder or name, or a module
+    text='bag', # Encoder of a text: 'bag', 'lstm', 'awd_lstm', a Hugging Face model's folder or name, or a module
     fusion='concat', # How the inputs' features become one: 'concat', 'sum', 'gated', 'film', or a module
     neck:int=128, # Width of a picture's features before they are fused with other inputs; 0 leaves them as they are
     heads:dict=None, # By output: hidden sizes, a dict of options (`hidden`, `p`, `bn`, `act`, `pool`), or a module
@@ -434,7 +434,7 @@ def multi_learner(
     stats = first(e.stats for e in encoders.values() if getattr(e, 'stats', None) is not None)
     if normalize: add_norm(dls, stats)
     kwargs = {'splitter': split_params, **kwargs}
-    if modality_dropout: kwargs['cbs'] = [*L(kwargs.get('cbs')), modality_dropper(modality_dropout, modalities)]
+    kwargs['cbs'] = [*L(kwargs.get('cbs')), *input_callbacks(model, modality_dropout, modalities)]
     learn = MultiLearner(dls, model, loss_func=loss_func, loss_weights=loss_weights, class_weights=class_weights,
                          label_smoothing=label_smoothing, metrics=metrics, **kwargs)
     if any(getattr(e, 'pretrained', False) for e in encoders.values()): learn.freeze()

@@ -4,10 +4,13 @@
 
 # %% auto #0
 __all__ = ['tensorboard_class', 'is_tensorboard', 'with_class', 'follow_column', 'own_callback', 'LossWatch', 'ModalityDropout',
-           'modality_dropper', 'check_dropout', 'check_several', 'AbsentInputs', 'trained_without']
+           'modality_dropper', 'check_dropout', 'check_several', 'AbsentInputs', 'trained_without', 'TextRegularizer',
+           'input_callbacks']
 
 # %% ../../nbs/71_callback.adapt.ipynb #0e2b3b06
 from fastai.basics import *
+from fastai.callback.rnn import RNNRegularizer
+from fastai.text.models.awdlstm import AWD_LSTM
 from functools import lru_cache
 import warnings
 from fastai.callback.mixup import MixHandler
@@ -16,6 +19,7 @@ from ..core import *
 from ..losses import *
 from ..columns import *
 from .mixup import *
+from types import SimpleNamespace
 
 # %% ../../nbs/71_callback.adapt.ipynb #75850858
 @lru_cache(None)
@@ -205,3 +209,41 @@ def trained_without(model, name):
     absents = [v.absents[name] for v in views.values() if name in v.absents]
     if not absents: return None
     return any(bool(o.n_absent) for o in absents)
+
+# %% ../../nbs/71_callback.adapt.ipynb #tr010002
+class TextRegularizer(RNNRegularizer):
+    "fastai's `RNNRegularizer` for each `AWD_LSTM` in the model"
+    def __init__(self,
+        alpha=2., # Weight of the size of the states
+        beta=1.   # Weight of their change from word to word
+    ): super().__init__(alpha, beta)
+
+    def before_fit(self):
+        self.seen = []
+        layers = [m for m in self.learn.model.modules() if isinstance(m, AWD_LSTM)]
+        self.hooks = [m.register_forward_hook(self.catch) for m in layers]
+
+    def catch(self, m, inp, out):
+        if m.training: self.seen.append(out)
+
+    def before_batch(self): self.seen = []
+
+    def after_loss(self):
+        for states in self.seen:
+            self.rnn = SimpleNamespace(out=states, raw_out=states)
+            super().after_loss()
+        self.rnn = None
+        self.seen = []
+
+    def after_fit(self):
+        for h in self.hooks: h.remove()
+        self.hooks = []
+
+    def after_cancel_fit(self): self.after_fit()
+
+def input_callbacks(model, modality_dropout, names): # A model, its inputs' names; the dropout as in `multi_learner`
+    "The callbacks that the inputs of a learner need"
+    res = []
+    if modality_dropout: res.append(modality_dropper(modality_dropout, names))
+    if any(isinstance(m, AWD_LSTM) for m in model.modules()): res.append(TextRegularizer())
+    return res

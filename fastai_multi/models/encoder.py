@@ -27,6 +27,10 @@ class Encoder(nn.Module):
         "Which items of the batch are present"
         return present(x)
 
+    def fixed_parameters(self) -> list:
+        "Parameters that no training changes, whatever is unfrozen"
+        return []
+
     @property
     def n_wide(self):
         "How many wide features it offers to the heads' linear maps; 0 if it offers none"

@@ -374,8 +374,13 @@ class MultiModel(nn.Module):
             if hasattr(encoder, 'param_groups'):
                 for group,parameters in zip(groups, encoder.param_groups()): groups[group] += parameters
             else: groups[f'{name} encoder'] = list(encoder.parameters())
-        groups['new layers'] = list(self.parameters())
+        fixed = {id(p) for p in self.fixed_parameters()}
+        groups['new layers'] = [p for p in self.parameters() if id(p) not in fixed]
         return without_repeats(groups)
+
+    def fixed_parameters(self) -> list:
+        "The parameters of the encoders that no training changes"
+        return [p for e in self.encoders.values() if isinstance(e, Encoder) for p in e.fixed_parameters()]
 
     def param_groups(self) -> list:
         "`named_groups` without the names"
