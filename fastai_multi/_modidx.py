@@ -3759,6 +3759,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'fastai_multi/learner.py'),
                                       'fastai_multi.learner.MultiLearner._say': ( 'learner.html#multilearner._say',
                                                                                   'fastai_multi/learner.py'),
+                                      'fastai_multi.learner.MultiLearner._say_after': ( 'learner.html#multilearner._say_after',
+                                                                                        'fastai_multi/learner.py'),
                                       'fastai_multi.learner.MultiLearner._split': ( 'learner.html#multilearner._split',
                                                                                     'fastai_multi/learner.py'),
                                       'fastai_multi.learner.MultiLearner._take': ( 'learner.html#multilearner._take',

@@ -112,14 +112,18 @@ class MultiLearner(Answering, Resuming, ExportingLearner):
     # Training
     @delegates(Learner.fit)
     def fit(self, n_epoch, *args, **kwargs):
-        "As `Learner.fit`, which would go through epochs without a batch and say nothing"
+        "As `Learner.fit`; raise if there is no batch, and say which outputs a constant answer beats"
         check_epochs(n_epoch)
         lr = args[0] if args else kwargs.get('lr')
         if lr is not None: check_rate(lr, len(self.splitter(self.model)))
         check_has_batch(self.dls.train)
         self.renew_opt()
         drop_frozen_gradients(self.model)
-        with named_batch_norm(self.dls.train): super().fit(n_epoch, *args, **kwargs)
+        is_watched = any(isinstance(cb, ConstantBaseline) for cb in L(kwargs.get('cbs')))
+        watch = [] if is_watched else [ConstantBaseline()]
+        with named_batch_norm(self.dls.train), self.added_cbs(watch): super().fit(n_epoch, *args, **kwargs)
+        for w in watch:
+            if w.own: self._say_after(w, n_epoch)    # `lr_find` validates nothing
 
     @delegates(Learner.lr_find)
     def lr_find(self, *args, **kwargs):
@@ -178,9 +182,13 @@ class MultiLearner(Answering, Resuming, ExportingLearner):
         if aside is not None: aside.is_last = True
         lr = self.rates(slice(base_lr/lr_mult, base_lr), lrs)
         self.fit_one_cycle(epochs, lr, pct_start=pct_start, div=div, cbs=[*cbs, *start], **kwargs)
-        said = [few_steps(self.dls.train, epochs), *watch.worse()]
-        if aside is not None: said += aside.sentences()
-        for sentence in said: self._say(sentence)
+        self._say_after(watch, epochs)
+        if aside is not None:
+            for sentence in aside.sentences(): self._say(sentence)
+
+    def _say_after(self, watch, epochs):
+        "Say whether the steps of a training were few, and which outputs a constant answer beats"
+        for sentence in [few_steps(self.dls.train, epochs), *watch.worse()]: self._say(sentence)
 
     def _say(self, what):
         "Print `what`, if it says something, unless the learner's log is off"
