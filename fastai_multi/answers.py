@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['check_item_size', 'lone_input', 'raw_item', 'check_activations', 'first_block_step', 'raw_dl', 'is_source_item',
            'item_dl', 'check_has_predictions', 'in_units', 'row', 'Answers', 'table_cell', 'decoded_input',
-           'augmented_preds', 'pad_ids_of', 'one_tensor', 'pad_all', 'ThresholdChoice', 'choose_threshold',
-           'outputs_with_threshold', 'check_has_threshold', 'choose_thresholds']
+           'raw_inputs', 'plot_answer', 'augmented_preds', 'pad_ids_of', 'one_tensor', 'pad_all', 'ThresholdChoice',
+           'choose_threshold', 'outputs_with_threshold', 'check_has_threshold', 'choose_thresholds']
 
 # %% ../nbs/70_answers.ipynb #798ea2fa
 from fastai.basics import *
@@ -19,8 +19,11 @@ from .data.kinds import *
 from .data.items import *
 from .data.pictures import *
 from .data.inputs import *
+from .data.elements import *
+from .data.show import *
 from .rowmetrics import *
 from .losses import *
+from .prediction import *
 from .tasks import *
 
 # %% ../nbs/70_answers.ipynb #2ca8d144
@@ -159,12 +162,41 @@ class Answers:
         if not self.named: return [table_cell(res)]
         return [table_cell(v) for n,t in self.tasks.items() for v in t.part.cells(res[n]).values()]
 
-    def table(self, decoded, index=None) -> pd.DataFrame: # Decoded predictions of all items; labels of the rows
+    def by_name(self, x):
+        "Predictions as a dict by output, also those of one plain target"
+        if self.named: return dict(x.items())
+        return {first(self.tasks): x}
+
+    def certainties(self, decoded, preds, classes=True) -> dict: # Of one item; with the `classes`' probabilities
+        "The `Certainty` of each answer, by output or by `group.member`"
+        decoded,preds = self.by_name(decoded),self.by_name(preds)
+        return merge(*[t.certainties(preds[n], decoded[n], classes) for n,t in self.tasks.items()])
+
+    def answer(self, decoded, preds, i) -> Answer:
+        "The answer for item `i` by output, with what is known about how sure it is"
+        values = self.by_name(self.of(decoded, i))
+        texts = {n: self.tasks[n].words(v) for n,v in values.items()}
+        return Answer.explained(values, texts, self.certainties(decoded, preds))
+
+    def table(self,
+        decoded,         # Decoded predictions of all items
+        index=None,      # Labels of the rows
+        preds=None,      # Probabilities or values of all items, for `with_probs`
+        with_probs=False # As in `Answer.to_dict`
+    ) -> pd.DataFrame:
         "The answers for all items: a row for each, a column for each output, or for `group.member`"
-        rows = [self.cells(row(decoded, i), i) for i in range(len(self.dl.dataset))]
+        check_with_probs(with_probs)
+        n = len(self.dl.dataset)
+        rows = [self.cells(row(decoded, i), i) for i in range(n)]
         leaves = leaves_of({n: t.part for n,t in self.tasks.items()})
         leaves = {n: leaf for n,leaf in leaves.items() if leaf.predicted}
-        columns = {n: leaf.as_column([r[j] for r in rows]) for j,(n,leaf) in enumerate(leaves.items())}
+        sure = [{}]*n
+        if with_probs: sure = [self.certainties(row(decoded, i), row(preds, i), with_probs=='all') for i in range(n)]
+        columns = {}
+        for j,(name,leaf) in enumerate(leaves.items()):
+            columns[name] = leaf.as_column([r[j] for r in rows])
+            more = [certainty_columns(name, o[name], with_probs, leaves) for o in sure if name in o]
+            for key in (more[0] if more else ()): columns[key] = [o[key] for o in more]
         return pd.DataFrame(columns, index=index)
 
 def table_cell(value):
@@ -188,6 +220,39 @@ def decoded_input(
     b, = dl.after_batch.decode((typed[0] if single else type(x)(typed),))
     decoded = [m.part.decode(o[0]) for m,o in zip(modalities.values(), [b] if single else b)]
     return decoded[0] if single else type(x)(decoded)
+
+# %% ../nbs/70_answers.ipynb #an700002
+def raw_inputs(dl):
+    "The inputs of the one item of `dl` by name, before its item transforms, as `show_prediction` takes them"
+    item = tuple(dl.dataset[0])[:dl.n_inp]
+    elements = dl.all_parts[:len(item)]
+    to_tensor = ToTensor()
+    res = {}
+    for part,v in zip(leaf_parts(elements), split_item(item, elements)):
+        if v is not absent: v = part.decode(to_tensor(v))
+        res[part.name] = v
+    return res
+
+def plot_answer(
+    learn, # A `MultiLearner`
+    item, # What `predict` takes: a picture, `(image, text)`, a dict by input, a row of the table
+    ax=None, # Axes to draw on; a new figure if `None`
+    figsize:tuple=None, # Size of the figure
+    **kwargs # Passed to `Panel`, as `width`, the characters in a line
+):
+    "Draw the prediction for one item on its picture: boxes, points and masks in their place, the rest in lines below"
+    dl = item_dl(learn.dls, item, learn.modalities)
+    answers = Answers(dl, learn.tasks, learn.named)
+    with learn.no_bar(): preds,_,decoded = learn.get_preds(dl=dl, with_decoded=True)
+    decoded = row(decoded, 0)
+    answer = answers.answer(decoded, row(preds, 0), 0)
+    pic = picture(dl.dataset[0])
+    place = None
+    if pic is not None: place = frame(pic, dl.after_item, dl.after_batch)
+    drawn = {n: t.on_picture(answers.by_name(decoded)[n], answer[n], place) for n,t in learn.tasks.items()}
+    notes = {n: percent(p) for n,p in answer.confidence.items()}
+    parts = {n: t.part for n,t in learn.tasks.items()}
+    return show_prediction(raw_inputs(dl), drawn, learn.input_parts, parts, notes, ax, figsize, **kwargs)
 
 # %% ../nbs/70_answers.ipynb #0c49f94c
 def augmented_preds(

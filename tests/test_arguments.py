@@ -39,7 +39,7 @@ DEFAULTS = {
     'MultiLearner.fine_tune': dict(lr_mult=100, pct_start=0.3, div=5.0, probe=True, resume=False),
     'MultiLearner.get_preds': dict(ds_idx=1, with_input=False, with_decoded=False, with_loss=False, inner=False,
                                    reorder=True),
-    'MultiLearner.predict': dict(with_input=False),
+    'MultiLearner.predict': dict(with_input=False, joint=False),
     'MultiLearner.tta': dict(ds_idx=1, n=4, beta=0.25, use_max=False),
     'MultiLearner.evaluate': dict(ds_idx=1, baseline=False),
     'MultiLearner.tune_thresholds': dict(by_tag=False, ds_idx=1),
