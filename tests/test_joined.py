@@ -105,9 +105,11 @@ def test_objects_of_half_of_the_classes(items, shapes):
     boxes = pd.read_csv(shapes/'boxes.csv')
     half = len(items)//2
     warm = boxes.colour.isin(['red','yellow','pink'])
-    tables = dict(warm=dict(df=items[:half], objects=boxes[warm], outputs=dict(objects=ObjectsBlock(colour=CategoryBlock))),
+    one = ObjectsBlock(colour=CategoryBlock)
+    other = ObjectsBlock(colour=CategoryBlock, kind=CategoryBlock)
+    tables = dict(warm=dict(df=items[:half], objects=boxes[warm], outputs=dict(objects=one)),
                   cold=dict(df=items[half:], objects=boxes[~warm], columns=dict(objects=dict(kind='label')),
-                            outputs=dict(objects=ObjectsBlock(colour=CategoryBlock, kind=CategoryBlock))))
+                            outputs=dict(objects=other)))
     dls = joined(tables, shapes)
     vocab = list(dls.vocab['objects.colour'])
     assert set(vocab) == set(boxes.colour)

@@ -246,7 +246,8 @@ class JoinedSplit:
 def check_both(train, valid):
     "Raise unless there are rows for training and for validation"
     if train and valid: return
-    raise ValueError(f'The tables leave {len(train)} rows for training and {len(valid)} for validation; both need some.')
+    raise ValueError(f'The tables leave {len(train)} rows for training and {len(valid)} for validation; '
+                     'both need some.')
 
 # %% ../../nbs/21a_data.joined.ipynb #jo210022
 class SourceBatches:
@@ -278,8 +279,8 @@ class SourceBatches:
 def check_fills(source, n, bs):
     "Raise unless the rows of a table fill a batch"
     if n>=bs: return
-    raise ValueError(f"The table {source!r} has {n} training rows, which fill no batch of {bs}: give a smaller `bs`, or "
-                     "batches='mixed'.")
+    raise ValueError(f"The table {source!r} has {n} training rows, which fill no batch of {bs}: give a smaller `bs`, "
+                     "or batches='mixed'.")
 
 def checked_shares(shares, names):
     "By source its share of an epoch, in sum 1"
