@@ -17,7 +17,8 @@ from .compare import *
 def check_inputs_of(learn, inputs):
     "Raise unless `learn_fn` returned a learner for `inputs`"
     if not hasattr(learn, 'evaluate'):
-        raise TypeError(f'`learn_fn({inputs!r})` returned {learn!r}; return a MultiLearner, such as multi_learner gives.')
+        raise TypeError(f'`learn_fn({inputs!r})` returned {learn!r}; return a MultiLearner, such as '
+                        'multi_learner gives.')
     found = list(learn.input_parts)
     if set(found)==set(inputs): return
     raise ValueError(f'`learn_fn({inputs!r})` built a learner of the inputs {found}: build its loaders with the inputs '
@@ -47,6 +48,7 @@ def compare_inputs(
 ): # An `InputComparison`
     "Train with each input alone and with all together, and compare"
     inputs = list(inputs)
+    metrics = dict(metrics or {})
     if len(inputs)<2:
         raise ValueError(f'`inputs` is {inputs!r}; there must be two or more to compare together with alone.')
     if not callable(fit): fit = fit_epochs(fit)
@@ -55,7 +57,8 @@ def compare_inputs(
     rows = []
     try:
         for s in seeds:
-            for names in [*([n] for n in inputs), inputs]: rows += run_with(learn_fn, names, fit, s, dict(metrics or {}))
+            for n in inputs: rows += run_with(learn_fn, [n], fit, s, metrics)
+            rows += run_with(learn_fn, inputs, fit, s, metrics)
     finally: set_random_states(**states)
     return InputComparison(pd.DataFrame(rows), inputs)
 
@@ -124,7 +127,8 @@ class InputComparison:
         sets = list(self.means.columns)
         if axs is None:
             size = (3*len(self.outputs), .35*len(sets)+1.1)
-            axs = plt.subplots(1, len(self.outputs), figsize=size, sharey=True, squeeze=False, layout='constrained')[1][0]
+            fig = plt.figure(figsize=size, layout='constrained')
+            axs = fig.subplots(1, len(self.outputs), sharey=True, squeeze=False)[0]
         for ax,o in zip(axs, self.outputs):
             ax.errorbar(self.means.loc[o], range(len(sets)), xerr=self.stds.loc[o].fillna(0.), fmt='o',
                         color=palette['many'][0])

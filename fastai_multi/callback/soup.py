@@ -26,7 +26,8 @@ class ModelSoup(TrackerCallback):
         monitor='valid_loss', # The column of the epoch table that says which are best
         comp=None             # `np.less` or `np.greater`; by the column's name if `None`
     ):
-        if not isinstance(n, int) or n<1: raise ValueError(f'`n` is {n!r}; ModelSoup averages so many epochs, 1 or more.')
+        if not isinstance(n, int) or n<1:
+            raise ValueError(f'`n` is {n!r}; ModelSoup averages so many epochs, 1 or more.')
         super().__init__(monitor=monitor, comp=comp, reset_on_fit=True)
         self.n = n
 
