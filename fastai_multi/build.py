@@ -25,6 +25,7 @@ from .data.inputs import *
 from .data.tables import *
 from .models.image import *
 from .models.text import *
+from .models.awdlstm import *
 from .models.wide import *
 from .models.tabular import *
 from .losses import *
