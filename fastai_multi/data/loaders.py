@@ -27,6 +27,7 @@ from numbers import Integral
 import csv, inspect, os, pandas as pd
 from .tables import *
 from .names import *
+from .joined import *
 
 # %% ../../nbs/22_data.loaders.ipynb #350304c6
 @lru_cache
@@ -152,7 +153,7 @@ def check_fits(dls, items):
                     'give items as they were made from, for example rows of a table.')
 
 # %% ../../nbs/22_data.loaders.ipynb #2d5b7f80
-class MultiDataLoaders(NamedLoaders, DataLoaders):
+class MultiDataLoaders(NamedLoaders, JoiningLoaders, DataLoaders):
     "`DataLoaders` for several inputs and outputs, with factory methods in the manner of `ImageDataLoaders`"
 
     @classmethod
