@@ -173,6 +173,7 @@ class MultiLearner(Answering, Resuming, ExportingLearner):
             aside = LabelsAside(found, len(self.plain_model.encoders))
             cbs.append(aside)
         elif isinstance(self.plain_model, MultiModel): start_at_places(self)
+        if isinstance(self.plain_model, MultiModel): start_other_heads(self)
         self.freeze()
         if freeze_epochs:
             lr = self.rates(slice(base_lr), lrs)
