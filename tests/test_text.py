@@ -215,7 +215,7 @@ def lm_loaders(table, lm):
                                     text_block=PlainTextBlock(tok=BaseTokenizer(), vocab=lm.dls.vocab))
 
 def test_a_language_model_of_fastai_becomes_an_encoder(language_model, table, tmp_path):
-    from fastai_multi.models.text import awd_lstm_encoder
+    from fastai_multi.models.awdlstm import awd_lstm_encoder
     lm = language_model
     learn = multi_learner(lm_loaders(table, lm), text=awd_lstm_encoder(lm, drop_mult=0., drop=0.))
     enc = learn.model.encoders['text']
@@ -232,7 +232,7 @@ def test_a_language_model_of_fastai_becomes_an_encoder(language_model, table, tm
     torch.testing.assert_close(a[2], b[2])
 
 def test_a_saved_encoder_and_its_words(language_model, table, tmp_path):
-    from fastai_multi.models.text import awd_lstm_encoder
+    from fastai_multi.models.awdlstm import awd_lstm_encoder
     language_model.path = tmp_path
     language_model.save_encoder('words')
     enc = awd_lstm_encoder(tmp_path/'models'/'words', vocab=language_model.dls.vocab)

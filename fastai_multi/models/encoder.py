@@ -20,12 +20,18 @@ class Encoder(nn.Module):
     stats = None # Mean and standard deviation of the images that the weights expect
     has_stages = False # Whether it has `ImageEncoder`'s methods to read and cut it at a depth
     handles_missing = True # Whether it accepts missing inputs and gives zeros for them
+    gives_tokens = None # Whether `forward` gives its tokens too; `None` if it has none
     wide_is_unit = False # Whether each row of wide features has length 1
 
     def here(self, x:Tensor # What it encodes
             ) -> Tensor: # `bs`, booleans
         "Which items of the batch are present"
         return present(x)
+
+    @property
+    def token_width(self):
+        "Number of features of a token; of the one vector if it has no tokens"
+        return self.n_features
 
     def fixed_parameters(self) -> list:
         "Parameters that no training changes, whatever is unfrozen"
@@ -49,6 +55,7 @@ class Features(NamedTuple):
     vector:Tensor # Its features, `bs,c`
     wide:Tensor=None # Its wide features, `bs,n_wide`; `None` if it offers none
     here:Tensor=None # Which items are present, `bs`; `None` if that is not known
+    tokens:tuple=None # Its tokens before they are pooled, `bs,n,c`, and which are there, `bs,n`; `None` if it has none
 
 # %% ../../nbs/30_models.encoder.ipynb #461f4d93
 def fill_missing(x:Tensor, value=0.):

@@ -40,6 +40,10 @@ class RepeatedEncoder(nn.Module):
         self.pretrained = getattr(module, 'pretrained', False)
 
     @property
+    def repeats(self): return self.module
+    @property
+    def token_width(self): return getattr(self.module, 'token_width', self.n_features)
+    @property
     def n_wide(self): return getattr(self.module, 'n_wide', 0)
     @property
     def wide_is_unit(self): return getattr(self.module, 'wide_is_unit', False)
@@ -194,7 +198,17 @@ class MultiModel(nn.Module):
         for n,e in self.encoders.items():
             if n in self.trunks: sizes[n] = e.maps_of(output).channels[-1]
             else: sizes[n] = e.n_features
-        return View(sizes, list(self._map_sizes(output)), fuse, pool, neck, neck_p=0. if self.from_scratch else 0.5)
+        token_sizes = {n: e.token_width for n,e in self.encoders.items() if hasattr(e, 'token_width')}
+        neck_p = 0. if self.from_scratch else 0.5
+        res = View(sizes, list(self._map_sizes(output)), fuse, pool, neck, neck_p, token_sizes)
+        if res.reads_tokens: self._ask_for_tokens()
+        return res
+
+    def _ask_for_tokens(self):
+        "Let encoders that have tokens give them"
+        for e in self.encoders.values():
+            e = getattr(e, 'repeats', e)
+            if getattr(e, 'gives_tokens', None) is not None: e.gives_tokens = True
 
     def _new_head(self, name, head, spec, like, plan):
         "The head of output `name`, which reads where output `like` reads"
@@ -243,9 +257,11 @@ class MultiModel(nn.Module):
         y = encoder(x)
         if isinstance(encoder, SharedTrunk): return y
         here = None
+        tokens = None
+        if isinstance(y, tuple): y,tokens = y
         if hasattr(encoder, 'here'): here = encoder.here(x)
-        if not getattr(encoder, 'n_wide', 0): return Features(y, None, here)
-        return Features(y, encoder.wide(x, y), here)
+        if not getattr(encoder, 'n_wide', 0): return Features(y, None, here, tokens)
+        return Features(y, encoder.wide(x, y), here, tokens)
 
     def features(self, *xb):
         "The fused features `bs,c` that each head starts from, by output"
