@@ -43,6 +43,7 @@ html_title = project
 html_static_path = [str(Path(__file__).parent/'static')]
 templates_path = [str(Path(__file__).parent/'templates')]
 html_css_files = ['site.css']
+html_js_files = ['search.js']
 html_favicon = str(Path(__file__).parent/'static'/'mark.svg')
 html_show_sourcelink = False
 html_copy_source = False
