@@ -3669,6 +3669,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'fastai_multi/detection.py'),
                                         'fastai_multi.detection.ObjectsLoss.count': ( 'detection.html#objectsloss.count',
                                                                                       'fastai_multi/detection.py'),
+                                        'fastai_multi.detection.ObjectsLoss.places': ( 'detection.html#objectsloss.places',
+                                                                                       'fastai_multi/detection.py'),
                                         'fastai_multi.detection.assign_places': ( 'detection.html#assign_places',
                                                                                   'fastai_multi/detection.py'),
                                         'fastai_multi.detection.at_places': ('detection.html#at_places', 'fastai_multi/detection.py'),
