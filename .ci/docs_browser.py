@@ -3,7 +3,9 @@ for is in `main`.
 
 Usage: python .ci/docs_browser.py [--site _docs] [--screenshots FOLDER]"""
 import argparse, functools, http.server, shutil, sys, tempfile, threading
+from functools import partial
 from pathlib import Path
+from urllib.parse import quote
 
 from playwright.sync_api import sync_playwright
 
@@ -74,6 +76,19 @@ def finds(name, among):
         if not any(a in h for h in hrefs for a in among): raise AssertionError(f'search for {name!r} finds {hrefs[:5]}')
     return look
 
+# What people search for -> the page that answers it, which must come first
+SEARCHES = dict.fromkeys(['install', 'gpu', 'bert', 'hugging face', 'deploy', 'confusion matrix', 'class weights'],
+                         'tutorial.questions.html')
+
+def first_is(words, wanted):
+    "A look at the page of search results: the first of them is the page `wanted`"
+    def look(page):
+        page.wait_for_selector('#search-results ul.search li a', timeout=20000)
+        page.wait_for_timeout(500)    # results come one after the other
+        first = page.locator('#search-results ul.search li a').first.get_attribute('href')
+        if wanted not in first: raise AssertionError(f'search for {words!r} finds {first} first, not {wanted}')
+    return look
+
 def typed(name, wanted):
     "A search as a reader does it: open the box, type, press enter"
     def look(page):
@@ -117,9 +132,11 @@ def main():
                                             full_page=True)
                     visit.open(name, look)
                 if scheme=='light':
+                    asked = [partial(visit.open, f'search.html?q={quote(words)}', first_is(words, wanted))
+                             for words,wanted in SEARCHES.items()]
                     for check in (lambda: visit.open('search.html?q=multi_learner',
                                                      finds('multi_learner', ['learner.html'])),
-                                  lambda: visit.open('index.html', typed('multi_learner', 'learner.html'))):
+                                  lambda: visit.open('index.html', typed('multi_learner', 'learner.html')), *asked):
                         try: check()
                         except Exception as e: visit.faults.append(f'search at {size["width"]} px: {e}')
                 faults += [f'[{kind}, {scheme}] {f}' for f in visit.faults]

@@ -27,19 +27,21 @@ def blind_scores(train, valid):
                 area_mae=(valid.area-train.area.mean()).abs().mean())
 
 class Table:
-    "A `Learner`'s logger that prints each epoch's numbers under their names"
+    "A `Learner`'s logger that prints each epoch's sum of losses and metrics in at most 100 columns"
     def __init__(self, learn):
         self.learn = learn
-        self.widths = None
+        self.shown = None
     def __call__(self, row):
-        names = self.learn.recorder.metric_names
-        if self.widths is None:
-            self.widths = [max(len(n), 7) for n in names]
+        names = list(self.learn.recorder.metric_names)
+        if self.shown is None:
+            own_losses = {f'{n}_loss' for n in self.learn.output_parts}
+            self.shown = [i for i,n in enumerate(names) if n not in own_losses]
+            self.widths = [max(len(names[i]), 7) for i in self.shown]
             self._line(names)
         self._line(row)
     def _line(self, row):
-        print('  '.join((f'{v:.4g}' if isinstance(v, float) else str(v)).rjust(w) for v,w in zip(row, self.widths)),
-              flush=True)
+        cells = [f'{row[i]:.4g}' if isinstance(row[i], float) else str(row[i]) for i in self.shown]
+        print('  '.join(c.rjust(w) for c,w in zip(cells, self.widths)), flush=True)
 
 def main():
     p = argparse.ArgumentParser(description=__doc__)

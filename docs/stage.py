@@ -117,6 +117,15 @@ class page_links(Processor):
         module = lambda m: f'| [`{m[1]}`]({m[1]}.ipynb) |' if api.module_file(f'fastai_multi.{m[1]}').exists() else m[0]
         if not self.nb.below_: cell.source = re.sub(r'^\| `([\w.]+)` \|', module, cell.source, flags=re.M)
 
+class search_entries(Processor):
+    "`<!-- index: gpu, fp16 -->` in a cell of text: a search for one of these finds the page first"
+    def cell(self, cell):
+        if cell.cell_type!='markdown': return
+        def entries(m):
+            words = [w.strip() for w in m[1].split(',')]
+            return ''.join(f'```{{index}} single: ! {w}\n```\n\n' for w in words)
+        cell.source = re.sub(r'<!-- index: (.*?) -->\n', entries, cell.source, flags=re.S)
+
 class title_first(Processor):
     "The sentence under a title, marked as what it is; for a module its names below, for a tutorial where to get it"
     def begin(self):
@@ -133,7 +142,7 @@ class Pages(FilterDefaults):
     def base_procs(self):
         quarto = FrontmatterProc,insert_warning,clean_show_doc,add_links,add_fold
         return [own_show_docs if p is exec_show_docs else p for p in super().base_procs()
-                if p not in quarto] + [tidy_outputs, page_links, title_first]
+                if p not in quarto] + [tidy_outputs, page_links, search_entries, title_first]
 
 def links(md):
     "Links as the notebooks and the README write them -> as the staged pages do"
@@ -208,17 +217,28 @@ def picture(nb):
                 f.write_bytes(base64.b64decode(''.join(o['data']['image/png'])))
                 return f'files/{f.name}'
 
+# Tutorials that are looked into, not read through
+LOOK_UP = 'cheatsheet','plainfastai','questions','glossary','gallery'
+def is_look_up(nb): return nb.stem.rpartition('.')[2] in LOOK_UP
+
+def story(nb, number=''):
+    "A tutorial's entry in the list: its title, its sentence and its first picture"
+    name,sentence = title(nb)
+    pic = picture(nb)
+    shown = f'\n![A picture of the tutorial {name}]({pic})\n' if pic else ''
+    return (f'::::{{container}} story\n:::{{container}}\n**{number}[{name}]({page_of(nb)}.ipynb)**\n\n'
+            f'{links(sentence)}\n:::\n{shown}::::')
+
 def tutorials_page(tutorials):
-    parts = ['# Tutorials\n\n{.lead}\nOne for each story that a user comes with. Each is a notebook that CI runs from '
-             'top to bottom.']
-    for i,nb in enumerate(tutorials):
-        t,s = title(nb)
-        pic = picture(nb)
-        shown = f'\n![A picture of the tutorial {t}]({pic})\n' if pic else ''
-        parts.append(f'::::{{container}} story\n:::{{container}}\n**{i+1}. '
-                     f'[{t}]({page_of(nb)}.ipynb)**\n\n{links(s)}\n:::\n{shown}::::')
+    read = [nb for nb in tutorials if not is_look_up(nb)]
+    look_up = [nb for nb in tutorials if is_look_up(nb)]
+    parts = ['# Tutorials\n\n{.lead}\nOne tutorial for each task. Each is a notebook that CI runs from top to bottom.']
+    parts += [story(nb, f'{i+1}. ') for i,nb in enumerate(read)]
     if not tutorials: parts.append('None is written yet.')
-    return '\n\n'.join([*parts, toctree([page_of(nb) for nb in tutorials])])
+    if look_up: parts += ['## To look things up', *map(story, look_up)]
+    parts.append(toctree([page_of(nb) for nb in read], caption='Tutorials'))
+    if look_up: parts.append(toctree([page_of(nb) for nb in look_up], caption='To look things up'))
+    return '\n\n'.join(parts)
 
 def api_page(modules):
     parts = ['# API\n\n{.lead}\nA page for each module: what it is for, every public name with its parameters, and '

@@ -71,6 +71,28 @@ def test_pages_have_no_directives_and_no_exported_code(pages):
         assert not re.search(r'^#\|', t, re.M), n
         assert 'nbdev_export()' not in t or n=='contributing', n
 
+def test_searches_have_their_entries(pages):
+    "What the browser test searches for is an index entry of the page that it wants"
+    sys.path.insert(0, str(root/'.ci'))
+    try: from docs_browser import SEARCHES
+    finally: sys.path.pop(0)
+    for words,page in SEARCHES.items(): assert f'single: ! {words}\n' in pages[page.removesuffix('.html')], words
+    assert not any('<!-- index:' in t for t in pages.values())
+
+def test_pages_to_look_things_up_stand_apart(pages):
+    read,_,look_up = pages['tutorials'].partition('## To look things up')
+    assert 'tutorial.quickstart.ipynb' in read
+    for name in stage.LOOK_UP: assert f'(tutorial.{name}.ipynb)' in look_up and name not in read
+
+def test_the_cheat_sheet_has_every_argument():
+    "Of `MultiDataLoaders.from_df` and of `multi_learner`"
+    import inspect
+    import fastai_multi
+    text = (stage.nbs/'90_tutorial.cheatsheet.ipynb').read_text(encoding='utf-8')
+    for f in (fastai_multi.MultiDataLoaders.from_df, fastai_multi.multi_learner):
+        lost = [n for n in inspect.signature(f).parameters if n!='kwargs' and f'`{n}`' not in text]
+        assert not lost, f'arguments of {f.__name__} without a line in the cheat sheet: {lost}'
+
 def test_outputs_are_tidied():
     assert outputs.as_on_screen('10%\r100%\nx') == '100%\nx'
     styled = '<style>a{}</style><table border="1" class="dataframe"><tr></tr></table>'
