@@ -2,7 +2,7 @@
 Every input and output keeps its name from the table to the prediction, and what you know of fastai works: `show_batch`, `lr_find`, `fine_tune`,
 `show_results`, `predict`, `get_preds`, `tta`, `export`, metrics and callbacks."""
 
-import importlib as _importlib, pkgutil as _pkgutil
+import importlib as _importlib, pkgutil as _pkgutil, warnings as _warnings
 from threading import RLock as _RLock
 from importlib.metadata import PackageNotFoundError as _NotInstalled, version as _version
 
@@ -12,23 +12,37 @@ except _NotInstalled: __version__ = '0+not.installed'
 # What a notebook needs under a short name.
 # The rest of a module's `__all__` is one import away, as in `from fastai_multi.core import flat`.
 _public = """Inputs Outputs ImageText Numericaliser OnPart safe_tfms MultiDL
-    FeaturesBlock NumberBlock GroupBlock ImageTextBlock MultiInputBlock MultiOutputBlock OneOutputBlock PlainTextBlock
+    FeaturesBlock RowBlock NumberBlock GroupBlock ImageTextBlock MultiInputBlock MultiOutputBlock OneOutputBlock PlainTextBlock
     PointsBlock SegmentationBlock WeightBlock ObjectsBlock describe
     read_coco read_voc read_yolo
     InputReader OutputReader MultiDataLoaders kfold_dls multi_shapes
-    image_encoder simple_cnn text_encoder vector_encoder MultiModel
+    image_encoder simple_cnn text_encoder transformer_encoder awd_lstm_encoder vector_encoder MultiModel
     BoxLoss MultiLoss f1_multi map_multi mask_accuracy point_distance
     FixedWeights ScheduledWeights RandomWeighting DynamicWeightAverage GeometricMean UncertaintyWeighting GradNorm FAMO
     GradientBalance ShowWeights TaskMonitor TaskEarlyStopping task_gradients compare_single_task
-    OverOutputs MultiCutMix MultiMixUp MultiMixUpOrCutMix MultiLearner multi_learner plot_model depth_finder stage_agreement
-    MultiInterpretation modality_check""".split()
+    OverOutputs MultiCutMix MultiMixUp MultiMixUpOrCutMix MultiLearner multi_learner plot_answer plot_model depth_finder
+    stage_agreement MultiInterpretation ModalityDropout modality_check""".split()
 
 # The modules are read when a public name is first asked for: `import fastai_multi.core` reads `core` alone,
 # and a module that is being read may itself import others of this package.
 _lock,_reading = _RLock(),False
 
+# What the first import of fastai says in red about its own source and its libraries, and no reader can change
+_about_fastai = ['`torch.jit.script` is', "The 'mode.chained_assignment' option is deprecated", 'IProgress not found']
+
+def _read_fastai():
+    "Import what `fastai.vision.all` offers, with all methods of a `Learner`, without these warnings"
+    ours = []
+    for start in _about_fastai:
+        _warnings.filterwarnings('ignore', message=start)
+        ours.append(_warnings.filters[0])
+    try: _importlib.import_module('fastai.vision.all')
+    # filters that libraries add for themselves stay, which `catch_warnings` would undo
+    finally: _warnings.filters[:] = [f for f in _warnings.filters if f not in ours]
+
 def _gather():
     "Import every module, explain it, and put the public names of its `__all__` here"
+    _read_fastai()
     explain = _importlib.import_module(f'{__name__}.docstrings').explain
     names = {}
     for m in sorted(_pkgutil.walk_packages(__path__, f'{__name__}.'), key=lambda m: m.name):

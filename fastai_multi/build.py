@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['learner_arguments', 'check_learner_arguments', 'EncoderOptions', 'Modality', 'modality_of', 'has_image_suffix',
-           'ImageModality', 'TextModality', 'VectorModality', 'arch_by_input', 'check_read', 'unusual', 'check_neck',
-           'add_norm', 'input_column', 'deepest', 'build_encoders', 'output_losses', 'loss_options',
+           'ImageModality', 'TextModality', 'RowModality', 'VectorModality', 'arch_by_input', 'check_read', 'unusual',
+           'check_neck', 'add_norm', 'input_column', 'deepest', 'build_encoders', 'output_losses', 'loss_options',
            'smoothing_by_output', 'class_weight_tensors', 'refuse_weights_of_own_loss', 'given_losses',
            'check_learner_loss', 'refuse_single_loss', 'multi_loss', 'with_losses']
 
@@ -22,8 +22,10 @@ from .core import *
 from .data.items import *
 from .data.pictures import *
 from .data.inputs import *
+from .data.tables import *
 from .models.image import *
 from .models.text import *
+from .models.awdlstm import *
 from .models.wide import *
 from .models.tabular import *
 from .losses import *
@@ -108,6 +110,10 @@ class Modality(ForPart):
         "The batch with this input missing in every item"
         return torch.full_like(t, math.nan)
 
+    def here(self, t): # A batch tensor of this input
+        "Which items have this input, `bs`"
+        return present(t)
+
     def typed(self, t):
         "A batch tensor of this input with the type that the data's transforms expect"
         return t
@@ -172,6 +178,7 @@ class TextModality(Modality, part=TextPart):
     def example(self, dl, n): return torch.randint(self.part.c, (n,4))
     def recognises(self, raw): return isinstance(raw, str) and not has_image_suffix(raw)
     def absent(self, t): return torch.full_like(t, self.part.pad_id)
+    def here(self, t): return (t!=self.part.pad_id).flatten(1).any(1)
     def encoder(self, options):
         kind = ifnone(options.arch, options.text)
         drop = {}
@@ -185,6 +192,14 @@ class TextModality(Modality, part=TextPart):
         if column is None or isinstance(kind, nn.Module): return None
         rows = [column[i] for i in range(len(column)) if not column.missing[i]]
         return TermWeights(rows, self.part.c, self.part.pad_id, self.part.unk_id)
+
+class RowModality(Modality, part=RowPart):
+    "Classes and numbers of a table"
+    def recognises(self, raw): return hasattr(raw, 'keys')
+    def encoder(self, options):
+        n_in = len(self.part.n_classes)+self.part.n_numbers
+        if options.arch is not None: return vector_encoder(n_in, options.arch)
+        return RowEncoder(self.part.n_classes, self.part.n_numbers)
 
 class VectorModality(Modality, part=VectorPart):
     "Plain numbers"

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['absent', 'IGNORE', 'did_you_mean', 'UnknownName', 'check_in', 'check_keys', 'as_dict', 'BadItem', 'ItemError',
            'short_repr', 'Named', 'Inputs', 'Outputs', 'Absent', 'is_missing', 'which_item', 'present', 'format_value',
-           'short_count', 'flat', 'untyped', 'map_tensors', 'n_rows', 'eval_mode', 'write_whole', 'load_transformers',
-           'one_line']
+           'short_count', 'flat', 'untyped', 'map_tensors', 'n_rows', 'eval_mode', 'write_whole', 'remove_unfinished',
+           'is_plain', 'load_transformers', 'one_line']
 
 # %% ../nbs/00_core.ipynb #a9a38b7b
 from fastcore.all import *
@@ -15,7 +15,7 @@ from difflib import get_close_matches
 from functools import lru_cache
 from importlib import import_module
 from urllib.parse import quote, unquote
-import torch
+import glob, numpy as np, torch
 from torch import Tensor
 from torch.utils._pytree import MappingKey, register_pytree_node, tree_map_only
 
@@ -308,6 +308,21 @@ def write_whole(path): # The file to write
         os.replace(beside, path)
     finally:
         with suppress(OSError): beside.unlink()
+
+def remove_unfinished(path):
+    "Remove what processes left beside `path` that were killed in `write_whole`"
+    path = Path(path)
+    for o in path.parent.glob(f'.{glob.escape(path.name)}.*.tmp'):
+        with suppress(OSError): o.unlink()
+
+# %% ../nbs/00_core.ipynb #3dad85ba
+_plain = (type(None), bool, int, float, str, bytes, Tensor, np.ndarray, np.float64, np.float32, np.int64)
+
+def is_plain(v) -> bool:
+    "Whether `v` is made of numbers, texts, tensors and arrays alone, so that reading it from a file runs no code"
+    if type(v) in (list, tuple, L): return all(map(is_plain, v))
+    if type(v) is dict: return all(map(is_plain, v.keys())) and all(map(is_plain, v.values()))
+    return type(v) in _plain
 
 # %% ../nbs/00_core.ipynb #7e053711
 def load_transformers(

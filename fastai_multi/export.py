@@ -190,6 +190,7 @@ about_key = 'fastai_multi.json'
 def write_program(learn, file, tokens=None, tolerance=1e-5) -> Exported: # As `to_program` of a learner
     "Write the model as a program of PyTorch, and read it again"
     model,program = traced(learn, tokens)
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
     with write_whole(file) as beside:
         with open(beside, 'wb') as f: torch.export.save(program, f, extra_files={about_key: about(learn)})
         with open(beside, 'rb') as f: run = torch.export.load(f).module()
@@ -240,6 +241,7 @@ def write_onnx(learn, file, tokens=None, tolerance=1e-5) -> Exported: # As `to_o
                                         custom_translation_table={torch.ops.aten.searchsorted.Tensor: searchsorted})
     except Exception as e: refuse_export(e, 'torch.onnx')
     written.model.metadata_props[about_key] = about(learn)
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
     with write_whole(file) as beside:
         written.save(beside)
         gap = difference(onnx_runner(beside), learn, model, tokens)

@@ -16,6 +16,7 @@ from .core import *
 from .figures import *
 from .data.block import *
 from .data.describe import *
+from .data.loaders import *
 from .models.multi import *
 from .models.tree import *
 from .targets import *
@@ -33,10 +34,12 @@ from .build import *
 from .rates import *
 from .state import *
 from .export import ExportingLearner
-import inspect
+from .resume import *
+from .answering import *
+import inspect, warnings
 
 # %% ../nbs/78_learner.ipynb #62649e8c
-class MultiLearner(ExportingLearner):
+class MultiLearner(Answering, Resuming, ExportingLearner):
     "A fastai `Learner` whose inputs, predictions and targets have names"
     def __init__(self,
         dls:DataLoaders, # Loaders of any form that `describe` knows
@@ -109,14 +112,18 @@ class MultiLearner(ExportingLearner):
     # Training
     @delegates(Learner.fit)
     def fit(self, n_epoch, *args, **kwargs):
-        "As `Learner.fit`, which would go through epochs without a batch and say nothing"
+        "As `Learner.fit`; raise if there is no batch, and say which outputs a constant answer beats"
         check_epochs(n_epoch)
         lr = args[0] if args else kwargs.get('lr')
         if lr is not None: check_rate(lr, len(self.splitter(self.model)))
         check_has_batch(self.dls.train)
         self.renew_opt()
         drop_frozen_gradients(self.model)
-        with named_batch_norm(self.dls.train): super().fit(n_epoch, *args, **kwargs)
+        is_watched = any(isinstance(cb, ConstantBaseline) for cb in L(kwargs.get('cbs')))
+        watch = [] if is_watched else [ConstantBaseline()]
+        with named_batch_norm(self.dls.train), self.added_cbs(watch): super().fit(n_epoch, *args, **kwargs)
+        for w in watch:
+            if w.own: self._say_after(w, n_epoch)    # `lr_find` validates nothing
 
     @delegates(Learner.lr_find)
     def lr_find(self, *args, **kwargs):
@@ -145,6 +152,7 @@ class MultiLearner(ExportingLearner):
         div:float=5., # The rate starts so many times lower
         probe:bool=True, # Fit the heads on frozen features first, where there are any and the heads are new
         lrs:dict=None, # Rates by output, by input or for the 'trunk', which hold throughout
+        resume=False, # Go on after the last whole epoch of an interrupted call; or the name of the file for that
         **kwargs # Passed to `fit_one_cycle`
     ):
         "Probe what is trained or a text's words, then train all; say which outputs a constant answer beats"
@@ -153,6 +161,7 @@ class MultiLearner(ExportingLearner):
         probe = probe and can_probe(self) and heads_are_new(self)
         if freeze_epochs is None: freeze_epochs = int(not probe)
         if base_lr is None: base_lr = usual_rate(self.plain_model, probe)
+        kwargs['resume'] = as_resume(resume, fits=1+bool(freeze_epochs))
         start = []
         aside = None
         if probe:
@@ -173,9 +182,13 @@ class MultiLearner(ExportingLearner):
         if aside is not None: aside.is_last = True
         lr = self.rates(slice(base_lr/lr_mult, base_lr), lrs)
         self.fit_one_cycle(epochs, lr, pct_start=pct_start, div=div, cbs=[*cbs, *start], **kwargs)
-        said = [few_steps(self.dls.train, epochs), *watch.worse()]
-        if aside is not None: said += aside.sentences()
-        for sentence in said: self._say(sentence)
+        self._say_after(watch, epochs)
+        if aside is not None:
+            for sentence in aside.sentences(): self._say(sentence)
+
+    def _say_after(self, watch, epochs):
+        "Say whether the steps of a training were few, and which outputs a constant answer beats"
+        for sentence in [few_steps(self.dls.train, epochs), *watch.worse()]: self._say(sentence)
 
     def _say(self, what):
         "Print `what`, if it says something, unless the learner's log is off"
@@ -192,90 +205,7 @@ class MultiLearner(ExportingLearner):
         cbs = [own_callback(cb, self) for cb in L(cbs)]
         with super().added_cbs(cbs): yield
 
-    # Predictions
-    def get_preds(self,
-        ds_idx:int=1, # Which of the loaders, if `dl` is `None`: 0 training, 1 validation
-        dl=None, # Loader to predict
-        with_input:bool=False, # Return the inputs too
-        with_decoded:bool=False, # Return decoded predictions too (a class index, 0 or 1 for a tag, …)
-        with_loss:bool=False, # Return the loss of every item too
-        act=None, # In place of the losses' activation: a function of the whole prediction, or a dict by output
-        inner:bool=False, # As in `Learner.get_preds`
-        reorder:bool=True, # Give the items in the order of the data
-        cbs=None, # Callbacks for this prediction only
-        **kwargs
-    ) -> tuple:
-        "Predictions and targets, each by the outputs' names, as `Learner.get_preds` gives them"
-        self._check_loader(ds_idx, dl)
-        check_activations(act, self.output_parts)
-        activation = partial(self._activate, act)
-        res = super().get_preds(ds_idx, dl, with_input, with_decoded, with_loss, act=activation, inner=inner,
-                                reorder=reorder, cbs=cbs, **kwargs)
-        pad_ids = {**self.pad_ids, **pad_ids_of(self.output_parts)}
-        return tuple(pad_all(plain_targets(o), pad_ids) for o in res)
-
-    def _activate(self, act, preds):
-        "Raw predictions through the outputs' activations, or through those in `act`"
-        if self.named and len(self.output_parts)==1:
-            preds = Outputs.of(*self.output_parts)([preds])   # fastai takes a lone part out of its tuple
-        own = getcallable(self.loss_func, 'activation')
-        if act is None: return own(preds)
-        if not isinstance(act, dict): return act(preds)
-        res = dict(own(preds).items())
-        for n,f in act.items(): res[n] = f(preds[n])
-        return type(preds)(res.values())
-
-    def predict(self,
-        item, # A path, PIL image, array, tensor or text; `(image, text)`; a dict by input; or a row of the source
-        rm_type_tfms=None, # Not used: it is here because fastai's `predict` has it
-        with_input:bool=False # Return the decoded input too
-    ) -> tuple: # What a user reads, tensors, probabilities or values: each by output (for one plain target as fastai)
-        "Predict one item"
-        if rm_type_tfms is not None:
-            raise TypeError(f'`predict` takes one item, and got {rm_type_tfms!r} beside it: put the inputs '
-                            f'together, predict((image, text)).')
-        dl = item_dl(self.dls, item, self.modalities)
-        answers = Answers(dl, self.tasks, self.named)
-        inp,preds,_,dec = self.get_preds(dl=dl, with_input=True, with_decoded=True)
-        answer = answers.of(row(dec, 0), 0)
-        res = (answer, row(dec, 0), row(preds, 0))
-        return (decoded_input(dl, inp, self.modalities), *res) if with_input else res
-
-    def predict_df(self,
-        items, # A table like the one the loaders were made from, targets not needed, or a list of items of their source
-        **kwargs # Passed to `dls.test_dl`, as `bs` and `num_workers`
-    ) -> pd.DataFrame: # A row for each item, a column for each output
-        "The first value of `predict` for many items: classes, lists of tags, numbers, lists of corners; "
-        "`None` where there is no answer"
-        check_items(items)
-        check_loader_options(kwargs, type(self.dls.valid))
-        dl = self.dls.test_dl(items, **kwargs)
-        answers = Answers(dl, self.tasks, self.named)
-        dec = self.get_preds(dl=dl, with_decoded=True)[2]
-        index = items.index if isinstance(items, pd.DataFrame) else None
-        return answers.table(dec, index)
-
-    def tta(self,
-        ds_idx:int=1, # Which of the loaders, if `dl` is `None`
-        dl=None, # Loader to predict
-        n:int=4, # How many augmented copies
-        item_tfms=None, # In place of the loader's own
-        batch_tfms=None, # In place of the loader's own
-        beta:float=0.25, # Share of the plain prediction; `None` returns both, `(augmented, plain)`, for each output
-        use_max:bool=False # The largest of all in place of the average
-    ) -> tuple: # Predictions and targets
-        "Predictions averaged over augmented copies, by output; boxes, points and masks come from the plain picture"
-        self._check_loader(ds_idx, dl)
-        dl = ifnone(dl, self.dls[ds_idx]).new(shuffle=False, drop_last=False)
-        if item_tfms is not None or batch_tfms is not None: dl = dl.new(after_item=item_tfms, after_batch=batch_tfms)
-        with self.no_bar(): return augmented_preds(self, dl, n, beta, use_max)
-
     # Validation
-    def _check_loader(self, ds_idx, dl):
-        if dl is None: check_loader_number(ds_idx, len(self.dls.loaders))
-        check_loader(dl)
-        check_has_items(ifnone(dl, self.dls[ds_idx]))
-
     def validate(self,
         ds_idx:int=1, # Which of the loaders, if `dl` is `None`
         dl=None, # Loader with labels
@@ -381,7 +311,7 @@ def multi_learner(
     *,
     depth=None, # How many stages of `arch` are kept (1: stem and first stage): a number, or one by output; `None`: all
     split:int=None, # How many of these stages are shared; each output owns a copy of the others; `None`: all
-    text='bag', # Encoder of a text: 'bag', 'lstm', a Hugging Face model's folder or name, or a module
+    text='bag', # Encoder of a text: 'bag', 'lstm', 'awd_lstm', a Hugging Face model's folder or name, or a module
     fusion='concat', # How the inputs' features become one: 'concat', 'sum', 'gated', 'film', or a module
     neck:int=128, # Width of a picture's features before they are fused with other inputs; 0 leaves them as they are
     heads:dict=None, # By output: hidden sizes, a dict of options (`hidden`, `p`, `bn`, `act`, `pool`), or a module
@@ -391,6 +321,7 @@ def multi_learner(
     class_weights:dict=None, # By output of classes or tags: 'balanced', or a weight by class
     label_smoothing=None, # A number for all categories, or a dict by output: the share spread over all classes
     metrics=None, # By output; good defaults if `None`
+    modality_dropout=0., # The share of training items that lose an input, for every input or a dict by input
     pretrained:bool=True, # Start from the weights that `arch` has, with their normalisation, then frozen first
     weights=None, # A file of `arch`'s weights, in place of the library's
     normalize:bool=True, # Add the normalisation that belongs to the weights
@@ -416,6 +347,7 @@ def multi_learner(
     stats = first(e.stats for e in encoders.values() if getattr(e, 'stats', None) is not None)
     if normalize: add_norm(dls, stats)
     kwargs = {'splitter': split_params, **kwargs}
+    kwargs['cbs'] = [*L(kwargs.get('cbs')), *input_callbacks(model, modality_dropout, modalities)]
     learn = MultiLearner(dls, model, loss_func=loss_func, loss_weights=loss_weights, class_weights=class_weights,
                          label_smoothing=label_smoothing, metrics=metrics, **kwargs)
     if any(getattr(e, 'pretrained', False) for e in encoders.values()): learn.freeze()

@@ -67,11 +67,23 @@ class ObjectsTask(GroupTask, part=ObjectsPart):
     def to_user(self, value, frame=None):
         "A dict for each object: its box in pixels, its score, and each named output"
         if frame is None: return absent
+        found = self.on_picture(value, None, frame)
+        boxes = found.pop('box').tolist()
+        scores = found.pop('score').tolist()
+        return [dict(box=boxes[i], score=scores[i], **{n: v[i] for n,v in found.items()}) for i in range(len(boxes))]
+    def on_picture(self, value, answer, frame):
+        "The objects by column: boxes in pixels, scores, and each named output"
+        if frame is None: return absent
         vals = value.map(lambda t: t[~value.box[:,0].isnan()])
-        boxes = to_pixels(vals.box, frame).tolist()
-        scores = vals.score.tolist()
         named = {n: self.part.members[n].decode(vals[n]) for n in self.part.outputs}
-        return [dict(box=boxes[i], score=scores[i], **{n: v[i] for n,v in named.items()}) for i in range(len(boxes))]
+        return dict(box=to_pixels(vals.box, frame), score=vals.score, **named)
+    def words(self, answer):
+        if answer is absent: return format_value(answer)
+        plural = 'object' if len(answer)==1 else 'objects'
+        return f'{len(answer)} {plural}'
+    def certainties(self, pred, decision, classes=True):
+        "Nothing for the picture: each object has its score"
+        return {}
     def tta(self, plain, augmented, beta=0.25, use_max=False):
         if beta is None: return plain, plain
         return plain

@@ -161,11 +161,15 @@ class ConstantBaseline(Callback):
 
     def before_validate(self):
         self._forget()
+        if not self.learn.priors: return
         self.copies = deepcopy(self.learn.metrics)
         for m in self.copies: m.reset()
 
     def after_batch(self):
-        if self.training: return
+        if self.training or not self.copies: return
+        if not isinstance(self.learn.pred, (Tensor,Named)):
+            self.copies = []
+            return
         loss_func = self.learn.loss_func
         step = getattr(loss_func, 'step', None)
         pred = self._constant(self.learn.pred)

@@ -163,8 +163,8 @@ def read_state(file, device='cpu', **kwargs): # A path; where tensors go; passed
     file = Path(file)
     check_state_file(file)
     if isinstance(device, int): device = torch.device('cuda', device)
-    scalar = np.float64(0).__reduce__()[0]        # numpy calls it to make a number again
-    types = [L, scalar, np.dtype, *[getattr(np.dtypes, o) for o in np.dtypes.__all__]]
+    makers = [o.__reduce__()[0] for o in (np.float64(0), np.zeros(1))]    # numpy calls them to make a value again
+    types = [L, *makers, np.ndarray, np.dtype, *[getattr(np.dtypes, o) for o in np.dtypes.__all__]]
     kwargs.setdefault('weights_only', True)
     try:
         with torch.serialization.safe_globals(types): return torch.load(file, map_location=device, **kwargs)
@@ -329,6 +329,16 @@ class PersistentLearner(PartsLearner):
         if not isinstance(old, Optimizer) or knows_all(old, self.splitter(self.model)): return
         self.create_opt()
         carry_over(old, self.opt)
+
+    def set_head(self,
+        name:str, # An output of the learner
+        head, # As in `multi_learner(heads=…)`: hidden sizes, options, a head class, a module, or what builds one
+        n_out:int=None # Size of the output; what it was if `None`
+    ):
+        "Give an output another head, which the optimizer trains; for the rest it goes on where it was"
+        check_in(name, self.tasks, 'output')
+        self.plain_model.set_head(name, head, n_out)
+        self.renew_opt()
 
     # Files
     def save(self,

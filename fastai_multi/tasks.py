@@ -28,6 +28,7 @@ from .terms import *
 from .rowmetrics import *
 from .losses import *
 from .metrics import *
+from .prediction import *
 
 # %% ../nbs/68_tasks.ipynb #86ad702f
 class ForPart:
@@ -121,6 +122,24 @@ class Task(ForPart):
         "One decoded prediction as a user reads it; `frame` maps to the pixels of the given picture"
         return self.part.decode(value)
 
+    def certainty(self, pred, decision, classes=True):
+        "The `Certainty` of one item from what `activation` and `decodes` gave, with the `classes`' probabilities; or "
+        "`None` for a kind without probabilities"
+
+    def certainties(self, pred, decision, classes=True) -> dict:
+        "`certainty` by the name of the output; of a group, by `group.member`"
+        res = self.certainty(pred, decision, classes)
+        if res is None: return {}
+        return {self.name: res}
+
+    def words(self, answer) -> str: # What `to_user` gave
+        "The answer in a few words"
+        return self.part.format(answer)
+
+    def on_picture(self, value, answer, frame):
+        "What is drawn on the given picture for one decoded prediction and its `to_user`; `frame` as there"
+        return answer
+
     def tta(self, plain, augmented, beta=0.25, use_max=False):
         "One prediction from the plain one (`bs,...`) and the augmented ones (`n,bs,...`)"
         if not self.averaged: return plain
@@ -172,6 +191,12 @@ class CategoryTask(Task, part=CategoryPart):
     def activation(self, pred): return pred.softmax(-1)
     def decodes(self, pred): return pred.argmax(-1)
 
+    def certainty(self, pred, decision, classes=True):
+        "The probability of the class"
+        probs = zip_probs(self.part.vocab, pred, sum_to_1=True)
+        if probs is None: return None
+        return Certainty([*probs.values()][int(decision)], probs if classes else None)
+
     def prior(self, values, class_weight=None):
         "Logarithms of how frequent the classes are, half an item added to each"
         n = torch.bincount(values.reshape(-1).long(), minlength=self.part.c) + 0.5
@@ -206,6 +231,14 @@ class TagsTask(Task, part=TagsPart):
     def metrics(self): return [map_multi, f1_multi]
     def activation(self, pred): return pred.sigmoid()
     def decodes(self, pred): return self.cut.decide(pred)
+
+    def certainty(self, pred, decision, classes=True):
+        "The probability of the tag, given or not, that was decided most narrowly"
+        probs = zip_probs(self.part.vocab, pred)
+        if probs is None: return None
+        values = untyped(pred.float().cpu())
+        sure = torch.where(untyped(decision.cpu())>0, values, 1-values).min()
+        return Certainty(float(sure), probs if classes else None)
 
     def metric(self, m):
         "The metric `m`, at this output's threshold if it has one"
@@ -311,6 +344,14 @@ class MaskTask(Task, part=MaskPart):
     def metrics(self): return [mask_accuracy]
     def activation(self, pred): return pred.softmax(1)
     def decodes(self, pred): return pred.argmax(1)
+    def certainty(self, pred, decision, classes=True):
+        "The mean over pixels of the probability of their class"
+        values = untyped(pred.detach().float()).amax(0)    # h,w
+        if not bool(((values>=0) & (values<=1+1e-4)).all()): return None
+        return Certainty(float(values.mean().clamp(max=1)))
+    def on_picture(self, value, answer, frame):
+        if frame is None or answer is absent: return absent
+        return to_picture(untyped(value.detach().cpu()), frame)
     def check_head(self, given):
         if self.part.c is None and not isinstance(given, nn.Module):
             raise ValueError(f"Output {self.name!r} is a mask, and the number of its classes is not known: "
@@ -367,6 +408,14 @@ class GroupTask(Task, part=GroupPart):
         return self.tasks[name].to_units(v)
     def to_user(self, value, frame=None): # A dict by member
         return dict(self.by_member('to_user', value, frame).items())
+    def certainties(self, pred, decision, classes=True):
+        if not isinstance(pred, Named) or not isinstance(decision, Named): return {}
+        here = [n for n in self.tasks if n in pred.keys() and n in decision.keys()]
+        return merge(*[self.tasks[n].certainties(pred[n], decision[n], classes) for n in here])
+    def on_picture(self, value, answer, frame):
+        if not isinstance(value, Named): return answer
+        here = [n for n in self.tasks if n in value.keys()]
+        return {**answer, **{n: self.tasks[n].on_picture(value[n], answer[n], frame) for n in here}}
     def tta(self, plain, augmented, beta=0.25, use_max=False):
         "By member; with `beta=None` a pair of groups"
         vals = [t.tta(plain[n], augmented[n], beta, use_max) for n,t in self.tasks.items()]

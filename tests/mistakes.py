@@ -64,7 +64,7 @@ def spoil(case, rng, kinds, values, one_column=False, picture=False, content=Non
     return [content.said(), label(case, r)]
 
 @in_table
-def text_for_a_number(case, rng): return spoil(case, rng, ['number'], ['abc','12 €','1,5',b'3'])
+def text_for_a_number(case, rng): return spoil(case, rng, ['number'], ['abc','12 €','1,5'])
 @in_table
 def list_for_a_number(case, rng): return spoil(case, rng, ['number'], [[1.,2.,3.,4.],{'a': 1},{1.5}], True)
 @in_table
@@ -117,7 +117,7 @@ def box_without_area(case, rng):
     box = list(content.values[r])
     box[2] = box[0]-rng.choice([0, 3])
     put_box(case, content, r, box)
-    return [content.said(), label(case, r), 'area']
+    return [content.said(), place(case, r), 'area']
 @in_table
 def box_beyond_its_picture(case, rng):
     content = output_of(case, rng, 'box')
@@ -126,7 +126,11 @@ def box_beyond_its_picture(case, rng):
     if r is None or not case.has_picture[r]: return None
     x1,y1,x2,y2 = content.values[r]
     put_box(case, content, r, rng.choice([[x1,y1,x2+50,y2], [x1,y1,x2,y2+50], [x1-50,y1,x2,y2], [x1,y1-50,x2,y2]]))
-    return [content.said(), label(case, r), 'beyond']
+    return [content.said(), place(case, r), 'beyond']
+def place(case, r):
+    "How a message may name a row: what a transform is set up with is the first item of the training split"
+    if r!=case.train_rows[0]: return label(case, r)
+    return label(case, r),'first item of the training split'
 def put_box(case, content, r, box):
     cols = list(content.columns)
     if len(cols)==1: return set_cell(case, cols[0], r, box)
@@ -192,7 +196,9 @@ def bad_file(case, rng, name):
 @in_table
 def missing_file(case, rng): return bad_file(case, rng, 'nowhere.png')
 @in_table
-def broken_file(case, rng): return bad_file(case, rng, 'broken.png')
+def broken_file(case, rng):
+    if any(c.spatial for c in case.outputs.values()): return None    # its header may be read first, and does not fit
+    return bad_file(case, rng, 'broken.png')
 @in_table
 def text_file(case, rng): return bad_file(case, rng, 'text.png')
 @in_table
@@ -201,7 +207,8 @@ def empty_file(case, rng): return bad_file(case, rng, 'empty.png')
 def folder_for_a_file(case, rng): return bad_file(case, rng, 'a folder.png')
 @in_table
 def number_for_a_file(case, rng):
-    words = spoil(case, rng, ['image'], [5, 1.5, ['a.png'], {'a': 1}])
+    numbers = [] if 'suff' in case.options else [5, 1.5]          # with a suffix numbers are names: 5.png
+    words = spoil(case, rng, ['image'], [*numbers, ['a.png'], {'a': 1}])
     return words and words[:1]
 @in_table
 def missing_mask(case, rng):
@@ -403,6 +410,7 @@ def bad_item(case, rng):
     return using([], lambda learn: learn.predict(v))
 @in_learner
 def row_without_column(case, rng):
+    if len(case.inputs)>1: return None      # an input that is left out is missing, and `predict` says so
     c = next(iter(next(iter(case.inputs.values())).columns))
     row = case.df.iloc[0].drop(c)
     return using([str(c)], lambda learn: learn.predict(row))

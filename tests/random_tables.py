@@ -5,6 +5,7 @@ import linecache, math, random, sys, time, traceback, warnings
 from collections import Counter
 
 import numpy as np, pandas as pd, torch
+from fastcore.foundation import L
 from fastai.vision.augment import Resize
 from fastai_multi import *
 from tests.contents import (INPUTS, N_PICTURES, ODD_NAMES, OUTPUTS, NumberOutput, TagsOutput, WeightColumn, Window,
@@ -198,9 +199,14 @@ class Case:
         for n,c in self.outputs.items():
             if hasattr(c, 'check_metric'): c.check_metric(found, preds[n], self.valid_rows)
         weights,scales = learn.loss_func.weights,learn.loss_func.scales
-        parts = [weights[n]*scales.get(n, 1.)*found[f'{n}_loss'] for n in self.outputs]
+        parts = [weights[n]*scales.get(n, 1.)*found[loss_column(n)] for n in self.outputs]
         if np.isfinite(parts).all():
             check(near(sum(parts), found['valid_loss'], 1e-3), f'the losses {parts} do not add up: {found}')
+
+def loss_column(n):
+    "The column of an output's loss; the total has a name already"
+    if n=='valid': return 'valid_loss_2'
+    return f'{n}_loss'
 
 def mixed(v):
     "Whether a list of cells needs a column of objects"
@@ -213,7 +219,7 @@ def is_clear(e, words):
     frame = traceback.extract_tb(e.__traceback__)[-1]
     ours = '/fastai_multi/' in frame.filename and 'raise ' in linecache.getline(frame.filename, frame.lineno)
     text = str(e)
-    missing = [w for w in words if w not in text]
+    missing = [w for w in words if not any(o in text for o in L(w))]      # one of several ways to say it
     if not ours: return f'raised in {frame.filename[-40:]}:{frame.lineno}'
     if len(text.split())<5: return 'not a sentence'
     if missing: return f'does not name {missing}'

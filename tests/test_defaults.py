@@ -193,6 +193,24 @@ def test_the_probe_is_validated_once(drawn, capsys):
     assert len(n) == 2                                           # epoch 0 and epoch 1
     assert learn.evaluate(baseline=True).probe.kind_loss == pytest.approx(learn.probe_scores['kind_loss'])
 
+def test_a_plain_fit_says_what_is_worse_than_a_constant(drawn, capsys):
+    df = pd.read_csv(drawn/'items.csv')
+    dls = MultiDataLoaders.from_df(df, text='caption', image=None, outputs=dict(kind=CategoryBlock, area=RegressionBlock),
+                                   seed=0, bs=16, num_workers=0)
+    learn = multi_learner(dls)
+    learn.logger = print
+    with learn.no_bar():
+        learn.fit_one_cycle(2)
+        assert '20 steps are few: use bs=4 or 6 epochs' in capsys.readouterr().out
+        with torch.no_grad(): linear_heads(learn)['area'].wide.bias.add_(30.)
+        learn.fit(1, 1e-6)
+    said = capsys.readouterr().out
+    assert said.count('`area` is worse than a constant answer: area_mae') == 1
+    learn.lr_find(num_it=10, show_plot=False)
+    assert 'worse' not in capsys.readouterr().out
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-6)
+    assert not capsys.readouterr().out                           # a learner without a log says nothing
+
 def test_epoch_0_is_the_probe(tuned, drawn):
     start,*epochs = tuned.table
     assert len(epochs) == 3

@@ -78,3 +78,11 @@ def test_a_file_that_differs_is_not_kept(shapes, tmp_path):
     learn = randomised(multi_learner(loaders(shapes, text='caption')))
     with pytest.raises(ValueError, match='differ from the learner'): learn.to_program(tmp_path/'model.pt2', tolerance=-1)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_not_there_is_made(shapes, tmp_path):
+    dls = MultiDataLoaders.from_csv(shapes, 'items.csv', image='file', outputs=dict(kind=CategoryBlock),
+                                    item_tfms=Resize(32), bs=8, num_workers=0)
+    learn = multi_learner(dls, simple_cnn(depth=2))
+    assert Path(learn.to_program(str(tmp_path/'new'/'kind.pt2')).file).exists()
+    assert [o.name for o in (tmp_path/'new').iterdir()]==['kind.pt2']

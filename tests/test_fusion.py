@@ -3,7 +3,9 @@ import pytest, torch
 from fastai.vision.all import *
 from fastai_multi import *
 from fastai_multi.core import untyped
+from fastai_multi.models.awdlstm import AWDLSTMEncoder
 from fastai_multi.models.fusion import fusions
+import fastai_multi.models.tokens    # has two of them
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -17,7 +19,7 @@ def test_a_learner_with_each_fusion(loaders, shapes, name, tmp_path):
     set_seed(0)
     learn = multi_learner(loaders, simple_cnn(2, width=4), fusion=name)
     start = learn.validate(0)[0]
-    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(4, 4e-3)
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(4, 1e-3)
     assert learn.validate(0)[0]<start
     picture = shapes/'images/00000.jpg'
     for item in ((picture, 'something red'), (picture, None), (None, 'something red')):
@@ -38,3 +40,27 @@ def test_each_fusion_is_traced_whole(loaders, name):
         want = model(xb)
         got = torch.compile(model, fullgraph=True, backend='eager')(xb)
     torch.testing.assert_close(tuple(got), tuple(want), atol=1e-5, rtol=1e-4)
+
+small_awd = partial(AWDLSTMEncoder, emb_sz=8, n_hid=8, n_layers=2)
+
+@pytest.mark.parametrize('name,text', [*[(n,'bag') for n in fusions], ('attention','lstm'), ('tokens',small_awd)])
+def test_calls_of_a_learner_with_each_fusion(loaders, name, text):
+    "Depths by output, a split, balancing at both levels, and what looks at a model"
+    kwargs = dict(fusion=name, text=text)
+    for options in (dict(depth=dict(colour=1, area=2)), dict(split=1)):
+        learn = multi_learner(loaders, simple_cnn(2, width=4), **kwargs, **options)
+        assert len(learn.predict((None, 'a red square'))[0])==2
+    learn = multi_learner(loaders, simple_cnn(2, width=4), modality_dropout=.3, **kwargs)
+    with learn.no_bar(), learn.no_logging():
+        for level in ('features','parameters'):
+            learn.fit(1, cbs=GradientBalance('pcgrad', level=level))
+        learn.fit(1, cbs=UncertaintyWeighting())
+        assert learn.tta(n=1)[0].colour.isfinite().all()
+        assert 0<learn.lr_find(num_it=8, show_plot=False).valley<1
+        summary = learn.summary()
+    assert type(first(learn.model.views.values()).fusion).__name__.lower() in summary.lower()
+    assert len(learn.predict_df(loaders.items.head(3)))==3
+    plot_model(learn)
+    plt.close('all')
+    check = modality_check(learn)
+    assert set(check.table.index.get_level_values('input'))=={'image','text'}

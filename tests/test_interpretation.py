@@ -180,6 +180,18 @@ def test_a_learner_of_fastai_is_answered_in_words(learn):
     plain = Learner(learn.dls, nn.Linear(1,1), loss_func=MSELossFlat())
     with pytest.raises(TypeError, match='fastai has Interpretation'): MultiInterpretation.from_learner(plain)
 
+def test_fastais_interpretation_of_named_outputs_is_answered_in_words(learn):
+    with pytest.raises(TypeError, match='MultiInterpretation.from_learner'): Interpretation.from_learner(learn)
+
+def test_fastais_interpretation_reads_one_plain_output(table, shapes):
+    rows = table.dropna(subset=['kind'])
+    block = DataBlock((ImageBlock, CategoryBlock), get_x=ColReader('file', pref=shapes), get_y=ColReader('kind'),
+                      splitter=ColSplitter(), item_tfms=Resize(32))
+    learn = multi_learner(block.dataloaders(rows, bs=4, num_workers=0), simple_cnn(2, width=4))
+    Interpretation.from_learner(learn).plot_top_losses(2)
+    found = ClassificationInterpretation.from_learner(learn).confusion_matrix()
+    assert found.sum()==len(learn.dls.valid_ds)
+
 def test_intervals():
     assert wilson(.5, 100)['low']==pytest.approx(.4038, abs=1e-3)
     assert interval(np.array([2.,4.]))['mean']==3

@@ -622,7 +622,8 @@ def test_what_is_frozen_after_a_training_stays_still(shapes, how):
     if how=='freeze': learn.freeze()
     else: trunk.requires_grad_(False)
     frozen = [p for p in learn.model.parameters() if not p.requires_grad]
-    moving = [p for p in learn.model.parameters() if p.requires_grad]
+    named = learn.model.named_parameters()    # the vectors of missing inputs rest while nothing is missing
+    moving = [p for n,p in named if p.requires_grad and '.absents.' not in n]
     before = [p.detach().clone() for p in frozen+moving]
     learn.fit(1)
     assert frozen and all(torch.equal(a, b) for a,b in zip(before, frozen))
@@ -638,6 +639,20 @@ def test_a_head_put_in_another_s_place_is_trained(shapes):
     learn.fit(1)
     assert not any(torch.equal(a, b) for a,b in zip(before, learn.model.heads['kind'].parameters()) if a.ndim>1)
     assert learn.opt.state[trunk]['step']==2*steps                 # the rest went on
+
+def test_set_head_of_a_learner(shapes):
+    learn = learner(small(shapes))
+    learn.fit(1)
+    trunk = first(learn.model.encoders['image'].parameters())
+    steps = learn.opt.state[trunk]['step']
+    learn.set_head('kind', [8])
+    head = list(learn.model.heads['kind'].parameters())
+    known = {id(p) for p,*_ in learn.opt.all_params()}
+    assert all(id(p) in known for p in head) and len(known)==len(list(learn.model.parameters()))
+    assert learn.opt.state[trunk]['step']==steps
+    learn.fit(1)
+    assert learn.opt.state[trunk]['step']==2*steps
+    with pytest.raises(KeyError, match="Unknown output 'kin'.*Did you mean 'kind'"): learn.set_head('kin', [8])
 
 # Which items an epoch has
 
@@ -731,6 +746,18 @@ def test_a_table_that_cannot_be_predicted(trained, shapes):
     for bs in (0, -1, 'x'):
         with pytest.raises(ValueError, match='a whole number of at least 1'): trained.predict_df(df, bs=bs)
     assert len(trained.predict_df(df.iloc[:3], bs=np.int64(2), num_workers=0))==3
+
+def test_items_that_make_no_test_loader(shapes):
+    df = pd.read_csv(shapes/'items.csv')
+    dls = small(shapes)
+    for items,error,words in ((None, TypeError, '`items` is None'), ([], ValueError, '`items` is empty'),
+                              ({}, TypeError, 'takes a table'), (df[:0], ValueError, '`items` is empty'),
+                              (df.iloc[0], TypeError, 'call `predict`'), (3, TypeError, '`items` is 3'),
+                              (iter([1]), TypeError, 'takes a table'), ([1,2], TypeError, 'The first item is 1, of type int')):
+        with pytest.raises(error, match=words): dls.test_dl(items)
+    with pytest.raises(KeyError, match="Unknown argument 'nonsense'"): dls.test_dl(df, nonsense=1)
+    with pytest.raises(ValueError, match='`bs` is 0'): dls.test_dl(df, bs=0)
+    assert len(dls.test_dl([df.iloc[0], df.iloc[1]], num_workers=0).one_batch()[0])
 
 def test_more_items_in_a_batch_than_there_are(shapes):
     learn = learner(small(shapes, bs=512))

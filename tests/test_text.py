@@ -123,3 +123,127 @@ def test_a_trained_model_knows_words_that_training_never_had():
     learn = multi_learner(dls, text=path)
     with learn.no_bar(), learn.no_logging(): learn.probe()
     assert learn.evaluate()['what_accuracy']>=.85
+
+# LoRA
+
+@pytest.fixture(scope='module')
+def tuned(folder, table):
+    pytest.importorskip('peft')
+    learn = multi_learner(loaders(table, str(folder)), text=transformer_encoder(folder, lora=2))
+    set_seed(0)
+    return learn
+
+def base_weights(learn):
+    encoder = learn.model.encoders['text']
+    return {n: p for n,p in encoder.model.named_parameters() if 'lora_' not in n}
+
+def test_lora_trains_its_matrices_and_leaves_the_base_alone(tuned):
+    before = {n: p.detach().clone() for n,p in base_weights(tuned).items()}
+    added = {n: p.detach().clone() for n,p in tuned.model.encoders['text'].named_parameters() if 'lora_' in n}
+    with tuned.no_bar(), tuned.no_logging():
+        tuned.unfreeze()
+        assert not any(p.requires_grad for p in base_weights(tuned).values())
+        tuned.fit_one_cycle(20, slice(1e-2, 2e-2))
+        tuned.fine_tune(1, 1e-2, lrs=dict(text=1e-2))
+    assert all(torch.equal(p, before[n]) for n,p in base_weights(tuned).items())
+    moved = [not torch.equal(p, added[n]) for n,p in tuned.model.encoders['text'].named_parameters() if n in added]
+    assert len(moved)==2*4*6 and all(moved)    # two matrices for the six linear maps of each of four layers
+    assert tuned.evaluate()['colour_accuracy']>.8
+
+def test_lora_starts_as_the_model_itself(folder):
+    ids = tensor([[2,5,9,3]])
+    with torch.no_grad():
+        torch.testing.assert_close(transformer_encoder(folder, lora=4).eval()(ids), transformer_encoder(folder).eval()(ids))
+
+def test_lora_groups_and_what_is_frozen_by_name(folder, table):
+    tuned = multi_learner(loaders(table, str(folder)), text=transformer_encoder(folder, lora=2))
+    groups = tuned.summary_groups().set_index('group').parameters
+    assert groups['early trunk']==groups['late trunk']==sum(p.numel() for n,p in
+        tuned.model.encoders['text'].model.encoder.layer[0].named_parameters() if 'lora_' in n)*2
+    tuned.freeze('text')
+    tuned.unfreeze('text')
+    tuned.unfreeze()
+    assert not any(p.requires_grad for p in base_weights(tuned).values())
+
+def test_a_lora_learner_is_exported(tuned, tmp_path):
+    tuned.export(tmp_path/'model.pkl')
+    with tuned.no_bar():
+        a,b = tuned.predict('A blue square'),load_learner(tmp_path/'model.pkl').predict('A blue square')
+    torch.testing.assert_close(a[2].colour, b[2].colour)
+
+def test_a_lora_configuration(folder):
+    peft = pytest.importorskip('peft')
+    enc = transformer_encoder(folder, lora=peft.LoraConfig(r=3, target_modules=['query']))
+    added = [n for n,p in enc.named_parameters() if p.requires_grad]
+    assert len(added)==8 and all('query' in n for n in added)
+    with pytest.raises(TypeError, match='`lora` is .many.; it takes a rank'): transformer_encoder(folder, lora='many')
+
+# What is read, and in which numbers
+
+def test_a_model_in_half_precision_is_read_in_float32(folder, tmp_path):
+    transformers.AutoModel.from_pretrained(folder).to(torch.bfloat16).save_pretrained(tmp_path)
+    transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path)
+    assert transformers.AutoModel.from_pretrained(tmp_path).dtype==torch.bfloat16
+    assert {p.dtype for p in transformer_encoder(tmp_path).parameters()}=={torch.float32}
+
+def test_a_name_on_the_hub_without_a_network(table, monkeypatch):
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
+    with pytest.raises(ValueError, match='Without a network give the folder that holds config.json'):
+        multi_learner(loaders(table, None), text='nobody/no-such-model')
+
+def test_texts_that_are_cut_are_counted(folder, table):
+    with pytest.warns(UserWarning, match=r"Input 'text': 35 of 35 texts are longer than 4 tokens, and 35 tokens are cut"):
+        loaders(table, str(folder), max_len=4).one_batch()
+    with pytest.warns(UserWarning, match=r"Input 'text': 35 of 35 texts are longer than 2 tokens, and 35 tokens are cut"):
+        loaders(table, None, max_len=2).one_batch()
+
+# fastai's AWD-LSTM
+
+@pytest.fixture(scope='module')
+def language_model(table):
+    from fastai.text.all import AWD_LSTM, BaseTokenizer, TextDataLoaders, awd_lstm_lm_config, language_model_learner
+    dls = TextDataLoaders.from_df(table.dropna(subset=['text']), text_col='text', is_lm=True, seq_len=4, bs=4,
+                                  tok_tfm=BaseTokenizer(), min_freq=1)
+    config = {**awd_lstm_lm_config, 'emb_sz': 8, 'n_hid': 12, 'n_layers': 2}
+    lm = language_model_learner(dls, AWD_LSTM, config=config, pretrained=False)
+    with lm.no_bar(), lm.no_logging(): lm.fit(1)
+    return lm
+
+def lm_loaders(table, lm):
+    from fastai.text.all import BaseTokenizer
+    return MultiDataLoaders.from_df(table, text='text', outputs=dict(colour=CategoryBlock), valid_col='is_valid', bs=8,
+                                    text_block=PlainTextBlock(tok=BaseTokenizer(), vocab=lm.dls.vocab))
+
+def test_a_language_model_of_fastai_becomes_an_encoder(language_model, table, tmp_path):
+    from fastai_multi.models.awdlstm import awd_lstm_encoder
+    lm = language_model
+    learn = multi_learner(lm_loaders(table, lm), text=awd_lstm_encoder(lm, drop_mult=0., drop=0.))
+    enc = learn.model.encoders['text']
+    assert torch.equal(enc.rnn.encoder.weight.cpu(), lm.model[0].encoder.weight.cpu())
+    assert not enc.rnn.encoder.weight.requires_grad and learn.summary_groups().parameters.min()>0    # it starts frozen
+    names = [type(cb).__name__ for cb in learn.cbs]
+    assert 'TextRegularizer' in names
+    set_seed(0)
+    with learn.no_bar(), learn.no_logging(): learn.fine_tune(20, 3e-2)
+    assert learn.evaluate()['colour_accuracy']>.6
+    learn.export(tmp_path/'model.pkl')
+    with learn.no_bar():
+        a,b = learn.predict('A blue square'),load_learner(tmp_path/'model.pkl').predict('A blue square')
+    torch.testing.assert_close(a[2], b[2])
+
+def test_a_saved_encoder_and_its_words(language_model, table, tmp_path):
+    from fastai_multi.models.awdlstm import awd_lstm_encoder
+    language_model.path = tmp_path
+    language_model.save_encoder('words')
+    enc = awd_lstm_encoder(tmp_path/'models'/'words', vocab=language_model.dls.vocab)
+    assert torch.equal(enc.rnn.encoder.weight, language_model.model[0].encoder.weight.cpu())
+    with pytest.raises(ValueError, match='A file holds no words'): awd_lstm_encoder(tmp_path/'models'/'words')
+    with pytest.raises(ValueError, match=r"words of its own, and the language model has \d+"):
+        multi_learner(loaders(table, None), text=enc)
+
+@pytest.mark.parametrize('text', ['lstm','awd_lstm'])
+def test_encoders_from_scratch_by_name(table, text):
+    learn = multi_learner(loaders(table, None), text=text)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    assert learn.predict('a blue circle')[0].colour in ('red','green','blue')
+    learn.model.set_head('colour', [8])

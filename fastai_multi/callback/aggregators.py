@@ -132,6 +132,21 @@ class GramianWeights:
         self.keep_n = prefers or isinstance(self.agg, (A.Constant, import_module('torchjd').Stateful))
         self.on_device = isinstance(self.agg, (A.Sum, A.Mean)) or exact and not prefers
 
+    def _stateful(self):
+        stateful = import_module('torchjd').Stateful
+        return [m for m in self.agg.modules() if isinstance(m, stateful)]
+
+    def memory(self) -> list: # Plain data, for each part of the aggregator that has a memory
+        "What the aggregator remembers of the steps before"
+        kept = [{k: v for k,v in vars(m).items() if is_plain(v)} for m in self._stateful()]
+        return deepcopy(kept)
+
+    def remember(self, memory:list): # What `memory` gave
+        "Go on with a memory"
+        if not memory: return
+        with torch.random.fork_rng(devices=[]): self(torch.eye(self.n))    # some build what they need at first
+        for m,state in zip(self._stateful(), memory): vars(m).update(deepcopy(state))
+
     def factor(self, n):
         if n not in self.factors: self.factors[n] = _step_factor(self.agg, n)
         return self.factors[n]

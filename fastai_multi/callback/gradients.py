@@ -180,6 +180,16 @@ class GradientBalance(Balancer):
         super().reset()
         self.weigher = None
 
+    def state_dict(self) -> dict: # Plain data
+        "What the aggregator remembers, and how many steps were skipped"
+        memory = [] if self.weigher is None else self.weigher.memory()
+        return dict(memory=memory, skipped=self.skipped)
+
+    def load_state_dict(self, state:dict): # What `state_dict` gave
+        "Go on with what an aggregator remembered"
+        self.skipped = state['skipped']
+        if self.weigher is not None: self.weigher.remember(state['memory'])
+
     def check(self):
         super().check()
         self.skipped = 0

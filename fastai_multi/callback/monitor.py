@@ -101,6 +101,17 @@ class TaskMonitor(PerLearner):
         self.looks = Looks()
         self.step = 0
 
+    def state_dict(self) -> dict: # Plain data
+        "What was recorded so far"
+        self.fetch()
+        return dict(rows=self.looks.rows, steps=list(self.looks.steps), step=self.step)
+
+    def load_state_dict(self, state:dict): # What `state_dict` gave
+        "Go on recording after `state`"
+        self.looks = Looks(self.looks.names)
+        self.looks.add(state['rows'], state['steps'])
+        self.step = state['step']
+
     def before_fit(self):
         self.epoch_start = None
         self.run = is_fitting(self.learn) and not hasattr(self.learn, 'lr_finder')

@@ -83,6 +83,20 @@ class TaskEarlyStopping(PerLearner):
         self.best = {}
         self.fresh = True
 
+    def state_dict(self) -> dict: # Plain data
+        "The account of the training so far, from which it can go on"
+        return dict(stopped=dict(self.stopped), muted=list(self.muted), kept=dict(self.kept),
+                    best={n: dict(vars(b)) for n,b in self.best.items()})
+
+    def load_state_dict(self, state:dict): # What `state_dict` gave
+        "Go on from an account"
+        self.stopped = state['stopped']
+        self.muted = set(state['muted'])
+        self.kept = state['kept']
+        self.best = {n: BestSoFar() for n in state['best']}
+        for n,b in self.best.items(): vars(b).update(state['best'][n])
+        self.fresh = False
+
     def before_fit(self):
         self.fresh = True
         if not is_fitting(self.learn): return

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['as_array', 'numbers', 'plain_numbers', 'stack_padded', 'NumericPart', 'stored_rows', 'close_numbers', 'VectorPart',
-           'fill_rows', 'source_name', 'ImagePart', 'called_function', 'Opener', 'creates', 'TextPart']
+           'fill_rows', 'source_name', 'ImagePart', 'called_function', 'Opener', 'creates', 'TextPart', 'warn_cut']
 
 # %% ../../nbs/06_data.inputs.ipynb #e4d4db39
 from fastcore.all import *
@@ -310,6 +310,7 @@ class TextPart(Part):
         here = [v for v,m in zip(values, missing) if not m]
         if self.encoder is None or not all(isinstance(v, str) for v in here): return None
         ids = self.encoder.ids(here)
+        warn_cut(self.what, self.encoder, len(here))
         lengths = np.zeros(len(values), dtype=int)
         lengths[~missing] = [len(o) for o in ids]
         joined = np.fromiter((i for o in ids for i in o), np.int64, lengths.sum())
@@ -349,3 +350,10 @@ class TextPart(Part):
         if res.vocab is not None: res.c = len(res.vocab)
         return res
     def fit_flat(self, tl): pass
+
+def warn_cut(what, encoder, n_texts): # The input, its `Numericaliser` after a call of `ids`, how many texts that read
+    "Warn if texts were cut"
+    texts,tokens = encoder.n_cut
+    if not texts: return
+    warnings.warn(f'{what}: {texts} of {n_texts} texts are longer than {encoder.max_len} tokens, and {tokens} tokens '
+                  'are cut off. PlainTextBlock(max_len=…) sets the length.', stacklevel=2)

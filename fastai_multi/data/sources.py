@@ -278,9 +278,6 @@ def input_columns(df, names) -> dict: # A table; the names of its inputs
         if isinstance(v, StoredPicture): res.setdefault('image', []).append(n)
         elif isinstance(v, str): res.setdefault('text', []).append(n)
         else: res.setdefault('features', []).append(n)
-    if len(res.get('image', []))>1:
-        raise ValueError(f"The data set has several pictures, {res['image']}: say which to use, "
-                         f"image={res['image'][0]!r}.")
     return {k: v[0] if len(v)==1 else v for k,v in res.items()}
 
 # %% ../../nbs/19_data.sources.ipynb #cfffba08
@@ -374,8 +371,9 @@ def as_rows(
     if is_hf(items): return hf_table(items, [c for c in table_columns(dls) if c in items.column_names])
     if isinstance(items, (list,tuple,L)):
         if len(items) and all(isinstance(o, (str,Path)) for o in items): return file_rows(items, reader)
-        return items
-    if isinstance(items, pd.DataFrame) or not hasattr(items, '__getitem__'): return items
+        return [reader.with_gaps(o) if isinstance(o, pd.Series) else o for o in items]
+    if isinstance(items, pd.DataFrame): return reader.with_gaps(items)
+    if not hasattr(items, '__getitem__'): return items
     return dsets_table([items])[0]
 
 # %% ../../nbs/19_data.sources.ipynb #1nf3r032
@@ -386,7 +384,7 @@ def table_columns(dls):
 
 def file_rows(files, reader):
     "A table of files of pictures, without other inputs"
-    if 'image' not in reader.readers: return files
+    if not reader.pictures: return files
     names = [os.path.abspath(f).removesuffix(reader.suff) for f in files]
     res = pd.DataFrame({c: None for r in reader.readers.values() for c in r.cols}, index=range(len(names)))
-    return res.assign(**{reader.image: names})
+    return res.assign(**{first(reader.pictures.values()).cols[0]: names})

@@ -81,7 +81,7 @@ class HFVocabulary:
         self.unk_id = self._first_id(getattr(tok, 'unk_token_id', None), *map(ids.get, _unks))
         if self.pad_id is None: refuse_no_padding()
     def _first_id(self, *ids): return first(i for i in ids if i is not None)
-    def encode(self, s): return self.tok.encode(s).ids
+    def encode(self, s): return self.tok.encode(s)
     def decode(self, ids): return self.tok.decode(ids)
 
 def refuse_no_padding():
@@ -179,6 +179,7 @@ class Numericaliser:
         self.vocab = None
         self.given = vocab is not None
         self.has_ids = isinstance(self.tok, HFVocabulary)
+        self.n_cut = (0,0)    # texts that the last call of `ids` cut, and how many tokens they lost
         if self.has_ids: self._take_ids(self.tok)
         elif self.given: self._set_vocab(vocab)
 
@@ -215,9 +216,19 @@ class Numericaliser:
     def ids(self, texts:list) -> list:
         "A list of numbers for each of `texts`"
         if self.vocab is None: refuse_no_vocabulary()
-        if self.has_ids: return [self.tok.encode(composed(s)) for s in texts]
+        if self.has_ids: return self._own_ids([self.tok.encode(composed(s)) for s in texts])
+        tokens = self.tokens(texts)
         get,unk,n = self.o2i.get,self.unk_id,self.max_len
-        return [[get(w, unk) for w in o[:n]] for o in self.tokens(texts)]
+        if n is not None: self._count_cut([len(o)-n for o in tokens if len(o)>n])
+        return [[get(w, unk) for w in o[:n]] for o in tokens]
+
+    def _own_ids(self, encodings):
+        "The numbers in `encodings` of a Hugging Face tokenizer, which holds what it cut off as further pieces"
+        pieces = [o.overflowing for o in encodings]
+        self._count_cut([sum(len(o.ids)-sum(o.special_tokens_mask) for o in p) for p in pieces if p])
+        return [o.ids for o in encodings]
+
+    def _count_cut(self, lengths): self.n_cut = (len(lengths), sum(lengths))
 
     def encode_all(self, texts:list) -> list:
         "A tensor of numbers for each of `texts`"

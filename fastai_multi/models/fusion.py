@@ -144,12 +144,16 @@ class FiLMFusion(nn.Module):
 fusions = dict(concat=Concat, sum=SumFusion, gated=GatedFusion, film=FiLMFusion)
 
 def fusion(kind, # A name in `fusions`, a module, or a class or function that builds one from `sizes`
-           sizes:dict # Number of features by input's name; `None` where it is not known
+           sizes:dict, # Number of features by input's name; `None` where it is not known
+           token_sizes:dict=None # Number of features of a token, by input, for a fusion that `reads_tokens`
           ) -> nn.Module:
     "Make the fusion of inputs of these `sizes`; it has an attribute `n_features`"
     if isinstance(kind, str):
         _check_fusion(kind)
-        return _own_fusion(fusions[kind](sizes), sizes)
+        kind = fusions[kind]
+    if getattr(kind, 'reads_tokens', False):
+        if not isinstance(kind, nn.Module): kind = kind(token_sizes or sizes)
+        return kind
     if isinstance(kind, nn.Module): return _own_fusion(kind, sizes)
     if callable(kind): return _own_fusion(kind(sizes), sizes)
     _refuse_fusion(kind)

@@ -96,7 +96,8 @@ class FeatureMaps:
 
     def __getitem__(self, i):
         i = range(len(self))[i]
-        if self.made[i] is None: self.made[i] = zero_missing(self.leave(self.states[i], i, self.image), self.here)
+        if self.made[i] is None:
+            self.made[i] = zero_missing(self.leave(self.states[i], i, self.image), self.here)
         return self.made[i]
 
     def maps(self):
@@ -107,8 +108,9 @@ class FeatureMaps:
         "The maps of the first `n` stages"
         return FeatureMaps(self.image, self.here, self.states[:n], self.leave)
 
-    def grown(self, states):
-        "With the maps of further `states`"
+    def grown(self, branch):
+        "With the maps of further stages, a `branch` that goes on from the last one"
+        with norms_kept_unless(branch, self.here.sum()>1): states = branch.states(self.states[-1])
         return FeatureMaps(self.image, self.here, [*self.states, *states], self.leave)
 
 # %% ../../nbs/34_models.image.ipynb #176d1359
@@ -140,12 +142,15 @@ class ImageEncoder(Encoder):
     @property
     def gives_map(self): return self.strides[-1] is not None
 
-    def forward(self, x): return zero_missing(self.body(fill_missing(x)), present(x))
+    def forward(self, x):
+        here = present(x)
+        return zero_missing(run_present(self, self.body, x, here), here)
 
     def feature_maps(self, x):
         "The `FeatureMaps` of images `x`, from one pass"
-        image = fill_missing(x)
-        return FeatureMaps(image, present(x), self.body.run(image), self.body.leave)
+        here = present(x)
+        states = run_present(self, self.body.run, x, here)
+        return FeatureMaps(fill_missing(x), here, states, self.body.leave)
 
     def maps(self, x):
         "The map of every stage"

@@ -40,10 +40,16 @@ class RepeatedEncoder(nn.Module):
         self.pretrained = getattr(module, 'pretrained', False)
 
     @property
+    def repeats(self): return self.module
+    @property
+    def token_width(self): return getattr(self.module, 'token_width', self.n_features)
+    @property
     def n_wide(self): return getattr(self.module, 'n_wide', 0)
     @property
     def wide_is_unit(self): return getattr(self.module, 'wide_is_unit', False)
     def wide(self, x, features): return self.module.wide(x, features)
+    def here(self, x):
+        if hasattr(self.module, 'here'): return self.module.here(x)
     def forward(self, x): return self.module(x)
 
 # %% ../../nbs/42_models.multi.ipynb #4999ab16
@@ -192,7 +198,17 @@ class MultiModel(nn.Module):
         for n,e in self.encoders.items():
             if n in self.trunks: sizes[n] = e.maps_of(output).channels[-1]
             else: sizes[n] = e.n_features
-        return View(sizes, list(self._map_sizes(output)), fuse, pool, neck, neck_p=0. if self.from_scratch else 0.5)
+        token_sizes = {n: e.token_width for n,e in self.encoders.items() if hasattr(e, 'token_width')}
+        neck_p = 0. if self.from_scratch else 0.5
+        res = View(sizes, list(self._map_sizes(output)), fuse, pool, neck, neck_p, token_sizes)
+        if res.reads_tokens: self._ask_for_tokens()
+        return res
+
+    def _ask_for_tokens(self):
+        "Let encoders that have tokens give them"
+        for e in self.encoders.values():
+            e = getattr(e, 'repeats', e)
+            if getattr(e, 'gives_tokens', None) is not None: e.gives_tokens = True
 
     def _new_head(self, name, head, spec, like, plan):
         "The head of output `name`, which reads where output `like` reads"
@@ -240,8 +256,12 @@ class MultiModel(nn.Module):
     def _encode(self, encoder, x):
         y = encoder(x)
         if isinstance(encoder, SharedTrunk): return y
-        if not getattr(encoder, 'n_wide', 0): return Features(y)
-        return Features(y, encoder.wide(x, y))
+        here = None
+        tokens = None
+        if isinstance(y, tuple): y,tokens = y
+        if hasattr(encoder, 'here'): here = encoder.here(x)
+        if not getattr(encoder, 'n_wide', 0): return Features(y, None, here, tokens)
+        return Features(y, encoder.wide(x, y), here, tokens)
 
     def features(self, *xb):
         "The fused features `bs,c` that each head starts from, by output"
@@ -370,8 +390,13 @@ class MultiModel(nn.Module):
             if hasattr(encoder, 'param_groups'):
                 for group,parameters in zip(groups, encoder.param_groups()): groups[group] += parameters
             else: groups[f'{name} encoder'] = list(encoder.parameters())
-        groups['new layers'] = list(self.parameters())
+        fixed = {id(p) for p in self.fixed_parameters()}
+        groups['new layers'] = [p for p in self.parameters() if id(p) not in fixed]
         return without_repeats(groups)
+
+    def fixed_parameters(self) -> list:
+        "The parameters of the encoders that no training changes"
+        return [p for e in self.encoders.values() if isinstance(e, Encoder) for p in e.fixed_parameters()]
 
     def param_groups(self) -> list:
         "`named_groups` without the names"

@@ -12,6 +12,7 @@ from ..core import *
 from .encoder import *
 from .image import *
 from .fusion import *
+from .tokens import *
 from .wide import *
 from .heads import *
 
@@ -78,7 +79,7 @@ class SharedTrunk(nn.Module):
         if place not in self.branches: return shared.upto(place)
         branch = self.branches[place]
         if shared is None: return branch.feature_maps(x)
-        return shared.grown(branch.states(shared.states[self.split-1]))
+        return shared.upto(self.split).grown(branch)
 
     def stage_users(self):
         "Pairs of a stage's parameters and the outputs that read it, shared stages first"
@@ -105,18 +106,27 @@ class View(nn.Module):
                  fuse='concat', # How several inputs become one vector: see `fusion`
                  pool:str='concat', # How maps become vectors: see `Pool`
                  neck:int=128, # Width of a picture's vector beside other inputs; 0 leaves it as it is
-                 neck_p:float=0.5 # Dropout of the necks
+                 neck_p:float=0.5, # Dropout of the necks
+                 token_sizes:dict=None # Features of a token by input, for a fusion that reads tokens
                 ):
         super().__init__()
         self.pool = Pool(pool)
         self.map_channels = {n: sizes[n] for n in maps}
         widths = dict(sizes)
         for n in maps: widths[n] = self.pool.n_features(sizes[n])
-        self.necks = ByName({})
-        if neck and len(sizes)>1: self.necks = ByName({n: Neck(widths[n], neck, neck_p) for n in maps})
-        for n in self.necks: widths[n] = neck
-        self.fusion = fusion(fuse, widths)
+        necks = {}
+        if neck and len(sizes)>1: necks = {n: Neck(widths[n], neck, neck_p) for n in maps}
+        for n in necks: widths[n] = neck
+        self.fusion = fusion(fuse, widths, {**sizes, **(token_sizes or {})})
         self.n_features = self.fusion.n_features
+        if self.reads_tokens: widths = necks = {}
+        self.necks = ByName(necks)
+        self.absents = ByName({n: AbsentVector(size) for n,size in widths.items() if size is not None})
+
+    @property
+    def reads_tokens(self):
+        "Whether the fusion reads tokens in place of vectors"
+        return getattr(self.fusion, 'reads_tokens', False)
 
     def vectors(self, inputs):
         "One vector for each input, by name, before any neck"
@@ -152,6 +162,10 @@ class View(nn.Module):
         return self.pool(features[-1])
 
     def forward(self, inputs):
+        if self.reads_tokens: return self.fusion({n: tokens_of(o) for n,o in inputs.items()})
         vectors = self.vectors(inputs)
         for n,neck in self.necks.items(): vectors[n] = neck(vectors[n])
+        for n,absents in self.absents.items():
+            here = inputs[n].here
+            if here is not None: vectors[n] = absents(vectors[n], here)
         return self.fusion(vectors)
