@@ -9,6 +9,7 @@ __all__ = ['callback_state', 'put_callback_state', 'random_state', 'put_random_s
 
 # %% ../nbs/77f_resume.ipynb #e8549d06
 from fastai.basics import *
+from fastai.callback.schedule import *
 from fastai.learner import Learner
 from fastcore.meta import delegates
 import hashlib, random
