@@ -76,7 +76,8 @@ def test_searches_have_their_entries(pages):
     sys.path.insert(0, str(root/'.ci'))
     try: from docs_browser import SEARCHES
     finally: sys.path.pop(0)
-    for words,page in SEARCHES.items(): assert f'single: ! {words}\n' in pages[page.removesuffix('.html')], words
+    asked = {words: page for words,page in SEARCHES.items() if not page.startswith('ko/')}
+    for words,page in asked.items(): assert f'! single: {words}\n' in pages[page.removesuffix('.html')], words
     assert not any('<!-- index:' in t for t in pages.values())
 
 def test_pages_to_look_things_up_stand_apart(pages):
