@@ -351,4 +351,4 @@ def stage():
     write('measured', measured.page(index, build/'files', links))
     for f,p in PROJECT.items():
         if (root/f).exists(): write(p, links((root/f).read_text(encoding='utf-8')))
-    return len([*build.rglob('*.ipynb'), *build.glob('*.md')])
+    return sum(f.suffix in ('.ipynb', '.md') for d in (build, build/'ko') for f in d.iterdir())
