@@ -341,6 +341,8 @@ def stage():
         n.korean_ = False
         n.module_ = modules.get(nb)
         n.below_ = below(nb, modules.get(nb)) if nb!=index else ''
+        # the bar of the site leads to Korean
+        if nb==index: n.cells[:] = [c for c in n.cells if c.source!='[한국어](README.ko.md)']
         if nb!=index and nb.name in korean.names(): n.below_ += f'\n\n{{.made}}\n[한국어](ko/{page_of(nb)}.ipynb)'
         put(n, page_of(nb), toctree([f'{t} <{p}>' for p,t in top.items()]) if nb==index else '')
     (build/'ko').mkdir()
