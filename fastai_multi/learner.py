@@ -30,16 +30,18 @@ from .report import *
 from .prior import *
 from .probe import *
 from .aside import *
+from .cache import *
 from .build import *
 from .rates import *
 from .state import *
 from .export import ExportingLearner
+from .bundle import Bundling
 from .resume import *
 from .answering import *
 import inspect, warnings
 
 # %% ../nbs/78_learner.ipynb #62649e8c
-class MultiLearner(Answering, Resuming, ExportingLearner):
+class MultiLearner(Answering, Resuming, Bundling, ExportingLearner):
     "A fastai `Learner` whose inputs, predictions and targets have names"
     def __init__(self,
         dls:DataLoaders, # Loaders of any form that `describe` knows
@@ -152,6 +154,7 @@ class MultiLearner(Answering, Resuming, ExportingLearner):
         div:float=5., # The rate starts so many times lower
         probe:bool=True, # Fit the heads on frozen features first, where there are any and the heads are new
         lrs:dict=None, # Rates by output, by input or for the 'trunk', which hold throughout
+        cache=True, # Frozen epochs take trained encoders' features from memory; a number: of so many augmented passes
         resume=False, # Go on after the last whole epoch of an interrupted call; or the name of the file for that
         **kwargs # Passed to `fit_one_cycle`
     ):
@@ -171,11 +174,14 @@ class MultiLearner(Answering, Resuming, ExportingLearner):
             aside = LabelsAside(found, len(self.plain_model.encoders))
             cbs.append(aside)
         elif isinstance(self.plain_model, MultiModel): start_at_places(self)
+        if isinstance(self.plain_model, MultiModel): start_other_heads(self)
         self.freeze()
         if freeze_epochs:
             lr = self.rates(slice(base_lr), lrs)
             if aside is not None: aside.is_last = False
-            self.fit_one_cycle(freeze_epochs, lr, pct_start=.99, cbs=[*cbs, *start], **kwargs)
+            with cached_features(self, cache if freeze_epochs>1 else False, cbs) as why:
+                if why is not None: self._say(f'Frozen epochs read the items each time: {why}.')
+                self.fit_one_cycle(freeze_epochs, lr, pct_start=.99, cbs=[*cbs, *start], **kwargs)
             start = []
         base_lr = base_lr/2
         self.unfreeze()

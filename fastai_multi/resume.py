@@ -7,10 +7,11 @@ __all__ = ['callback_state', 'put_callback_state', 'random_state', 'put_random_s
            'learning_callbacks', 'training_facts', 'check_same_training', 'fit_state', 'put_fit_state', 'start_bars',
            'Resume', 'check_can_resume', 'check_resume_file', 'as_resume', 'resumed', 'Resuming']
 
-# %% ../nbs/77f_resume.ipynb #e8549d06
+# %% ../nbs/77f_resume.ipynb #cd24be82
 from fastai.basics import *
 from fastai.callback.schedule import *
 from fastai.learner import Learner
+import fastai.callback.schedule    # gives `Learner` its `fit_one_cycle`
 from fastcore.meta import delegates
 import hashlib, random
 from .core import *

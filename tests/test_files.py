@@ -135,6 +135,30 @@ load_learner(path/'export.pkl')
 print('whole', flush=True)
 """
 
+def test_only_a_whole_export_is_loaded(tmp_path):
+    "Cut short, empty, with a bit changed, or another kind of file"
+    df = pd.DataFrame(dict(a=[float(i) for i in range(12)], kind=['x','y']*6))
+    dls = MultiDataLoaders.from_df(df, tmp_path, features='a', outputs=dict(kind=CategoryBlock), bs=4, num_workers=0)
+    learn = multi_learner(dls, path=tmp_path)
+    learn.export('export.pkl')
+    again = load_multi_learner(tmp_path/'export.pkl')
+    assert again.predict([3.])[2]['kind'].tolist()==learn.predict([3.])[2]['kind'].tolist()
+    whole = (tmp_path/'export.pkl').read_bytes()
+    for data in (b'', whole[:1], whole[:1000], whole[:-1], whole[:-30], b'x'*500, whole[1:]):
+        (tmp_path/'bad.pkl').write_bytes(data)
+        with pytest.raises(ValueError, match='bad.pkl.*is no whole export of a learner'):
+            load_multi_learner(tmp_path/'bad.pkl')
+    weights = next(p for p in learn.model.parameters() if p.numel()>8).detach().numpy().tobytes()
+    at = whole.index(weights)
+    (tmp_path/'bad.pkl').write_bytes(whole[:at]+bytes([whole[at]^1])+whole[at+1:])
+    with pytest.raises(ValueError, match='has changed since it was written'): load_multi_learner(tmp_path/'bad.pkl')
+    learn.to_program(tmp_path/'program.pt2')
+    with pytest.raises((ValueError,TypeError), match='program.pt2.*it holds something else'):
+        load_multi_learner(tmp_path/'program.pt2')
+    learn.save('model')
+    with pytest.raises(TypeError, match=r'model.pth.*learn\.load'): load_multi_learner(tmp_path/'models'/'model.pth')
+    with pytest.raises(FileNotFoundError, match="Did you mean 'export.pkl'"): load_multi_learner(tmp_path/'exprt.pkl')
+
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='kills a forked process')
 def test_a_process_that_is_killed_leaves_the_old_files(tmp_path):
     "`save`, `export` and `SaveModelCallback`, killed while they write"

@@ -78,3 +78,33 @@ def test_a_harmful_input_is_named(loaders):
             return type(y)([-y.kind, y['size']])
     sentences = modality_check(MultiLearner(loaders, Wrong('a'))).sentences()
     assert sentences[0].startswith('kind is better without its own a')
+
+def test_one_learner_for_each_set_of_inputs(shapes):
+    "Each is trained on its own inputs, from the same seeds, and the random state is put back"
+    columns = dict(image='file', text='caption')
+    built = []
+    def learner_of(inputs):
+        built.append(list(inputs))
+        dls = MultiDataLoaders.from_csv(shapes, 'items.csv', **{n: columns[n] for n in inputs}, seed=0, bs=16,
+                                        outputs=dict(colour=CategoryBlock, area=RegressionBlock), item_tfms=Resize(32))
+        return multi_learner(dls, simple_cnn(1, width=4) if 'image' in inputs else None)
+    set_seed(1)
+    want = torch.rand(1)
+    set_seed(1)
+    found = compare_inputs(learner_of, ['image','text'], fit=1, seeds=[3])
+    assert torch.equal(torch.rand(1), want)
+    assert built==[['image'],['text'],['image','text']]
+    assert list(found.table.columns)==['metric','image','text','image + text','best alone','gain','spread']
+    assert set(found.table.index)=={'colour','area'} and 'say little of the spread' in found.sentences()[-1]
+
+def test_the_average_of_the_best_epochs_of_a_learner(shapes):
+    dls = MultiDataLoaders.from_csv(shapes, 'items.csv', text='caption', seed=0, bs=16,
+                                    outputs=dict(colour=CategoryBlock, area=RegressionBlock))
+    learn = multi_learner(dls)
+    soup = ModelSoup(2, monitor='colour_accuracy')
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(4, 1e-2, cbs=soup)
+    columns = list(learn.recorder.metric_names[1:])
+    scores = [v[columns.index('colour_accuracy')] for v in learn.recorder.values]
+    assert soup.averaged==sorted(sorted(range(4), key=lambda e: (-scores[e], e))[:2])
+    assert learn.evaluate()['colour_accuracy']>=min(scores[e] for e in soup.averaged)-.2
+    learn.lr_find(num_it=4, show_plot=False)
