@@ -9,7 +9,6 @@ __all__ = ['callback_state', 'put_callback_state', 'random_state', 'put_random_s
 
 # %% ../nbs/77f_resume.ipynb #cd24be82
 from fastai.basics import *
-from fastai.callback.schedule import *
 from fastai.learner import Learner
 import fastai.callback.schedule    # gives `Learner` its `fit_one_cycle`
 from fastcore.meta import delegates

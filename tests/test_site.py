@@ -58,7 +58,7 @@ def test_every_public_name_is_on_its_modules_page(pages):
 def test_a_name_on_its_page(pages):
     "Signature as written, parameters as a table, methods under their class"
     p = pages['data.readers']
-    assert '{py:class} InputReader(image=None, text=None, features=None, pref=\'\', suff=\'\')' in p
+    assert '{py:class} InputReader(image=None, text=None, features=None, pref=\'\', suff=\'\', ' in p
     assert "| `image` | `None` | Column of the picture's file |" in p
     p = pages['data.loaders']
     assert '{py:classmethod} MultiDataLoaders.from_df(df, path=' in p and '| `valid_pct` |' in p
