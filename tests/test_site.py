@@ -59,7 +59,7 @@ def test_a_name_on_its_page(pages):
     "Signature as written, parameters as a table, methods under their class"
     p = pages['data.readers']
     assert '{py:class} InputReader(image=None, text=None, features=None, pref=\'\', suff=\'\', ' in p
-    assert "| `image` | `None` | Column of the picture's file |" in p
+    assert "| `image` | `None` | Column of the picture's file" in p
     p = pages['data.loaders']
     assert '{py:classmethod} MultiDataLoaders.from_df(df, path=' in p and '| `valid_pct` |' in p
     assert '{py:data} IGNORE\n:module: fastai_multi.core\n:value: -100' in pages['core']
