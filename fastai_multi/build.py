@@ -23,6 +23,7 @@ from .data.items import *
 from .data.pictures import *
 from .data.inputs import *
 from .data.tables import *
+from .models.encoder import Encoder
 from .models.image import *
 from .models.text import *
 from .models.awdlstm import *
@@ -168,6 +169,7 @@ class ImageModality(Modality, part=ImagePart):
         if options.arch is None:
             raise ValueError(f'`arch` is needed for the input {self.name!r}: a torchvision constructor, a '
                              f'timm name, `simple_cnn`, or a module.')
+        if isinstance(options.arch, Encoder) and not options.arch.has_stages: return options.arch
         return image_encoder(options.arch, depth=options.depth, n_in=self.n_channels,
                              pretrained=options.pretrained, weights=options.weights)
 

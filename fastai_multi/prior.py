@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['linear_models', 'known_targets', 'chosen_items', 'some_items', 'join_rows', 'term_of', 'linear_heads', 'has_scales',
-           'set_prior', 'start_at_prior', 'bias_of', 'wake', 'complete_priors', 'start_at_places', 'read_targets',
-           'target_of', 'ConstantBaseline', 'best_fit', 'LinearNumbers', 'LinearClasses', 'LinearTags', 'TextBaseline',
-           'TextScores']
+           'set_prior', 'start_at_prior', 'bias_of', 'wake', 'complete_priors', 'start_at_places', 'start_other_heads',
+           'target_batches', 'on_cpu', 'read_targets', 'target_of', 'ConstantBaseline', 'best_fit', 'LinearNumbers',
+           'LinearClasses', 'LinearTags', 'TextBaseline', 'TextScores']
 
 # %% ../nbs/73_prior.ipynb #b5100002
 from fastai.basics import *
@@ -118,18 +118,34 @@ def start_at_places(learn, most:int=300):
         if head is None or bool(head.layers[-1].weight.any()): continue
         with torch.no_grad(): head.wide.bias.copy_(bias_of(learn, n, prior))
 
-def read_targets(learn, names, most) -> dict: # The outputs' names, and the number of items at most
-    "Labelled training targets by output, from a pass over some items without augmentation"
-    if not names: return {}
-    targets = defaultdict(list)
+def start_other_heads(learn, most:int=100):
+    "Let new heads of masks and groups say what suits the training targets, from at most so many items"
+    heads = {n: h for n,h in learn.plain_model.heads.items() if learn.tasks[n].family is None}
+    heads = {n: h for n,h in heads.items() if getattr(h, 'is_new', False)}
+    for n,batches in target_batches(learn, list(heads), most).items():
+        if hasattr(heads[n], 'start_at'): heads[n].start_at(learn.tasks[n], batches)
+
+def target_batches(learn, names, most) -> dict: # The outputs' names, and the number of items at most
+    "Training targets by output, batch by batch, from a pass over some items without augmentation"
+    res = defaultdict(list)
+    if not names: return res
     dl = some_items(learn.dls.train, most)
     with dl.dataset.set_split_idx(1):
         for b in dl:
             _,y = name_batch(b[:dl.n_inp], b[dl.n_inp:], learn.description)
-            for n in names: targets[n].append(target_of(y, n).cpu())
+            for n in names: res[n].append(on_cpu(target_of(y, n)))
+    return res
+
+def on_cpu(x): # A tensor, or a group of them
+    "A copy in the computer's memory"
+    if isinstance(x, Named): return x.map(on_cpu)
+    return x.cpu()
+
+def read_targets(learn, names, most) -> dict: # The outputs' names, and the number of items at most
+    "Labelled training targets by output, from a pass over some items without augmentation"
     res = {}
-    for n in names:
-        values = join_rows(targets[n])
+    for n,batches in target_batches(learn, names, most).items():
+        values = join_rows(batches)
         values = values[learn.tasks[n].labelled(values)]
         if len(values): res[n] = values
     return res

@@ -241,6 +241,28 @@ def test_boxes_start_at_their_mean_place_without_a_probe(drawn):
     assert preds.box.std(0).max() < .01
     assert 'box' in learn.loss_func.scales
 
+def test_masks_and_groups_start_at_what_is_usual(tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(24):
+        shown = np.zeros((16, 16), np.uint8)
+        shown[:4] = 1                                            # a quarter of the pixels
+        PILMask.create(shown).save(tmp_path/f'mask{i}.png')
+        PILImage.create(rng.integers(0, 255, (16, 16, 3), np.uint8)).save(tmp_path/f'{i}.png')
+    df = pd.DataFrame(dict(file=[f'{i}.png' for i in range(24)], mask=[f'mask{i}.png' for i in range(24)],
+                           kind=['a','b','b','b']*6, width=np.arange(24.)))
+    outputs = dict(mask=MaskBlock(codes=['ground','shape','none']), both=GroupBlock(kind=CategoryBlock, width=RegressionBlock))
+    dls = MultiDataLoaders.from_df(df, tmp_path, image='file', outputs=outputs, seed=0, bs=8, num_workers=0)
+    learn = learner(dls)
+    learn.fine_tune(0, freeze_epochs=0)
+    heads = learn.plain_model.heads
+    shares = heads['mask'].layers[-1].bias.softmax(0)
+    torch.testing.assert_close(shares, tensor([.75, .25, 0.]), atol=.01, rtol=0)
+    kinds = heads['both'].members['kind'].wide.bias.softmax(0)
+    assert .1 < kinds[0] < .45 and kinds.argmax() == 1
+    heads['mask'].layers[-1].bias.data.fill_(1.)
+    learn.fine_tune(0, freeze_epochs=0)
+    assert heads['mask'].layers[-1].bias.tolist() == [1., 1., 1.]     # trained heads stay
+
 # On real photographs, where they are
 
 SHARED = Path(__file__).resolve().parents[2]/'shared'/'data'

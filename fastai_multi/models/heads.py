@@ -137,6 +137,18 @@ class Head(nn.Module):
         "Targets as the numbers `n,n_out` that `last_step` turns into them"
         return targets
 
+    @property
+    def is_new(self):
+        "Whether the hidden layers still add nothing"
+        return not bool(self.layers[-1].weight.any())
+
+    def start_at(self, task, batches): # The `Task` of its output, and batches of targets
+        "Say what suits the labelled targets, if new"
+        values = torch.cat(batches)
+        values = values[task.labelled(values)]
+        if task.family is None or not len(values) or not self.is_new: return
+        self.wide.bias.data.copy_(self.to_raw(task.shaped(task.prior(values)[None])).reshape(-1))
+
 # %% ../../nbs/39_models.heads.ipynb #0ef4f5be
 class NumberHead(Head):
     "Turn features into numbers, without dropout"
@@ -227,6 +239,22 @@ class MaskHead(nn.Module):
         self.layers = nn.Sequential(ConvLayer(width, width), nn.Conv2d(width, n_out, 1))
         apply_init(nn.ModuleList([self.context, self.layers]))
 
+    @property
+    def is_new(self):
+        "Whether its last bias is still zero"
+        return not bool(self.layers[-1].bias.any())
+
+    def start_at(self, task, batches): # The `Task` of its output, and batches of masks
+        "Say the classes' shares of the labelled pixels, if new"
+        bias = self.layers[-1].bias
+        counts = sum(self.pixels(b, len(bias)) for b in batches)
+        if self.is_new: bias.data.copy_((counts/counts.sum()).log())
+
+    def pixels(self, masks, n):
+        "How many pixels each of `n` classes has in `masks`, one more for each"
+        here = (masks>=0) & (masks<n)
+        return masks[here].long().bincount(minlength=n)+1.
+
     def forward(self, features, maps):
         picture,*stages = maps[self.image]
         levels = self.fpn(OrderedDict((str(i), stages[i]) for i in self.at))
@@ -249,6 +277,14 @@ class GroupHead(nn.Module):
         self.output_type = Outputs.of(*members)
         ways = [getattr(m, 'reads_map', False) for m in members.values()]
         self.reads_map = 'all' if 'all' in ways else any(ways)
+
+    @property
+    def is_new(self): return all(getattr(m, 'is_new', False) for m in self.members.values())
+
+    def start_at(self, task, batches): # The `Task` of its output, and batches of groups
+        "Let each member say what suits its targets"
+        for n,m in self.members.items():
+            if hasattr(m, 'start_at'): m.start_at(task.tasks[n], [b[n] for b in batches])
 
     def forward(self, features, maps=None):
         return self.output_type([self._member(m, features, maps) for m in self.members.values()])
