@@ -84,8 +84,8 @@ def stage_agreement(
 def check_trunk(trunks): # By picture
     "Raise for a model without a picture whose stages the outputs share"
     if trunks: return
-    raise ValueError('`stage_agreement` compares outputs at the stages of a picture that they share, and this model has '
-                     'none: it has no picture, or its encoder has no stages.')
+    raise ValueError('`stage_agreement` compares outputs at the stages of a picture that they share, and this model '
+                     'has none: it has no picture, or its encoder has no stages.')
 
 def cosines_at(learn, b, name):
     "The cosines of the outputs' gradients at each stage of the input `name`, for one batch"

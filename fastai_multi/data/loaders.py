@@ -32,7 +32,8 @@ from .joined import *
 @lru_cache
 def loader_arguments(dl_type):
     "The arguments that `from_df` and the loaders it makes, of `dl_type`, take"
-    return argument_names(MultiDataLoaders.from_df.__func__, DataLoaders.from_dblock.__func__, *dblock_functions(dl_type))
+    factories = (MultiDataLoaders.from_df.__func__, DataLoaders.from_dblock.__func__)
+    return argument_names(*factories, *dblock_functions(dl_type))
 
 def dblock_functions(dl_type):
     "The functions to which `DataBlock.dataloaders` gives its arguments"

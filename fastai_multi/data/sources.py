@@ -36,8 +36,8 @@ def read_table(file, **options): # As in `pd.read_csv`
         raise ValueError(f'{str(file)!r} does not read as a table: {e}') from e
 
 def refuse_encoding(file, e):
-    raise ValueError(f'{str(file)!r} is not written in {e.encoding}: it holds the byte {e.object[e.start]:#x}. Name its '
-                     "encoding, for example encoding='cp1252' (Windows, western Europe) or 'utf-16'.") from e
+    raise ValueError(f'{str(file)!r} is not written in {e.encoding}: it holds the byte {e.object[e.start]:#x}. Name '
+                     "its encoding, for example encoding='cp1252' (Windows, western Europe) or 'utf-16'.") from e
 
 # %% ../../nbs/19_data.sources.ipynb #9438e506
 def words(parsed, texts):
