@@ -35,12 +35,13 @@ from .build import *
 from .rates import *
 from .state import *
 from .export import ExportingLearner
+from .bundle import Bundling
 from .resume import *
 from .answering import *
 import inspect, warnings
 
 # %% ../nbs/78_learner.ipynb #62649e8c
-class MultiLearner(Answering, Resuming, ExportingLearner):
+class MultiLearner(Answering, Resuming, Bundling, ExportingLearner):
     "A fastai `Learner` whose inputs, predictions and targets have names"
     def __init__(self,
         dls:DataLoaders, # Loaders of any form that `describe` knows
