@@ -72,7 +72,7 @@ class ObjectsLoss:
         self.count(at, boxes, cells)
         pictures,here = (at>=0).nonzero(as_tuple=True)
         own = at[pictures,here]
-        n = max(1, len(own))/len(boxes)
+        n = max(1, self.places(own, pred.logits))/len(boxes)
         parts = dict(classes=self.classes(pred, targ, at, pictures, here, own, crowd))
         true = side_distances(cells[here], boxes[pictures,own])
         def of_objects(v): return v.new_zeros(len(boxes)).index_add(0, pictures, v)
@@ -83,6 +83,13 @@ class ObjectsLoss:
             parts[name] = of_objects(torch.where(known, v, 0.))
         self.parts = {k: (v.detach().mean()/n) for k,v in parts.items()}
         return sum(v*self.weights.get(k, 1.) for k,v in parts.items())/n
+
+    def places(self, own, logits):
+        "How many places stand for an object; in a distributed training the mean over the processes"
+        if num_distrib()<2 or not logits.requires_grad: return len(own)
+        n = torch.tensor(float(len(own)), device=logits.device)
+        torch.distributed.all_reduce(n)
+        return float(n)/num_distrib()
 
     def classes(self, pred, targ, at, pictures, here, own, crowd):
         "The focal loss of the classes, for each picture"

@@ -12,6 +12,7 @@ from fastai_multi.core import BadItem, absent, present
 from fastai_multi.data.parts import Part, Verdict
 from fastai_multi.build import Modality
 from fastai_multi.tasks import Task
+from tests.seen import texts_of_figure
 
 # An output: a direction in space, of which only the angle counts
 
@@ -124,10 +125,6 @@ def trained(table):
     learn = learner(table)
     learn.fit(20, 1e-2)    # three steps an epoch
     return learn
-
-def texts_of_figure():
-    "All that is written in the current figure"
-    return ' '.join(t.get_text() for t in plt.gcf().findobj(plt.Text))
 
 def test_a_batch_has_both(table):
     dls = loaders(table)

@@ -13,6 +13,7 @@ from fastai_multi.core import Named
 from fastai_multi.data.block import GroupPart
 from fastai_multi.losses import GroupLoss
 from fastai_multi.tasks import GroupTask
+from tests.seen import texts_of_figure
 
 # The kind: where the object is, and what it is
 
@@ -82,10 +83,6 @@ def trained(table, shapes):
     learn = learner(loaders(table, shapes))
     learn.fit(6, 1e-2)
     return learn
-
-def texts_of_figure():
-    "All that is written in the current figure"
-    return ' '.join(t.get_text() for t in plt.gcf().findobj(plt.Text))
 
 def test_a_batch_holds_a_group(table, shapes):
     dls = loaders(table, shapes)

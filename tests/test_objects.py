@@ -1,5 +1,5 @@
 "Objects as rows: many boxes a picture, each with its own named outputs, beside outputs of the whole picture"
-import subprocess, sys
+import os, shutil, subprocess, sys, textwrap
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,6 +7,7 @@ import torch
 from matplotlib import pyplot as plt
 from fastai.vision.all import *
 from fastai_multi import *
+from tests.seen import texts_of_figure
 
 KINDS = dict(colour=CategoryBlock, kind=CategoryBlock, area=RegressionBlock)
 
@@ -44,8 +45,6 @@ def trained(table, shapes):
     learn = learner(loaders(table, shapes))
     learn.fit_one_cycle(3)
     return learn
-
-def texts_of_figure(): return ' '.join(t.get_text() for t in plt.gcf().findobj(plt.Text))
 
 @pytest.fixture(autouse=True)
 def single(one_thread): pass
@@ -321,3 +320,58 @@ def test_small_boxes_are_told(table, shapes):
     learn = learner(dls)
     with pytest.warns(UserWarning, match='3 of 6 boxes of this batch hold no place of a map'): learn.fit(1)
     assert learn.loss_func.funcs['objects'].n_unheld>=3
+
+# Two processes
+
+def run_twice(code, tmp_path):
+    "Run `code` in two processes that talk to each other"
+    head = f'''
+        import os, sys, torch
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        sys.path.insert(0, {str(Path(__file__).parent.parent)!r})
+        from test_objects import *
+        torch.set_num_threads(1)
+        rank = int(os.environ['RANK'])
+        shapes,out = Path({str(tmp_path)!r})/'shapes',Path({str(tmp_path)!r})
+        '''
+    env = dict(os.environ, WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(30500+os.getpid()%1000),
+               OMP_NUM_THREADS='1')
+    code = textwrap.dedent(head)+textwrap.dedent(code)
+    ps = [subprocess.Popen([sys.executable, '-c', code], env=dict(env, RANK=str(r), LOCAL_RANK=str(r)),
+                           stderr=subprocess.PIPE, text=True) for r in range(2)]
+    errs = [p.communicate(timeout=300)[1] for p in ps]
+    assert all(p.returncode==0 for p in ps), errs[0][-3000:]+errs[1][-3000:]
+
+def drawn_table(shapes):
+    df = pd.read_csv(shapes/'items.csv')
+    by_file = dict(list(pd.read_csv(shapes/'boxes.csv').groupby('file')))
+    df['objects'] = [objects_of(by_file[f]) for f in df.file]
+    for i in range(0, len(df), 3): df.at[i,'objects'] = []
+    return df
+
+def step_of(learn, x, y, wrap=noop):
+    "The model's parameters after two steps, without dropout"
+    model = wrap(learn.model.eval())
+    opt = torch.optim.SGD(model.parameters(), .1)
+    for _ in range(2):
+        learn.loss_func(model(x), y).backward()
+        opt.step()
+        opt.zero_grad()
+    return {n: p.detach() for n,p in learn.model.named_parameters()}
+
+def test_two_processes_step_as_one(shapes, tmp_path):
+    "Half of a batch on each of two processes gives the step of the whole batch; no parameter is left out"
+    shutil.copytree(shapes, tmp_path/'shapes')
+    run_twice('''
+        import torch.distributed as dist
+        dist.init_process_group('gloo')
+        learn = learner(loaders(drawn_table(shapes), shapes))
+        x,y = learn.dls.valid.one_batch()
+        half = slice(8*rank, 8*rank+8)
+        res = step_of(learn, x[half], y.map(lambda t: t[half]), nn.parallel.DistributedDataParallel)
+        if rank==0: torch.save(res, out/'p.pth')
+        dist.barrier()
+        dist.destroy_process_group()''', tmp_path)
+    learn = learner(loaders(drawn_table(shapes), shapes))
+    x,y = learn.dls.valid.one_batch()
+    torch.testing.assert_close(torch.load(tmp_path/'p.pth'), step_of(learn, x, y), atol=1e-5, rtol=1e-4)

@@ -1,0 +1,6 @@
+"What several test files read off a picture"
+from matplotlib import pyplot as plt
+
+def texts_of_figure():
+    "All that is written in the current figure"
+    return ' '.join(t.get_text() for t in plt.gcf().findobj(plt.Text))
