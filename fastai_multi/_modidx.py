@@ -6188,4 +6188,14 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'fastai_multi.terms.labelled_rows': ('terms.html#labelled_rows', 'fastai_multi/terms.py'),
                                     'fastai_multi.terms.present_rows': ('terms.html#present_rows', 'fastai_multi/terms.py'),
                                     'fastai_multi.terms.shapes_text': ('terms.html#shapes_text', 'fastai_multi/terms.py'),
-                                    'fastai_multi.terms.take_rows': ('terms.html#take_rows', 'fastai_multi/terms.py')}}}
+                                    'fastai_multi.terms.take_rows': ('terms.html#take_rows', 'fastai_multi/terms.py')},
+            'fastai_multi.tiles': { 'fastai_multi.tiles.Tiling': ('tiles.html#tiling', 'fastai_multi/tiles.py'),
+                                    'fastai_multi.tiles.Tiling.predict_tiles': ('tiles.html#tiling.predict_tiles', 'fastai_multi/tiles.py'),
+                                    'fastai_multi.tiles.merge_tiles': ('tiles.html#merge_tiles', 'fastai_multi/tiles.py'),
+                                    'fastai_multi.tiles.objects_part': ('tiles.html#objects_part', 'fastai_multi/tiles.py'),
+                                    'fastai_multi.tiles.refuse_several': ('tiles.html#refuse_several', 'fastai_multi/tiles.py'),
+                                    'fastai_multi.tiles.refuse_tile': ('tiles.html#refuse_tile', 'fastai_multi/tiles.py'),
+                                    'fastai_multi.tiles.shared': ('tiles.html#shared', 'fastai_multi/tiles.py'),
+                                    'fastai_multi.tiles.tile_frames': ('tiles.html#tile_frames', 'fastai_multi/tiles.py'),
+                                    'fastai_multi.tiles.tile_starts': ('tiles.html#tile_starts', 'fastai_multi/tiles.py'),
+                                    'fastai_multi.tiles.touches_seam': ('tiles.html#touches_seam', 'fastai_multi/tiles.py')}}}
