@@ -109,6 +109,15 @@ class Average(Callback):
     def after_fit(self):
         if self.mean is not None: self.learn.model.load_state_dict(self.mean)
 
+class Quiet(Callback):
+    "Lets outputs whose fit was not kept count a tenth"
+    order = -60
+    def before_fit(self):
+        for cb in self.learn.cbs:
+            if isinstance(cb, LabelsAside): self._hush(cb.names)
+    def _hush(self, names):
+        for n in names: self.learn.loss_func.scales[n] /= 10
+
 def more_dropout(dls): return dict(heads={n: dict(p=.5) for n in describe(dls).outputs})
 
 ABLATIONS = {
@@ -124,6 +133,10 @@ ABLATIONS = {
 }
 TRIALS = {
     'rate x 3': Change(tune=dict(base_lr=18e-3)),
+    'rate x 2': Change(tune=dict(base_lr=12e-3)),
+    'faster trunk': Change(tune=dict(lr_mult=30)),
+    'no neck': Change(dict(neck=0)),
+    'quiet': Change(tune=dict(cbs=Quiet)),
     'rate / 10': Change(tune=dict(base_lr=6e-4)),
     'trunk / 10': Change(tune=dict(lr_mult=1000)),
     'average': Change(tune=dict(cbs=Average)),

@@ -253,7 +253,9 @@ class PooledMetric:
         self.higher_is_better = higher_is_better
         self.__name__ = name or func.__name__
 
-    def __call__(self, pred, targ): return self.func(pred, targ)
+    def __call__(self, *pred_and_targ): # Predictions and their targets
+        if len(pred_and_targ)!=2: refuse_call(self, len(pred_and_targ))
+        return self.func(*pred_and_targ)
 
     def __repr__(self): return self.__name__
 

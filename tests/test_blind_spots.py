@@ -412,6 +412,7 @@ def test_every_argument_of_multi_learner(table, tmp_path):
     def first_filters(learn): return first(p for p in learn.model.parameters() if p.ndim==4)
     def normalized(learn): return any(isinstance(t, Normalize) for t in learn.dls.train.after_batch.fs)
     def is_frozen(learn): return not all(p.requires_grad for p in learn.model.parameters())
+    def drops(learn): return any(isinstance(cb, ModalityDropout) for cb in learn.cbs)
     with_weights = resnet()
     both = loaders(table, text='caption', text_block=PlainTextBlock(min_freq=1))
     def n_params(learn): return sum(p.numel() for p in learn.model.parameters())
@@ -441,7 +442,8 @@ def test_every_argument_of_multi_learner(table, tmp_path):
         label_smoothing=lambda: loss_of(learner(dls, cnn(), label_smoothing=.2), 'kind')!=plain['kind_loss'],
         normalize=lambda: normalized(with_weights) and not normalized(resnet(normalize=False)),
         pretrained=lambda: is_frozen(with_weights) and not is_frozen(resnet(weights=None, pretrained=False)),
-        weights=lambda: torch.equal(first_filters(with_weights), torch.load(file)['conv1.weight']))
+        weights=lambda: torch.equal(first_filters(with_weights), torch.load(file)['conv1.weight']),
+        modality_dropout=lambda: drops(learner(both, cnn(), modality_dropout=.2)) and not drops(usual))
     covers(multi_learner, tests)
     for n,f in tests.items(): assert f(), n
 

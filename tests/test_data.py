@@ -681,3 +681,24 @@ def test_photos_with_captions_keypoints_and_boxes(real):
     assert len(ok)==0 or ok.abs().max()<=1.001
     d.show_batch(max_n=4)
     plt.close('all')
+
+def test_arguments_that_no_dblock_passes_on(tmp_path):
+    "fastai drops them without a word"
+    block = DataBlock((CategoryBlock, CategoryBlock), get_y=lambda o: o)
+    for k in ('item_tfms','batch_tfms','splitter','get_x'):
+        with pytest.raises(KeyError, match=rf'`{k}` belongs to the DataBlock'):
+            MultiDataLoaders.from_dblock(block, list('abababab'), bs=2, **{k: None})
+    with pytest.raises(KeyError, match="Unknown argument 'valid_pct'"):
+        MultiDataLoaders.from_dblock(block, list('abababab'), bs=2, valid_pct=.2)
+    assert MultiDataLoaders.from_dblock(block, list('abababab'), bs=2, val_bs=1, num_workers=0).valid.bs==1
+
+def test_a_csv_file_that_does_not_read(tmp_path):
+    def read(data, **kwargs):
+        (tmp_path/'t.csv').write_bytes(data)
+        return MultiDataLoaders.from_csv(tmp_path, 't.csv', features='a', outputs='kind', bs=2, num_workers=0, **kwargs)
+    rows = 'a,kind\n'+'\n'.join(f'{i},caf\xe9{i%2}' for i in range(10))
+    with pytest.raises(ValueError, match="t.csv' is not written in utf-8: it holds the byte 0xe9.*encoding="):
+        read(rows.encode('latin1'))
+    assert list(describe(read(rows.encode('latin1'), encoding='latin1')).outputs['kind'].vocab)==['caf\xe90','caf\xe91']
+    for data in (b'', b'a,kind\n1,2\n1,2,3\n'):
+        with pytest.raises(ValueError, match="t.csv' does not read as a table"): read(data)

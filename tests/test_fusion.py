@@ -64,3 +64,21 @@ def test_calls_of_a_learner_with_each_fusion(loaders, name, text):
     plt.close('all')
     check = modality_check(learn)
     assert set(check.table.index.get_level_values('input'))=={'image','text'}
+
+def test_a_late_fusion_answers_from_what_there_is():
+    "Without the second input the answer is what the head makes of the first; with both it is between the two"
+    torch.manual_seed(0)
+    model = MultiModel(dict(a=nn.Linear(3, 5), b=nn.Linear(2, 5)), dict(y=1), fusion='late').eval()    # no wide features
+    for p in model.parameters(): nn.init.normal_(p, std=.5)
+    fusion = first(model.views.values()).fusion
+    a,b = torch.randn(4,3),torch.randn(4,2)
+    nothing = torch.full_like(b, math.nan)
+    with torch.no_grad():
+        only_a = model(a, nothing).y
+        only_b = model(torch.full_like(a, math.nan), b).y
+        reads = model.read(a, b)['y']
+        stacked = first(model.views.values())(reads)
+        torch.testing.assert_close(only_a, model.heads['y'](stacked[:,0]))
+        both = model(a, b).y
+    shares = fusion.scores.softmax(0)
+    torch.testing.assert_close(both, shares[0]*only_a+shares[1]*only_b)

@@ -788,6 +788,13 @@ def test_what_is_not_by_output(shapes, kw):
     with pytest.raises(TypeError, match=rf"`{arg}` is .*it takes a dict"):
         learner(small(shapes), **kw)
 
+@pytest.mark.parametrize('metric, words', [(F1ScoreMulti, r'pass F1ScoreMulti\(\)'), (lambda: map_multi(), 'brackets'),
+                                           (lambda: f1_multi(), 'brackets')], ids=['factory','map','f1'])
+def test_brackets_too_few_or_too_many_on_a_metric(shapes, metric, words):
+    with pytest.raises(TypeError, match=words):
+        if metric is not F1ScoreMulti: metric = metric()
+        learner(small(shapes, outputs=dict(tags=MultiCategoryBlock)), metrics=dict(tags=metric))
+
 def test_losses_replaced_in_a_learner(shapes):
     learn = learner(small(shapes), loss_weights=dict(area=2.))
     kind,scale = learn.loss_func.funcs['kind'],learn.loss_func.scales['kind']

@@ -32,11 +32,26 @@ from .joined import *
 @lru_cache
 def loader_arguments(dl_type):
     "The arguments that `from_df` and the loaders it makes, of `dl_type`, take"
-    fs = (MultiDataLoaders.from_df.__func__, DataLoaders.from_dblock.__func__, DataBlock.dataloaders,
-          Datasets.dataloaders, dl_type.__init__, MultiDL.__init__, TfmdDL.__init__, DataLoader.__init__)
+    factories = (MultiDataLoaders.from_df.__func__, DataLoaders.from_dblock.__func__)
+    return argument_names(*factories, *dblock_functions(dl_type))
+
+def dblock_functions(dl_type):
+    "The functions to which `DataBlock.dataloaders` gives its arguments"
+    return (DataBlock.dataloaders, Datasets.dataloaders, dl_type.__init__, MultiDL.__init__, TfmdDL.__init__,
+            DataLoader.__init__)
+
+def argument_names(*fs):
+    "The names of the arguments of functions"
     params = [p for f in fs for p in inspect.signature(inspect.unwrap(f)).parameters.values()]
     names = {p.name for p in params if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
     return sorted(names - {'self','cls'})
+
+def check_dblock_arguments(kwargs):
+    "Raise for an argument that no loader of a `DataBlock` takes; fastai drops it without a word"
+    known = argument_names(*dblock_functions(kwargs.get('dl_type') or MultiDL))
+    for k in {*argument_names(DataBlock.__init__), *DataBlock._methods}-set(known):
+        if k in kwargs: raise UnknownName(f'`{k}` belongs to the DataBlock: DataBlock(…, {k}=…).')
+    check_keys([k.removeprefix('val_') for k in kwargs], known, 'argument')
 
 def check_arguments(kwargs):
     "Raise for an argument that nothing takes"
@@ -166,6 +181,7 @@ class MultiDataLoaders(JoiningLoaders, DataLoaders):
         **kwargs
     ):
         "Create from a `DataBlock`"
+        check_dblock_arguments(kwargs)
         kwargs = check_batch_size(check_batch_size(kwargs), 'val_bs')
         try: dls = dblock.dataloaders(source, path=path, **merge(dict(dl_type=MultiDL), kwargs))
         except BadItem as e: raise ValueError(f'{e} (Found in the first item of the training split.)') from e
@@ -250,7 +266,7 @@ class MultiDataLoaders(JoiningLoaders, DataLoaders):
         options = {k:v for k,v in kwargs.items() if k in names}
         kwargs = {k:v for k,v in kwargs.items() if k not in names}
         options |= dict(header=header, sep=delimiter or options.get('sep', ','), quoting=quoting)
-        df = pd.read_csv(file, **options)
+        df = read_table(file, **options)
         if not set(options) & set(_own_reading): df,kwargs = as_written(df, file, options, kwargs)
         return cls.from_df(df, path=path, **kwargs)
 

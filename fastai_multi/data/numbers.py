@@ -68,8 +68,15 @@ class NumberPart(NumericPart):
         n = ts.isfinite().sum(0).clamp(min=1)
         self.mean = ts.nansum(0)/n
         std = (((ts-self.mean)**2).nansum(0)/n).sqrt()
+        if not std.isfinite().all(): self.refuse_spread(ts)
         self.std = torch.where(std>1e-13*self.mean.abs(), std, torch.ones_like(std))
         self.c = self.mean.numel()
+    def refuse_spread(self, ts):
+        "Raise, naming the largest number, where the standard deviation is beyond 64 bits"
+        largest = ts.abs().nan_to_num().reshape(len(ts), -1).amax(1)
+        i = int(largest.argmax())
+        raise BadItem(f'{self.what} is {short_repr(ts[i].tolist())}, so large that the training split has no standard '
+                      'deviation.', at=i)
     def _check_sizes(self, ts):
         sizes = [tuple(t.shape) for t in ts]
         usual = max(set(sizes), key=sizes.count)

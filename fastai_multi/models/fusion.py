@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['fusions', 'ByName', 'zeros_for', 'trial', 'Concat', 'check_known_sizes', 'projections', 'SumFusion', 'GatedFusion',
-           'FiLMFusion', 'fusion', 'OwnFusion']
+           'FiLMFusion', 'LateFusion', 'mixed_answers', 'fusion', 'OwnFusion']
 
 # %% ../../nbs/37_models.fusion.ipynb #a29fdedc
 from fastai.torch_basics import *
+from torch.utils._pytree import tree_map
 from urllib.parse import quote
 from ..core import *
 from .encoder import *
@@ -139,9 +140,39 @@ class FiLMFusion(nn.Module):
         scale,shift = self.film(torch.cat([features[n] for n in self.others], 1)).chunk(2, 1)
         return (1+scale)*x + shift
 
+# %% ../../nbs/37_models.fusion.ipynb #lt000002
+class LateFusion(nn.Module):
+    "Keep the inputs apart, so that the head answers from each, and mix the answers"
+    mixes_answers = True
+    def __init__(self,
+        sizes:dict, # Number of features by input's name
+        width:int=256 # How many features of each input the head reads
+    ):
+        super().__init__()
+        check_known_sizes(sizes, 'late')
+        self.n_features = width
+        self.maps = ByName({n: nn.Sequential(nn.Linear(size, width), nn.ReLU()) for n,size in sizes.items()})
+        self.scores = nn.Parameter(torch.zeros(len(sizes)))
+
+    def forward(self, features): # bs,inputs,width
+        return torch.stack([m(features[n]) for n,m in self.maps.items()], 1)
+
+    def weights(self, here:Tensor # Which inputs each item has, `bs,inputs`
+               ) -> Tensor: # bs,inputs
+        "How much the answer from each input counts; all count alike at first"
+        here = here | ~here.any(1, keepdim=True)    # an item without inputs: all of them
+        return self.scores.expand(here.shape).masked_fill(~here, -math.inf).softmax(1)
+
+def mixed_answers(answers, # Predictions of one output from each input: tensors, or containers of them
+          shares:Tensor # How much each counts, `bs,inputs`
+         ):
+    "The sum of `answers`, each times its share"
+    def _mix(*ts): return sum(t*w.view(-1, *[1]*(t.ndim-1)) for t,w in zip(ts, shares.unbind(1)))
+    return tree_map(_mix, *answers)
+
 # %% ../../nbs/37_models.fusion.ipynb #8b2b162c
 # By name: a class, or a function that builds a fusion from `sizes`
-fusions = dict(concat=Concat, sum=SumFusion, gated=GatedFusion, film=FiLMFusion)
+fusions = dict(concat=Concat, sum=SumFusion, gated=GatedFusion, film=FiLMFusion, late=LateFusion)
 
 def fusion(kind, # A name in `fusions`, a module, or a class or function that builds one from `sizes`
            sizes:dict, # Number of features by input's name; `None` where it is not known

@@ -297,9 +297,13 @@ class MultiModel(nn.Module):
         predictions = {}
         for name in self.plan.order:
             parents = [predictions[p].flatten(1) for p in self.plan.parents(name)]
-            seen = features[name]
-            if parents: seen = torch.cat([seen, *parents], 1)
-            predictions[name] = self._predict(self.heads[name], seen, reads[name], wides.get(name))
+            shares = self.views[self.plan.view_of[name]].mixture(reads[name])
+            seen = [features[name]]
+            if shares is not None: seen = features[name].unbind(1)
+            if parents: seen = [torch.cat([o, *parents], 1) for o in seen]
+            answers = [self._predict(self.heads[name], o, reads[name], wides.get(name)) for o in seen]
+            predictions[name] = answers[0]
+            if shares is not None: predictions[name] = mixed_answers(answers, shares)
         if not self.named: return predictions[self.plan.order[0]]
         return self.output_type([predictions[n] for n in self.heads])
 

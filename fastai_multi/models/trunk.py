@@ -128,6 +128,13 @@ class View(nn.Module):
         "Whether the fusion reads tokens in place of vectors"
         return getattr(self.fusion, 'reads_tokens', False)
 
+    def mixture(self, inputs):
+        "How much the answer from each input counts, `bs,inputs`, for a fusion that mixes answers; else `None`"
+        if not getattr(self.fusion, 'mixes_answers', False): return None
+        always = torch.ones_like(self.fusion.scores[:1], dtype=torch.bool)
+        here = [always if o.here is None else o.here for o in inputs.values()]
+        return self.fusion.weights(torch.stack(torch.broadcast_tensors(*here), 1))
+
     def vectors(self, inputs):
         "One vector for each input, by name, before any neck"
         return {n: self._vector(o) for n,o in inputs.items()}
