@@ -79,6 +79,7 @@ def finds(name, among):
 # What people search for -> the page that answers it, which must come first
 SEARCHES = dict.fromkeys(['install', 'gpu', 'bert', 'hugging face', 'deploy', 'confusion matrix', 'class weights'],
                          'tutorial.questions.html')
+SEARCHES['내보내기'] = 'ko/tutorial.quickstart.html'
 
 def first_is(words, wanted):
     "A look at the page of search results: the first of them is the page `wanted`"
@@ -99,6 +100,18 @@ def typed(name, wanted):
         finds(name, [wanted])(page)
     return look
 
+def switched(page):
+    "A Korean page says its language, and leads to the English one and back"
+    def language(): return page.evaluate('document.documentElement.lang')
+    alternates = page.eval_on_selector_all('link[hreflang]', 'es => es.map(e => e.hreflang)')
+    if language()!='ko' or sorted(alternates)!=['en', 'ko']: raise AssertionError(f'{language()}, {alternates}')
+    page.locator('main a', has_text='English').first.click()
+    page.wait_for_load_state()
+    if language()!='en': raise AssertionError('the link to English leads to a page in another language')
+    page.locator('main a', has_text='한국어').first.click()
+    page.wait_for_load_state()
+    if language()!='ko': raise AssertionError('the link to Korean leads to a page in another language')
+
 def main():
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument('--site', default=Path(__file__).resolve().parent.parent/'_docs', type=Path)
@@ -108,10 +121,10 @@ def main():
                    or shutil.which('google-chrome'))
     a = p.parse_args()
     if not a.chromium: sys.exit('There is no chromium here: apt-get install chromium')
-    names = sorted(f.name for f in a.site.glob('*.html')) + [f.relative_to(a.site).as_posix()
-                                                             for f in sorted(a.site.glob('_modules/*/learner.html'))]
-    shots = ['index.html', *[n for n in names if n.startswith('tutorial.')], 'tutorials.html', 'learner.html',
-             'api.html', 'measured.html']
+    names = [f.relative_to(a.site).as_posix()
+             for pages in ('*.html', 'ko/*.html', '_modules/*/learner.html') for f in sorted(a.site.glob(pages))]
+    shots = ['index.html', *[n for n in names if n.startswith(('tutorial.', 'ko/'))], 'tutorials.html', 'learner.html',
+             'data.loaders.html', 'api.html', 'measured.html']
     server,url = served(a.site)
     faults = []
     opened = 0
@@ -127,18 +140,19 @@ def main():
                     def look(page):
                         if a.screenshots and name in shots:
                             a.screenshots.mkdir(parents=True, exist_ok=True)
-                            page.screenshot(path=a.screenshots/f'{Path(name).stem}-{kind}-{scheme}.png')
-                            page.screenshot(path=a.screenshots/f'{Path(name).stem}-{kind}-{scheme}-full.png',
-                                            full_page=True)
+                            shot = f'{name.removesuffix(".html").replace("/", "-")}-{kind}-{scheme}'
+                            page.screenshot(path=a.screenshots/f'{shot}.png')
+                            page.screenshot(path=a.screenshots/f'{shot}-full.png', full_page=True)
                     visit.open(name, look)
                 if scheme=='light':
                     asked = [partial(visit.open, f'search.html?q={quote(words)}', first_is(words, wanted))
                              for words,wanted in SEARCHES.items()]
                     for check in (lambda: visit.open('search.html?q=multi_learner',
                                                      finds('multi_learner', ['learner.html'])),
-                                  lambda: visit.open('index.html', typed('multi_learner', 'learner.html')), *asked):
+                                  lambda: visit.open('index.html', typed('multi_learner', 'learner.html')),
+                                  lambda: visit.open('ko/tutorial.quickstart.html', switched), *asked):
                         try: check()
-                        except Exception as e: visit.faults.append(f'search at {size["width"]} px: {e}')
+                        except Exception as e: visit.faults.append(f'asked at {size["width"]} px: {e}')
                 faults += [f'[{kind}, {scheme}] {f}' for f in visit.faults]
                 opened += visit.opened
                 context.close()

@@ -1,14 +1,16 @@
-"""Writes README.md, and the pictures it shows, from nbs/index.ipynb as it stands, outputs included.
+"""Writes README.md, README.ko.md and the pictures they show from nbs/index.ipynb as it stands, outputs included.
 
 Usage: python .ci/readme.py [--check]
-With --check nothing is written, and the exit status tells whether README.md is stale.
+With --check nothing is written, and the exit status tells whether a README is stale.
 """
-import base64, json, re, sys
+import base64, re, sys
+from copy import deepcopy
 from pathlib import Path
 
 root = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(root/'docs'))
-from outputs import as_on_screen, text_of
+import korean
+from outputs import as_on_screen, lift_picture, text_of
 pictures = Path('README_files')
 
 def split_directives(source):
@@ -21,9 +23,7 @@ def output_block(o, files, alt):
     "One output of a cell as markdown; a picture goes into `files` and is linked, with `alt` as its text"
     data = o.get('data', {})
     if 'image/png' in data:
-        path = (pictures/f'figure-{len(files)+1}.png').as_posix()
-        files[path] = base64.b64decode(text_of(data['image/png']))
-        return f'![{alt}]({path})'
+        return f'![{alt}]({kept(base64.b64decode(text_of(data["image/png"])), files)})'
     if 'text/markdown' in data: return text_of(data['text/markdown']).strip()
     if 'text/html' in data:
         table = re.search(r'<table.*</table>', text_of(data['text/html']), re.S)
@@ -32,26 +32,39 @@ def output_block(o, files, alt):
     text = as_on_screen(text_of(o['text'] if o['output_type'] == 'stream' else data.get('text/plain', ''))).strip('\n')
     return f'```text\n{text}\n```' if text and o.get('name') != 'stderr' else ''
 
-def readme(notebook):
-    "Path -> bytes of everything that `notebook` makes"
+def kept(picture, files):
+    "Keep the bytes of a picture among `files`; returns its path"
+    path = (pictures/f'figure-{len(files)+1}.png').as_posix()
+    files[path] = picture
+    return path
+
+def links(text):
+    "Links as the READMEs need them, which stand one folder higher than the notebooks"
+    text = re.sub(r'\]\((\d\d[a-z]?_[\w.]+\.ipynb)\)', r'](nbs/\1)', text)
+    return text.replace('](../index.ipynb', '](README.md')
+
+def readme(cells, name):
+    "Path -> bytes of everything that the cells of a notebook make: the README `name` and its pictures"
     blocks = []
     files = {}
-    for c in json.loads(notebook.read_text(encoding='utf-8'))['cells']:
+    lift_picture(cells, lambda picture: kept(picture, files))
+    for c in cells:
         directives,body = split_directives(text_of(c['source']))
         if 'hide' in directives or not body: continue
-        # the README stands one folder higher
-        if c['cell_type'] == 'markdown': blocks.append(re.sub(r'\]\((\d\d[a-z]?_[\w.]+\.ipynb)\)', r'](nbs/\1)', body))
+        if c['cell_type'] == 'markdown': blocks.append(links(body))
         elif c['cell_type'] == 'code':
             if 'echo: false' not in directives: blocks.append(f'```python\n{body}\n```')
             alt = next((d.removeprefix('fig-alt: ') for d in directives if d.startswith('fig-alt: ')), '')
             if 'output: false' not in directives:
                 blocks += [b for o in c['outputs'] if (b := output_block(o, files, alt))]
     blocks.append('<!-- Made from nbs/index.ipynb by `python .ci/readme.py`: edit the notebook -->')
-    return {'README.md': ('\n\n'.join(blocks) + '\n').encode(), **files}
+    return {name: ('\n\n'.join(blocks) + '\n').encode(), **files}
 
-made = readme(root/'nbs/index.ipynb')
-there = {p.relative_to(root).as_posix(): p.read_bytes() for p in [root/'README.md', *(root/pictures).glob('*')]
-         if p.exists()}
+index = korean.cells_of('index.ipynb')
+made = readme(deepcopy(index), 'README.md')
+made.update(readme(korean.translate('index.ipynb', index), 'README.ko.md'))
+there = {p.relative_to(root).as_posix(): p.read_bytes()
+         for p in [root/'README.md', root/'README.ko.md', *(root/pictures).glob('*')] if p.exists()}
 if '--check' in sys.argv:
     stale = sorted(n for n in {*made, *there} if made.get(n) != there.get(n))
     if stale: sys.exit(f'{", ".join(stale)}: not what nbs/index.ipynb makes. Run `python .ci/readme.py` and commit.')

@@ -73,7 +73,10 @@ def main():
     got = table.learner
     blind = blind_scores(dls.train_ds.items, dls.valid_ds.items)
     print(f"\n{'on the validation items':<24}{'the model':>12}{'a blind guess':>16}{'only the words':>16}")
-    for name,b in blind.items(): print(f'{name:<24}{got[name]:>12.4g}{b:>16.4g}{table.text[name]:>16.4g}')
+    for name,b in blind.items():
+        words = table.text[name]
+        said = '-' if np.isnan(words) else f'{words:.4g}'    # a linear model of words has no boxes
+        print(f'{name:<24}{got[name]:>12.4g}{b:>16.4g}{said:>16}')
     print(f"\n{args.folder/'batch.png'} and {args.folder/'results.png'} are written; {time.perf_counter()-start:.0f} "
           "s in all.")
     worse = [n for n,b in blind.items() if (got[n] >= b if n.endswith('mae') else got[n] <= b)]

@@ -43,11 +43,12 @@ html_title = project
 html_static_path = [str(Path(__file__).parent/'static')]
 templates_path = [str(Path(__file__).parent/'templates')]
 html_css_files = ['site.css']
-html_js_files = ['search.js']
+html_js_files = [('search.js', {'defer': 'defer'})]
 html_favicon = str(Path(__file__).parent/'static'/'mark.svg')
 html_show_sourcelink = False
 html_copy_source = False
-html_sidebars = {'index': [], 'measured': [], 'contributing': [], 'changelog': [], 'search': [], 'genindex': []}
+html_sidebars = {'index': [], 'measured': [], 'contributing': [], 'changelog': [], 'search': [], 'genindex': [],
+                 'ko/index': []}
 html_context = dict(default_mode='auto')
 html_theme_options = dict(logo=dict(text=project, image_light='_static/mark.svg', image_dark='_static/mark.svg',
                                     alt_text=''),
@@ -150,8 +151,20 @@ def mathml(self, node, display):
     self.body.append(f'<{tag[0]} {tag[1]}>{formula}</{tag[0]}>')
     raise nodes.SkipNode
 
+# Languages
+
+def in_its_language(app, page, template, context, doctree):
+    "Say the language of a page, and where it is to be read in the other"
+    name = page.removeprefix('ko/')
+    if f'ko/{name}' not in app.env.found_docs: return
+    if page!=name: context['language'] = 'ko'
+    for lang,other in (('en', name), ('ko', f'ko/{name}')):
+        address = app.builder.get_relative_uri(page, other) or '#'
+        context['metatags'] += f'<link rel="alternate" hreflang="{lang}" href="{address}" />\n'
+
 def setup(app):
     app.add_post_transform(LinkNames)
+    app.connect('html-page-context', in_its_language)
     app.connect('missing-reference', missing_reference)
     if not stage.git_url: app.connect('viewcode-find-source', viewcode_source)
     app.add_html_math_renderer('mathml', inline_renderers=(lambda s, n: mathml(s, n, False), None),

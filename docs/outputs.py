@@ -1,4 +1,5 @@
 "What the stored outputs of a notebook hold, for the site, the README and whoever stores them"
+import base64, re
 
 def text_of(x):
     "Notebooks keep a text as it is or as a list of lines"
@@ -12,3 +13,20 @@ def as_on_screen(text):
         for part in line.split('\r'): screen = part + screen[len(part):]
         lines.append(screen.rstrip())
     return '\n'.join(lines)
+
+def lift_picture(cells, write):
+    """Put the first picture among the outputs where a cell says `<!-- picture -->`, and out of its own cell
+
+    `write` takes its bytes and returns its address."""
+    wanted = next((c for c in cells if c['cell_type']=='markdown' and '<!-- picture -->' in text_of(c['source'])), None)
+    if wanted is None: return
+    for c in cells:
+        for o in c.get('outputs', []):
+            if 'image/png' not in o.get('data', {}): continue
+            source = text_of(c['source'])
+            alt = re.search(r'^#\| fig-alt: (.*)$', source, re.M)
+            address = write(base64.b64decode(text_of(o['data']['image/png'])))
+            shown = f'![{alt[1]}]({address})' if alt else f'![]({address})'
+            wanted['source'] = text_of(wanted['source']).replace('<!-- picture -->', shown)
+            c['outputs'] = [p for p in c['outputs'] if p is not o]
+            return

@@ -13,8 +13,8 @@ from nbdev.process import NBProcessor, Processor
 from nbdev.processors import (FilterDefaults, FrontmatterProc, add_fold, add_links, add_show_docs, clean_show_doc,
                               exec_show_docs, insert_warning, _default_exp, _show_docs)
 
-import api, measured
-from outputs import as_on_screen, text_of
+import api, korean, measured
+from outputs import as_on_screen, lift_picture, text_of
 
 root = Path(__file__).resolve().parent.parent
 nbs = root/'nbs'
@@ -114,6 +114,7 @@ class page_links(Processor):
     def cell(self, cell):
         if cell.cell_type!='markdown': return
         cell.source = links(re.sub(r'^#\|.*\n', '', cell.source, flags=re.M))
+        if self.nb.korean_: cell.source = korean_links(cell.source)
         module = lambda m: f'| [`{m[1]}`]({m[1]}.ipynb) |' if api.module_file(f'fastai_multi.{m[1]}').exists() else m[0]
         if not self.nb.below_: cell.source = re.sub(r'^\| `([\w.]+)` \|', module, cell.source, flags=re.M)
 
@@ -134,18 +135,34 @@ class title_first(Processor):
         if cell is None: raise ValueError(f'{self.nb.path_}: no cell begins with a title, `# …`')
         cell.source = re.sub(r'((?:^> ?.*\n?)+)', lambda m: '{.lead}\n' + re.sub(r'^> ?', '', m[1], flags=re.M),
                              cell.source, count=1, flags=re.M)
-        i = self.nb.cells.index(cell)
-        if self.nb.below_: self.nb.cells.insert(i+1, mk_cell(self.nb.below_, 'markdown'))
+        at = self.nb.cells.index(cell)+1
+        if self.nb.below_:
+            self.nb.cells.insert(at, mk_cell(self.nb.below_, 'markdown'))
+            at += 1
+        for name in reversed(LEADING.get(self.nb.module_, [])): self.lead(name, at)
+    def lead(self, name, at):
+        "Move what the page says of `name` to the top"
+        cell = next(c for c in self.nb.cells if re.search(rf'\{{py:\w+\}} {name}\(', c.source or ''))
+        self.nb.cells.remove(cell)
+        self.nb.cells.insert(at, cell)
+
+class top_picture(Processor):
+    "The picture that `<!-- picture -->` wants"
+    def begin(self): lift_picture(self.nb.cells, self.write)
+    def write(self, picture):
+        (build/'files'/'top.png').write_bytes(picture)
+        return 'files/top.png'
 
 class Pages(FilterDefaults):
     "nbdev's chain of processors, without what is Quarto's, and with our own way to documentation"
     def base_procs(self):
         quarto = FrontmatterProc,insert_warning,clean_show_doc,add_links,add_fold
         return [own_show_docs if p is exec_show_docs else p for p in super().base_procs()
-                if p not in quarto] + [tidy_outputs, page_links, search_entries, title_first]
+                if p not in quarto] + [top_picture, tidy_outputs, page_links, search_entries, title_first]
 
 def links(md):
     "Links as the notebooks and the README write them -> as the staged pages do"
+    md = md.replace('](README.ko.md)', '](ko/index.ipynb)')
     def to(m):
         url,_,frag = m[2].partition('#')
         frag = frag and f'#{frag}'
@@ -167,6 +184,18 @@ def links(md):
         return m[0]
     return re.sub(r'(\])\(([^)\s]+)\)', to, md)
 
+def korean_links(md):
+    "Links of a Korean page, which stands in a folder of its own: to Korean pages where there are some"
+    ours = [page_of(nbs/n) for n in korean.names()]
+    def to(m):
+        name,_,frag = m[1].partition('#')
+        page = name.removesuffix('.ipynb')
+        if re.match(r'\w+:', name): return m[0]
+        if page in ours: return m[0]
+        return f'](../{m[1]})'
+    md = re.sub(r'\]\(([^)\s#]+(?:#[^)\s]*)?)\)', to, md)
+    return md.replace('](english:', '](../')
+
 # Pages
 
 build = root/'build'/'docs'/'pages'
@@ -179,14 +208,24 @@ def get_it(nb):
 
 def public(module): return importlib.import_module(module).__all__
 
+# What a user calls first: it opens the page of its module
+LEADING = {'fastai_multi.learner': ['multi_learner'], 'fastai_multi.data.loaders': ['MultiDataLoaders']}
+
+def name_row(module, n):
+    s = (api.constants(module)[n][1] if n in api.constants(module)
+         else api.summary(getattr(importlib.import_module(module), n)))
+    return f'| {{py:obj}}`~{module}.{n}` | {api.cell(s)} |'
+
 def names_table(module):
-    "Public names of a module, each with its sentence"
-    rows = []
-    for n in public(module):
-        s = (api.constants(module)[n][1] if n in api.constants(module)
-             else api.summary(getattr(importlib.import_module(module), n)))
-        rows.append(f'| {{py:obj}}`~{module}.{n}` | {api.cell(s)} |')
-    return '\n'.join(['| name | what it is |', '|---|---|', *rows])
+    "Public names of a module, each with its sentence: what a notebook needs, then the rest behind a fold"
+    import fastai_multi
+    names = sorted(public(module), key=lambda n: n not in LEADING.get(module, []))
+    table = lambda names: '\n'.join(['| name | what it is |', '|---|---|', *[name_row(module, n) for n in names]])
+    used = [n for n in names if n in fastai_multi.__all__]
+    rest = [n for n in names if n not in used]
+    if not used or not rest: return table(names)
+    return (f'{table(used)}\n\n<details class="inside"><summary>{len(rest)} more names, for those who extend the '
+            f'package</summary>\n\n{table(rest)}\n\n</details>')
 
 def below(nb, module):
     "What stands below the title of a notebook"
@@ -259,6 +298,34 @@ def in_order(tutorials, index):
     at = {nb: text.find(nb.name) for nb in tutorials}
     return sorted(tutorials, key=lambda nb: (at[nb]<0, at[nb], nb.name))
 
+def put(n, page, last=''):
+    "Write a notebook as the page `page`; `last` is what its last cell says"
+    Pages()(n)
+    for c in n.cells:
+        for k in [k for k in c if k.endswith('_')]: del c[k]
+    if last: n.cells.append(mk_cell(last, 'markdown'))
+    for k in [k for k in n if k.endswith('_')]: del n[k]
+    for i,c in enumerate(n.cells): c['id'] = f'cell-{i}'
+    n.metadata = dict(kernelspec=dict(name='python3', language='python', display_name='Python 3'))
+    write_nb(n, build/f'{page}.ipynb')
+
+def put_korean(nb):
+    "Write the Korean page of a notebook"
+    n = read_nb(nb)
+    n.cells[:] = korean.translate(nb.name, n.cells)
+    for c in n.cells:
+        if c.cell_type=='markdown': c.source = c.source.replace('](../', '](english:')
+    n.korean_ = True
+    n.module_ = None
+    made = get_it(nb).replace('<files/', '<../files/')
+    n.below_ = (f'{{.made}}\n이 문서의 코드와 출력은 노트북 {made}에서 왔습니다. '
+                f'모든 출력은 실제로 실행한 결과입니다.\n\n'
+                f'{{.made}}\n[English](../{page_of(nb)}.ipynb)')
+    front = nb.name=='index.ipynb'
+    if front: n.below_ = ''
+    others = [page_of(nbs/o) for o in korean.names() if o!='index.ipynb']
+    put(n, f'ko/{page_of(nb)}', toctree(others, caption='튜토리얼') if front else '')
+
 def stage():
     "Write all pages anew; returns their number"
     shutil.rmtree(build, ignore_errors=True)
@@ -267,24 +334,23 @@ def stage():
     modules = {nb: m for nb in notebooks if (m := module_of(nb))}
     index = nbs/'index.ipynb'
     tutorials = in_order([nb for nb in notebooks if nb not in modules and nb!=index], index)
+    top = {'tutorials': 'Tutorials', 'api': 'API', 'measured': 'Measured',
+           **{p: p.capitalize() for f,p in PROJECT.items() if (root/f).exists()}, 'ko/index': '한국어'}
     for nb in notebooks:
         n = read_nb(nb)
+        n.korean_ = False
         n.module_ = modules.get(nb)
         n.below_ = below(nb, modules.get(nb)) if nb!=index else ''
-        Pages()(n)
-        for c in n.cells:
-            for k in [k for k in c if k.endswith('_')]: del c[k]
-        top = {'tutorials': 'Tutorials', 'api': 'API', 'measured': 'Measured',
-               **{p: p.capitalize() for f,p in PROJECT.items() if (root/f).exists()}}
-        if nb==index: n.cells.append(mk_cell(toctree([f'{t} <{p}>' for p,t in top.items()]), 'markdown'))
-        for k in [k for k in n if k.endswith('_')]: del n[k]
-        for i,c in enumerate(n.cells): c['id'] = f'cell-{i}'
-        n.metadata = dict(kernelspec=dict(name='python3', language='python', display_name='Python 3'))
-        write_nb(n, build/f'{page_of(nb)}.ipynb')
+        # the bar of the site leads to Korean
+        if nb==index: n.cells[:] = [c for c in n.cells if c.source!='[한국어](README.ko.md)']
+        if nb!=index and nb.name in korean.names(): n.below_ += f'\n\n{{.made}}\n[한국어](ko/{page_of(nb)}.ipynb)'
+        put(n, page_of(nb), toctree([f'{t} <{p}>' for p,t in top.items()]) if nb==index else '')
+    (build/'ko').mkdir()
+    for name in korean.names(): put_korean(nbs/name)
     write = lambda name, text: (build/f'{name}.md').write_text(text + '\n', encoding='utf-8')
     write('tutorials', tutorials_page(tutorials))
     write('api', api_page(modules))
     write('measured', measured.page(index, build/'files', links))
     for f,p in PROJECT.items():
         if (root/f).exists(): write(p, links((root/f).read_text(encoding='utf-8')))
-    return len([*build.glob('*.ipynb'), *build.glob('*.md')])
+    return sum(f.suffix in ('.ipynb', '.md') for d in (build, build/'ko') for f in d.iterdir())

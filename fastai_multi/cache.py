@@ -10,7 +10,7 @@ __all__ = ['still_inputs', 'reason_not_to_cache', 'RowFeatures', 'rebuilt', 'joi
 from fastai.basics import *
 from fastai.callback.mixup import MixHandler
 from fastprogress.fastprogress import progress_bar
-from torch.nn.modules.batchnorm import _BatchNorm
+from fastai.torch_core import norm_types
 from .core import *
 from .models.encoder import *
 from .models.image import *
@@ -21,14 +21,14 @@ from .callback.adapt import *
 
 # %% ../nbs/74b_cache.ipynb #cac4e007
 def still_inputs(model) -> list:
-    "The inputs whose encoders are trained and frozen, apart from their batch norms"
+    "The inputs whose encoders are trained and frozen, apart from their norms"
     if not isinstance(model, MultiModel): return []
     if any(isinstance(e, RepeatedEncoder) for e in model.encoders.values()): return []
     return [n for n,e in model.encoders.items() if getattr(e, 'pretrained', False) and not _learning(e)]
 
 def _learning(encoder):
-    "Whether a layer of `encoder` other than a batch norm is trained"
-    norms = {id(p) for m in encoder.modules() if isinstance(m, _BatchNorm) for p in m.parameters()}
+    "Whether a layer of `encoder` other than a norm is trained"
+    norms = {id(p) for m in encoder.modules() if isinstance(m, tuple(norm_types)) for p in m.parameters()}
     return any(p.requires_grad and id(p) not in norms for p in encoder.parameters())
 
 def reason_not_to_cache(learn, cbs=()) -> str: # `None` if nothing speaks against it

@@ -32,6 +32,8 @@ cases = dict(
     gated=lambda p: multi_learner(loaders(p, image='file', text='caption'), simple_cnn(2, 4), fusion='gated', neck=8),
     film=lambda p: multi_learner(loaders(p, image='file', text='caption'), simple_cnn(2, 4), fusion='film'),
     sum=lambda p: multi_learner(loaders(p, image='file', text='caption'), simple_cnn(2, 4), fusion='sum'),
+    attention=lambda p: multi_learner(loaders(p, image='file', text='caption'), simple_cnn(2, 4), fusion='attention'),
+    tokens=lambda p: multi_learner(loaders(p, image='file', text='caption'), simple_cnn(2, 4), fusion='tokens'),
     depth=lambda p: multi_learner(loaders(p, image='file', **point), resnet18, pretrained=False, split=1,
                                   depth=dict(kind=1, tags=2, area=2, corner=2), after=dict(area='kind')),
     normal=lambda p: multi_learner(loaders(p, image='file', batch_tfms=[*aug_transforms(do_flip=False),

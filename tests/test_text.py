@@ -247,3 +247,21 @@ def test_encoders_from_scratch_by_name(table, text):
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
     assert learn.predict('a blue circle')[0].colour in ('red','green','blue')
     learn.model.set_head('colour', [8])
+
+def test_frozen_epochs_take_a_models_features_from_memory(folder, table):
+    from fastai_multi.cache import cached_features
+    learn = multi_learner(loaders(table, str(folder)), text=str(folder))
+    learn.freeze()
+    start = learn.get_preds()[0]
+    encoder = learn.plain_model.encoders['text']
+    met = []
+    encoder.register_forward_pre_hook(lambda m, x: met.append(x[0].ndim))
+    with cached_features(learn) as why, learn.no_bar(), learn.no_logging():
+        assert why is None
+        torch.testing.assert_close(learn.get_preds()[0].colour, start.colour)
+        n = len(met)
+        learn.fit_one_cycle(2, 1e-2)
+        assert set(met[n:]) == {1}                       # row numbers, no tokens
+    kept = learn.get_preds()[0]
+    assert not torch.allclose(kept.colour, start.colour)
+    with cached_features(learn), learn.no_bar(): torch.testing.assert_close(learn.get_preds()[0].colour, kept.colour)

@@ -1,6 +1,6 @@
-// A result whose anchor holds no text, as an index entry's, has no summary: Sphinx's script would append null
-document.addEventListener('DOMContentLoaded', () => {
-  if (typeof Search === 'undefined') return;
+// Sphinx makes no summary of a result whose anchor is empty, as that of an index entry, and then appends it.
+// Such a result shows its page's text instead.
+if (typeof Search !== "undefined") {
   const summary = Search.makeSearchSummary;
-  Search.makeSearchSummary = (...args) => summary(...args) ?? document.createTextNode('');
-});
+  Search.makeSearchSummary = (html, words, anchor) => summary(html, words, anchor) ?? summary(html, words, "");
+}

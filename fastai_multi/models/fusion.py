@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['fusions', 'ByName', 'zeros_for', 'trial', 'Concat', 'check_known_sizes', 'projections', 'SumFusion', 'GatedFusion',
-           'FiLMFusion', 'LateFusion', 'fusion', 'OwnFusion']
+           'FiLMFusion', 'LateFusion', 'mixed_answers', 'fusion', 'OwnFusion']
 
 # %% ../../nbs/37_models.fusion.ipynb #a29fdedc
 from fastai.torch_basics import *
+from torch.utils._pytree import tree_map
 from urllib.parse import quote
 from ..core import *
 from .encoder import *
@@ -161,6 +162,13 @@ class LateFusion(nn.Module):
         "How much the answer from each input counts; all count alike at first"
         here = here | ~here.any(1, keepdim=True)    # an item without inputs: all of them
         return self.scores.expand(here.shape).masked_fill(~here, -math.inf).softmax(1)
+
+def mixed_answers(answers, # Predictions of one output from each input: tensors, or containers of them
+          shares:Tensor # How much each counts, `bs,inputs`
+         ):
+    "The sum of `answers`, each times its share"
+    def _mix(*ts): return sum(t*w.view(-1, *[1]*(t.ndim-1)) for t,w in zip(ts, shares.unbind(1)))
+    return tree_map(_mix, *answers)
 
 # %% ../../nbs/37_models.fusion.ipynb #8b2b162c
 # By name: a class, or a function that builds a fusion from `sizes`

@@ -1,0 +1,141 @@
+"The web service answers as the learner does, refuses what it should, and shows a page that needs no internet"
+import asyncio, io, os, re, socket, subprocess, sys, time, urllib.request
+import pytest
+from fastai.vision.all import *
+from fastai_multi import *
+
+for name in ('fastapi', 'httpx', 'prometheus_client', 'multipart', 'safetensors'): pytest.importorskip(name)
+from fastapi.testclient import TestClient
+from fastai_multi.serve import Batcher, Limits, answer_all, make_app, page
+
+@pytest.fixture(scope='module')
+def learn(shapes):
+    torch.manual_seed(0)
+    dls = MultiDataLoaders.from_csv(shapes, image='file', text='caption', label_delim='|', item_tfms=Resize(32), bs=8,
+                                    outputs=dict(kind=CategoryBlock, tags=MultiCategoryBlock, box=BBoxBlock),
+                                    columns=dict(box=['x1','y1','x2','y2']), num_workers=0, seed=0)
+    learn = multi_learner(dls, simple_cnn(2, 4))
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    return learn
+
+@pytest.fixture(scope='module')
+def files(shapes, learn): return [shapes/f for f in learn.dls.valid.items['file'][:6]]
+
+@pytest.fixture
+def client(learn):
+    with TestClient(make_app(learn, Limits(max_bytes=200_000, max_pixels=10_000, max_chars=50))) as client: yield client
+
+def test_it_answers_as_the_learner(client, learn, files):
+    answer = client.post('/predict', files=dict(image=files[0].read_bytes()), data=dict(text='a red circle')).json()
+    with learn.no_bar(): wanted = learn.predict((files[0], 'a red circle')).to_dict('all')
+    assert answer['kind']==wanted['kind'] and answer['tags']==wanted['tags']
+    assert np.allclose(answer['box'], wanted['box'], atol=1e-3)
+    assert abs(answer['kind_confidence']-wanted['kind_confidence'])<1e-5
+    for part in (dict(data=dict(text='a red circle')), dict(files=dict(image=files[0].read_bytes()))):
+        assert client.post('/predict', **part).json()['kind'] in learn.dls.vocab['kind']
+
+def picture(size, form='PNG'):
+    res = io.BytesIO()
+    Image.new('RGB', size).save(res, form)
+    return res.getvalue()
+
+@pytest.mark.parametrize('request_,status,text', [
+    (dict(data=dict(image='/etc/passwd')), 422, 'no file that a request names'),
+    (dict(data=dict(image='../x.png', text='a')), 422, 'send it as a file'),
+    (dict(files=dict(text=b'abc')), 422, 'is a text'),
+    (dict(files=dict(image=b'no picture')), 422, 'no picture that can be read'),
+    (dict(files=dict(image=picture((50, 50))[:60])), 422, 'no picture that can be read'),
+    (dict(files=dict(image=picture((200, 200)))), 413, '200 x 200 pixels'),
+    (dict(files=dict(image=b'0'*300_000)), 413, 'bytes; at most 200,000'),
+    (dict(data=dict(text='a'*51)), 413, '51 characters'),
+    (dict(data=dict(text='')), 422, 'at least one'),
+    (dict(data=dict(price='3')), 422, "no input 'price'"),
+    (dict(json=dict(text='a')), 415, 'Send a form'),
+    (dict(data=dict(text=['a', 'b'])), 422, 'twice'),
+    (dict(content=b'x', headers={'content-type': 'multipart/form-data; boundary=a'}), 400, 'cannot be read'),
+    (dict(content=iter([b'text=a'])), 411, 'Content-Length')])
+def test_bad_requests(client, request_, status, text):
+    answer = client.post('/predict', **request_)
+    assert answer.status_code==status and text in answer.json()['error'], answer.text
+    assert client.post('/predict', data=dict(text='a circle')).status_code==200
+
+def test_what_it_says_of_itself(client):
+    client.post('/predict', data=dict(text='a circle'))
+    client.post('/predict', data=dict(image='a'))
+    schema = client.get('/schema').json()
+    assert [i['form'] for i in schema['inputs']]==['picture','text']
+    assert [o['box'] for o in schema['outputs']]==[False,False,True]
+    metrics = client.get('/metrics').text
+    for line in ('predict_requests_total{status="200"} 1.0', 'predict_requests_total{status="422"} 1.0',
+                 'predict_batch_size_count 1.0', 'predict_seconds_count 2.0'): assert line in metrics, line
+    assert client.get('/').text==page
+    assert not re.search(r'https?:|//[a-z]+\.', page)
+
+def test_together_as_alone(learn, files):
+    "Requests that arrive together are one batch, and get the answers they get alone; a bad one fails alone"
+    items = [dict(image=f.read_bytes(), text=t) for f,t in zip(files, ['a circle', '', 'red', 'big', 'left', 'a star'])]
+    alone = [answer_all(learn, [o])[0]['kind_confidence'] for o in items]
+    async def ask():
+        batcher = Batcher(learn, 8, wait=.05)
+        sizes = []
+        batcher.sizes.append(sizes.append)
+        running = asyncio.create_task(batcher.run())
+        asked = [*items, dict(image=b'broken')]
+        answers = await asyncio.gather(*(batcher.answer(o) for o in asked), return_exceptions=True)
+        running.cancel()
+        return answers, sizes
+    answers,sizes = asyncio.run(ask())
+    assert sizes==[7] and isinstance(answers[-1], Exception)
+    assert np.allclose([a['kind_confidence'] for a in answers[:-1]], alone, atol=1e-5)
+
+def test_no_answer_in_time(learn):
+    with TestClient(make_app(learn, Limits(timeout=0.))) as client:
+        answer = client.post('/predict', data=dict(text='a circle'))
+        assert answer.status_code==503 and 'within 0 seconds' in answer.json()['error']
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return s.getsockname()[1]
+
+@pytest.fixture(scope='module')
+def service(learn, tmp_path_factory):
+    "The service in a process of its own, from a bundle"
+    folder = tmp_path_factory.mktemp('serve')/'bundle'
+    learn.save_bundle(folder, metrics=False)
+    port = free_port()
+    process = subprocess.Popen([sys.executable, '-m', 'fastai_multi.serve', str(folder), '--port', str(port)])
+    url = f'http://127.0.0.1:{port}'
+    for _ in range(240):
+        time.sleep(.25)
+        try: urllib.request.urlopen(f'{url}/healthz')
+        except OSError: continue
+        break
+    yield url
+    process.terminate()
+    process.wait(20)
+
+@pytest.mark.parametrize('width', [390, 1200])
+def test_the_page(service, files, tmp_path, width):
+    sync_api = pytest.importorskip('playwright.sync_api')
+    chromium = shutil.which('chromium')
+    if chromium is None: pytest.skip('no chromium on this machine')
+    with sync_api.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=chromium, args=['--no-sandbox'])
+        tab = browser.new_page(viewport=dict(width=width, height=900))
+        asked = []
+        tab.on('request', lambda r: asked.append(r.url))
+        tab.goto(service)
+        tab.set_input_files('#in-image', str(files[0]))
+        tab.fill('#in-text', 'a red circle on the left')
+        tab.click('button[type=submit]')
+        tab.wait_for_selector('#answer td')
+        table = tab.inner_text('#answer')
+        for n in ('kind', 'tags', 'box'): assert n in table
+        assert tab.evaluate('document.documentElement.scrollWidth')<=width
+        assert all(u.startswith((service, 'blob:')) for u in asked)
+        tab.screenshot(path=os.environ.get('SCREENSHOTS', str(tmp_path))+f'/page-{width}.png', full_page=True)
+        tab.click('button[type=reset]')
+        tab.click('button[type=submit]')
+        tab.wait_for_function("document.querySelector('#error').textContent.includes('at least one')")
+        browser.close()
