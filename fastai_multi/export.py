@@ -191,6 +191,7 @@ def write_program(learn, file, tokens=None, tolerance=1e-5) -> Exported: # As `t
     "Write the model as a program of PyTorch, and read it again"
     model,program = traced(learn, tokens)
     Path(file).parent.mkdir(parents=True, exist_ok=True)
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
     with write_whole(file) as beside:
         with open(beside, 'wb') as f: torch.export.save(program, f, extra_files={about_key: about(learn)})
         with open(beside, 'rb') as f: run = torch.export.load(f).module()
@@ -242,6 +243,7 @@ def write_onnx(learn, file, tokens=None, tolerance=1e-5) -> Exported: # As `to_o
     except Exception as e: refuse_export(e, 'torch.onnx')
     written.model.metadata_props[about_key] = about(learn)
     Path(file).parent.mkdir(parents=True, exist_ok=True)
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
     with write_whole(file) as beside:
         written.save(beside)
         gap = difference(onnx_runner(beside), learn, model, tokens)
@@ -252,7 +254,7 @@ def write_onnx(learn, file, tokens=None, tolerance=1e-5) -> Exported: # As `to_o
 class ExportingLearner(PersistentLearner):
     "A `Learner` that writes its model for other programs"
     def to_onnx(self,
-        file, # The file to write, '.onnx'
+        file, # The file to write, '.onnx'; its folders are made
         tokens:int=None, # How many tokens every text has; `None`: any number, which an LSTM cannot do
         tolerance:float=1e-5 # How far the file's answers may be from the learner's
     ) -> Exported:
@@ -263,7 +265,7 @@ class ExportingLearner(PersistentLearner):
         return write_onnx(self, file, tokens, tolerance)
 
     def to_program(self,
-        file, # The file to write, '.pt2'
+        file, # The file to write, '.pt2'; its folders are made
         tokens:int=None, # As for `to_onnx`
         tolerance:float=1e-5 # As for `to_onnx`
     ) -> Exported:

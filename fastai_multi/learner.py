@@ -22,6 +22,7 @@ from .models.tree import *
 from .targets import *
 from .losses import *
 from .columns import *
+from .tiles import *
 from .tasks import *
 from .batch import *
 from .answers import *
@@ -41,7 +42,7 @@ from .answering import *
 import inspect, warnings
 
 # %% ../nbs/78_learner.ipynb #62649e8c
-class MultiLearner(Answering, Resuming, Bundling, ExportingLearner):
+class MultiLearner(Answering, Tiling, Resuming, Bundling, ExportingLearner):
     "A fastai `Learner` whose inputs, predictions and targets have names"
     def __init__(self,
         dls:DataLoaders, # Loaders of any form that `describe` knows

@@ -63,14 +63,14 @@ def test_pictures_alone_with_points(shapes, tmp_path):
 def test_an_lstm_reads_texts_of_one_length(shapes, tmp_path):
     learn = randomised(multi_learner(loaders(shapes, text='caption'), text='lstm'))
     with pytest.raises(ValueError, match='pass tokens=64'): learn.to_onnx(tmp_path/'any.onnx')
-    res = learn.to_onnx(tmp_path/'model.onnx', tokens=6)
+    res = learn.to_onnx(tmp_path/'new'/'model.onnx', tokens=6)
     assert res.difference<1e-5 and res.inputs==dict(text='int64 batch,6')
 
 def test_a_plain_target_as_a_program(shapes, tmp_path):
     dls = MultiDataLoaders.from_csv(shapes, text='caption', outputs=CategoryBlock, columns='kind', bs=8, num_workers=0)
     learn = randomised(multi_learner(dls))
-    assert learn.to_program(tmp_path/'model.pt2').difference<1e-6
-    run = torch.export.load(tmp_path/'model.pt2').module()
+    assert learn.to_program(tmp_path/'new'/'model.pt2').difference<1e-6
+    run = torch.export.load(tmp_path/'new'/'model.pt2').module()
     probs, = run(torch.randint(5, (4,3)))
     assert torch.allclose(probs.sum(1), torch.ones(4))
 

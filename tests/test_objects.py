@@ -375,3 +375,29 @@ def test_two_processes_step_as_one(shapes, tmp_path):
     learn = learner(loaders(drawn_table(shapes), shapes))
     x,y = learn.dls.valid.one_batch()
     torch.testing.assert_close(torch.load(tmp_path/'p.pth'), step_of(learn, x, y), atol=1e-5, rtol=1e-4)
+
+# Tiles
+
+def test_tiles_of_a_large_picture(trained, table, shapes):
+    "Four pictures side by side: the objects of each, in the pixels of all; a learner's other inputs are refused"
+    files = [shapes/f for f in table.file[-4:]]
+    large = PILImage.create(np.zeros((128,128,3), dtype=np.uint8))
+    corners = [(0,0), (64,0), (0,64), (64,64)]
+    want = []
+    for f,(x,y) in zip(files, corners):
+        small = PILImage.create(f)
+        large.paste(small, (x,y))
+        for o in trained.predict(small)[0]['objects']:
+            x1,y1,x2,y2 = o['box']
+            want.append((round(o['score'], 4), [x1+x,y1+y,x2+x,y2+y]))
+    rows = trained.predict_tiles(large, tile=64, overlap=0)
+    got = [(round(o['score'], 4), o['box']) for o in rows]
+    assert len(got) > 0
+    for score,box in got:
+        assert any(score==s and np.allclose(box, b, atol=1e-3) for s,b in want)
+    scores = [s for s,_ in got]
+    assert scores == sorted(scores, reverse=True)
+    assert {'box','score','colour','kind','area'} <= set(rows[0])
+    with pytest.raises(ValueError, match='less than the tile'): trained.predict_tiles(large, tile=64, overlap=64)
+    plain = learner(loaders(table, shapes, dict(kind=CategoryBlock)), heads=None)
+    with pytest.raises(TypeError, match='none holds objects'): plain.predict_tiles(large)

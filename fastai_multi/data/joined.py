@@ -59,7 +59,7 @@ class SourceTable:
         self.outputs = {n: self.files(v, block.leaves.get(n)) for n,v in targets.columns(df).items()}
         self.weight = None if weight is None else df[weight].tolist()
         for n,part in self.parts.items():
-            if hasattr(part, 'transposed'): self.outputs[n] = looked_at(part, self.outputs[n])
+            if getattr(part, 'lists_objects', False): self.outputs[n] = looked_at(part, self.outputs[n])
         self.train,self.valid = source_split(df, targets.readers, **split)
 
     def named_inputs(self, reader, df):

@@ -243,6 +243,7 @@ class ObjectsPart(GroupPart):
     kind = 'objects'
     sign = '□'
     tells_pairs = True
+    lists_objects = True  # Its value is a list of objects
     def __init__(self,
         name,          # Name of the output
         outputs:dict,  # The `Part` of each named output of an object
