@@ -12,7 +12,7 @@ from fastai_multi.depth import try_candidate
 from fastai_multi.linear import Logistic, item_coordinates, ridge
 from fastai_multi.models.fusion import zeros_for
 from fastai_multi.models.heads import Pool
-from fastai_multi.models.tabular import VectorEncoder
+from fastai_multi.models.tabular import PresentNorm, VectorEncoder
 from fastai_multi.models.tree import frozen_text
 from fastai_multi.models.trunk import SharedTrunk
 from fastai_multi.prior import TextBaseline
@@ -297,3 +297,38 @@ def test_overfitting_is_more_than_the_constant_there_and_much_less_here(training
         row = pd.Series({'evaluation': training*unit, 'constant': unit, 'validation': validation*unit,
                          'constant there': unit})
         assert bool(LearningAdvice.overfit(None, 'x', row))==said
+
+def test_features_far_from_zero_come_back_as_they_were():
+    df = pd.DataFrame(dict(place=[1e9+3*i for i in range(8)], kind=list('abababab')))
+    dls = MultiDataLoaders.from_df(df, features='place', outputs=dict(kind=CategoryBlock), bs=6, num_workers=0,
+                                   valid_idx=[6,7], shuffle=False)
+    part = describe(dls).inputs['features']
+    assert [float(part.decode(o)) for o in dls.train.one_batch()[0]]==[1e9+3*i for i in range(6)]
+
+def test_a_norm_of_present_numbers_is_batch_norm_where_none_is_missing():
+    ours,theirs = PresentNorm(3),nn.BatchNorm1d(3)
+    state = dict(weight=tensor([2.,.5,-1.]), bias=tensor([1.,0.,3.]), running_mean=tensor([.1,2.,-3.]),
+                 running_var=tensor([4.,.25,1.]), num_batches_tracked=tensor(5))
+    for m in (ours,theirs): m.load_state_dict(state)
+    x = torch.randn(7,3)*3
+    for training in (False,True):
+        torch.testing.assert_close(ours.train(training)(x), theirs.train(training)(x))
+    for n,v in theirs.state_dict().items(): torch.testing.assert_close(ours.state_dict()[n], v)
+
+def test_the_steps_that_are_few_are_those_of_the_training(capsys):
+    df = pd.DataFrame(dict(a=np.arange(20.), kind=list('ab')*10))
+    dls = MultiDataLoaders.from_df(df, features='a', outputs=dict(kind=CategoryBlock), bs=4, num_workers=0,
+                                   valid_idx=range(12,20))
+    learn = multi_learner(dls)
+    with learn.no_bar(), learn.no_logging(): assert len(dls.train)==3 and len(dls.valid)==2
+    with learn.no_bar(): learn.fit(1)
+    assert '3 steps are few' in capsys.readouterr().out
+
+def test_rows_of_several_splits_have_numbers_of_their_own():
+    "Messages name an item by its row"
+    datasets = pytest.importorskip('datasets')
+    def split(n): return datasets.Dataset.from_dict(dict(a=[float(i) for i in range(n)], kind=list('ab')*(n//2)))
+    data = datasets.DatasetDict(train=split(8), validation=split(4))
+    dls = MultiDataLoaders.from_hf(data, features='a', outputs=dict(kind=CategoryBlock), bs=4, num_workers=0)
+    rows = [i for dl in dls.loaders for i in dl.items.index]
+    assert sorted(rows)==list(range(12))

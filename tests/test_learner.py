@@ -640,6 +640,18 @@ def test_a_head_put_in_another_s_place_is_trained(shapes):
     assert not any(torch.equal(a, b) for a,b in zip(before, learn.model.heads['kind'].parameters()) if a.ndim>1)
     assert learn.opt.state[trunk]['step']==2*steps                 # the rest went on
 
+def test_a_module_put_in_the_place_of_a_head_is_trained(shapes):
+    "By key or by attribute, without a word to the optimizer"
+    learn = learner(small(shapes))
+    learn.fit(1)
+    n_in = first(learn.model.views.values()).n_features
+    for put in (learn.model.heads.__setitem__, partial(setattr, learn.model.heads)):
+        new = nn.Linear(n_in, 4)
+        put('kind', new)
+        before = new.weight.detach().clone()
+        learn.fit(1)
+        assert learn.model.heads['kind'] is new and not torch.equal(before, new.weight)
+
 def test_set_head_of_a_learner(shapes):
     learn = learner(small(shapes))
     learn.fit(1)

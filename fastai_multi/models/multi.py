@@ -311,7 +311,8 @@ class MultiModel(nn.Module):
         given = [features]
         how = getattr(head, 'reads_map', False)
         if how: given.append(self._maps(inputs, how))
-        res = head(*given) if wide is None else head(*given, wide=wide)
+        reads_wide = wide is not None and getattr(head, 'n_wide', 0)    # a module put in by hand need not
+        res = head(*given, wide=wide) if reads_wide else head(*given)
         return Outputs.make(res) if isinstance(res, dict) else res
 
     def _maps(self, inputs, how):
