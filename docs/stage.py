@@ -65,8 +65,9 @@ class own_show_docs(Processor):
         return obj is not None and type(obj).__name__!='Function'
 
 def clean_html(h):
-    "A table without the style sheet that pandas and fastai send with each"
+    "A table without the style sheet that pandas and fastai send with each, its numbers in four digits"
     h = re.sub(r'<(style|script)\b.*?</\1>', '', h, flags=re.S)
+    h = re.sub(r'(?<=<td>)-?\d+\.\d{5,}(?=</td>)', lambda m: f'{float(m[0]):.4g}', h)
     return re.sub(r' border="1"| class="dataframe"', '', h)
 
 class tidy_outputs(Processor):

@@ -10,6 +10,7 @@ from fastai.basics import *
 from fastai.learner import Learner
 import warnings
 from .core import *
+from .data.names import *
 from .data.loaders import *
 from .targets import *
 from .losses import *
@@ -32,8 +33,24 @@ def index_of(items):
     return items.index if isinstance(items, pd.DataFrame) else None
 
 # %% ../nbs/77c_answering.ipynb #34b8efa7
-class Answering:
+class Answering(Answered):
     "The predictions of a learner that has `dls`, `description`, `tasks` and `modalities`"
+    # What fastai's users look for on a learner, and what to write
+    instead = dict(
+        interpret='`MultiInterpretation.from_learner(learn)`',
+        plot_confusion_matrix="`MultiInterpretation.from_learner(learn)['kind'].plot_confusion_matrix()`",
+        most_confused='`MultiInterpretation.from_learner(learn)`',
+        plot_top_losses='`MultiInterpretation.from_learner(learn)`',
+        feature_importance='`modality_check(learn)`: what each input is worth',
+        get_X_preds='`learn.predict_df(items)`',
+        predict_batch='`learn.predict_df(items)`',
+        predict_proba='`learn.predict_df(items, with_probs=True)`',
+        plot_losses='`learn.recorder.plot_loss()`',
+        score='`learn.evaluate()`',
+        vocab='`learn.dls.vocab`',
+        c='`learn.dls.c`',
+        head='`learn.model.heads`: one for each output',
+        body='`learn.model.encoders`: one for each input')
     calibration = None    # what `calibrate` found, for the weights of that moment
 
     def fit(self, *args, **kwargs):

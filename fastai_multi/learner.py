@@ -266,6 +266,12 @@ class MultiLearner(Answering, Tiling, Resuming, Bundling, ExportingLearner):
     def __repr__(self): return repr(self.overview())
     def _repr_html_(self): return self.overview()._repr_html_()
 
+    def plot_model(self,
+        ax=None # Axes to draw on; new ones of a fitting size if `None`
+    ):
+        "A picture of the model: shared stages, where outputs leave them, what they own, and their heads"
+        return plot_tree(self.tree(), ax)
+
     def tree(self) -> Tree:
         "The model's parts on a batch of the training loader: see `model_tree`"
         m = self.plain_model
@@ -309,7 +315,7 @@ def plot_model(
     ax=None # Axes to draw on; new ones of a fitting size if `None`
 ):
     "A picture of a learner's model: shared stages, where outputs leave them, what they own, and their heads"
-    return plot_tree(learn.tree(), ax)
+    return learn.plot_model(ax)
 
 # %% ../nbs/78_learner.ipynb #0c96308b
 def multi_learner(

@@ -98,6 +98,7 @@ def test_outputs_are_tidied():
     assert outputs.as_on_screen('10%\r100%\nx') == '100%\nx'
     styled = '<style>a{}</style><table border="1" class="dataframe"><tr></tr></table>'
     assert stage.clean_html(styled) == '<table><tr></tr></table>'
+    assert stage.clean_html('<td>0.123456</td><td>1.25</td>') == '<td>0.1235</td><td>1.25</td>'
 
 def test_outputs_are_stored_for_a_reader():
     from importlib.util import module_from_spec, spec_from_file_location

@@ -26,6 +26,7 @@ from functools import lru_cache
 from numbers import Integral
 import csv, inspect, os, pandas as pd
 from .tables import *
+from .names import *
 from .joined import *
 
 # %% ../../nbs/22_data.loaders.ipynb #350304c6
@@ -167,10 +168,8 @@ def check_fits(dls, items):
                     'give items as they were made from, for example rows of a table.')
 
 # %% ../../nbs/22_data.loaders.ipynb #2d5b7f80
-class MultiDataLoaders(JoiningLoaders, DataLoaders):
+class MultiDataLoaders(NamedLoaders, JoiningLoaders, DataLoaders):
     "`DataLoaders` for several inputs and outputs, with factory methods in the manner of `ImageDataLoaders`"
-    def __repr__(self): return repr(describe(self).overview())
-    def _repr_html_(self): return describe(self)._repr_html_()
 
     @classmethod
     @delegates(DataLoaders.from_dblock)
