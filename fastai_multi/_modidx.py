@@ -3051,6 +3051,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                            'fastai_multi.data.readers.as_columns': ( 'data.readers.html#as_columns',
                                                                                      'fastai_multi/data/readers.py'),
                                            'fastai_multi.data.readers.cell': ('data.readers.html#cell', 'fastai_multi/data/readers.py'),
+                                           'fastai_multi.data.readers.check_apart': ( 'data.readers.html#check_apart',
+                                                                                      'fastai_multi/data/readers.py'),
                                            'fastai_multi.data.readers.check_columns': ( 'data.readers.html#check_columns',
                                                                                         'fastai_multi/data/readers.py'),
                                            'fastai_multi.data.readers.check_flags': ( 'data.readers.html#check_flags',
