@@ -79,7 +79,7 @@ def raw_dl(dls, item, modalities):
     "A loader of the one raw `item`, which skips the getters"
     ds = dls.valid.dataset
     vals = raw_item(item, modalities)
-    if all(v is None for v in vals):
+    if all(is_missing(v) for v in vals):
         raise ValueError(f'There is nothing to predict from: give at least one of the inputs {list(modalities)}.')
     if ds.n_inp==1: vals = [vals if len(vals)>1 else vals[0]]
     tls = []

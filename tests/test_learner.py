@@ -189,7 +189,8 @@ def test_mistakes_in_predicting(trained, shapes):
     df = pd.read_csv(shapes/'items.csv')
     with pytest.raises(TypeError, match=r'predict\(\(image, text\)\)'):
         trained.predict(shapes/df.file[0], df.caption[0])
-    with pytest.raises(ValueError, match='nothing to predict from'): trained.predict((None, None))
+    for nothing in ((None, None), (math.nan, None), dict(image=pd.NA, text=math.nan)):
+        with pytest.raises(ValueError, match='nothing to predict from'): trained.predict(nothing)
     with pytest.raises(ValueError, match='`item` is None'): trained.predict(None)
     with pytest.raises(ValueError, match='with_labels=True'): trained.evaluate(dl=trained.dls.test_dl(df))
     with pytest.raises(ValueError, match='`bs` is 64, and there are 8 items'):
