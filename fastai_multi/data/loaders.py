@@ -26,7 +26,7 @@ from functools import lru_cache
 from numbers import Integral
 import csv, inspect, os, pandas as pd
 from .tables import *
-from .names import *
+from .names import NamedLoaders
 from .joined import *
 
 # %% ../../nbs/22_data.loaders.ipynb #350304c6
