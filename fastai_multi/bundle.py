@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['bundle_format', 'bundle_files', 'manifest_file', 'import_safetensors', 'import_hub', 'digest', 'versions',
-           'refuse_bundle', 'read_manifest', 'check_format', 'check_files', 'random_like', 'trial', 'predicted',
-           'learner_state', 'input_lines', 'model_card', 'card_scores', 'Bundle', 'check_bundle_folder', 'is_bundle',
-           'write_folder', 'write_bundle', 'Bundling']
+           'refuse_bundle', 'read_manifest', 'check_format', 'check_bundle_files', 'random_like', 'trial_inputs',
+           'predicted', 'learner_state', 'input_lines', 'model_card', 'card_scores', 'Bundle', 'check_bundle_folder',
+           'is_bundle', 'write_folder', 'write_bundle', 'Bundling']
 
 # %% ../nbs/77g_bundle.ipynb #496dd8b0
 from fastai.basics import *
@@ -69,7 +69,7 @@ def read_manifest(folder) -> dict: # A path
     if not isinstance(res, dict) or not isinstance(res.get('format'), int) or not isinstance(res.get('files'), dict):
         refuse_bundle(folder, f'{manifest_file} has not the form of a manifest')
     check_format(folder, res)
-    check_files(folder, res['files'])
+    check_bundle_files(folder, res['files'])
     return res
 
 def check_format(folder, manifest):
@@ -79,7 +79,7 @@ def check_format(folder, manifest):
     raise ValueError(f'{str(folder)!r} has format {manifest["format"]}, written by fastai_multi {wrote}, and this '
                      f'version reads up to format {bundle_format}: pip install -U fastai_multi.')
 
-def check_files(folder, files):
+def check_bundle_files(folder, files):
     "Raise unless the files of a bundle are those of its manifest, byte for byte"
     if set(files)!=set(bundle_files):
         refuse_bundle(folder, f'its manifest lists {sorted(files)}, and a bundle has {list(bundle_files)}')
@@ -100,7 +100,7 @@ def random_like(x): # A tensor
     if x.is_floating_point(): return torch.randn_like(x)
     return torch.zeros_like(x)
 
-def trial(learn): # A `MultiLearner`
+def trial_inputs(learn): # A `MultiLearner`
     "A batch of random inputs and the raw predictions of the model for it; `None` where the loaders are empty"
     if not len(learn.dls.train.dataset): return None
     b = learn.dls.train.new(bs=2, shuffle=False, drop_last=False, num_workers=0).one_batch()
@@ -118,7 +118,7 @@ def predicted(learn, x): # A `MultiLearner`; inputs
 
 def learner_state(learn): # A `MultiLearner`
     "What a bundle keeps of a learner"
-    tried = trial(learn)
+    tried = trial_inputs(learn)
     with without_data(learn):
         return recorded(dict(dls=learn.dls, model=learn.plain_model, loss=learn.loss_func, tasks=learn.tasks,
                              modalities=learn.modalities, priors=learn.priors, given_losses=learn.given_losses,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['left_out', 'plain_types', 'empty_module', 'is_default', 'state_of', 'functions_of', 'RecordWriter', 'named_base',
-           'recorded', 'without_numbers', 'check_record', 'put_state', 'RecordReader', 'from_record']
+           'recorded', 'without_numbers', 'check_record', 'put_plain_state', 'RecordReader', 'from_record']
 
 # %% ../nbs/77e_records.ipynb #e46ff6d4
 from fastai.basics import *
@@ -190,7 +190,7 @@ def check_record(is_right, path, what):
     raise ValueError(f'The bundle is not in order at {path.strip(".") or "its top"}: {what}. It was changed, or '
                      'another program wrote it: get a fresh copy.')
 
-def put_state(o, state): # An object without attributes; what `state_of` gave
+def put_plain_state(o, state): # An object without attributes; what `state_of` gave
     "Give an object its attributes"
     for k in state: check_record(not k.startswith('__'), k, 'it is no attribute of an object')
     if isinstance(o, nn.Module):
@@ -270,7 +270,7 @@ class RecordReader:
         if 'of' in r: cls = self.named_class(r['of'], path)
         check_record(issubclass(cls, dict), path, f'{cls.__name__} is no dict')
         res = self.keep(r, cls.__new__(cls))
-        put_state(res, {k: self.read(v, f'{path}.{k}') for k,v in r.get('state', {}).items()})
+        put_plain_state(res, {k: self.read(v, f'{path}.{k}') for k,v in r.get('state', {}).items()})
         put = dict.__setitem__
         if isinstance(res, OrderedDict): put = OrderedDict.__setitem__
         for k,v in r['items']: put(res, self.read(k, path), self.read(v, f'{path}.{short_repr(k)}'))
@@ -312,7 +312,7 @@ class RecordReader:
         cls = self.named_class(r['of'], path)
         check_record(isinstance(cls, type), path, f'{r["of"]} is no class')
         res = self.keep(r, object.__new__(cls))
-        put_state(res, {k: self.read(v, f'{path}.{k}') for k,v in r['state'].items()})
+        put_plain_state(res, {k: self.read(v, f'{path}.{k}') for k,v in r['state'].items()})
         return res
 
     readers = dict(seen='again', float='number', absent='nothing', tensor='tensor', array='array', list='list',

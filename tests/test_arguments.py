@@ -36,7 +36,7 @@ DEFAULTS = {
     'depth_finder': dict(epochs=1, agreement=4),
     'stage_agreement': dict(batches=4),
     'modality_check': dict(ds_idx=1, seed=42),
-    'MultiLearner.fine_tune': dict(lr_mult=100, pct_start=0.3, div=5.0, probe=True, resume=False),
+    'MultiLearner.fine_tune': dict(lr_mult=100, pct_start=0.3, div=5.0, probe=True, resume=False, cache=True),
     'MultiLearner.get_preds': dict(ds_idx=1, with_input=False, with_decoded=False, with_loss=False, inner=False,
                                    reorder=True),
     'MultiLearner.predict': dict(with_input=False, joint=False),
