@@ -335,7 +335,7 @@ def load_transformers(
     except ImportError as e:
         raise ImportError(f'{str(name)!r} needs the package transformers: pip install fastai_multi[hf].') from e
     try: return getattr(transformers, auto_class).from_pretrained(name, **kwargs)
-    except OSError as e:
+    except (OSError, ValueError) as e:    # an empty folder is a `ValueError` to tokenizers
         raise ValueError(f'{str(name)!r} is no folder with a Hugging Face model, and it could not be loaded from the '
                          f'hub. Without a network give the folder that holds config.json. ({one_line(e)})') from e
 
