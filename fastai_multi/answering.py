@@ -10,7 +10,7 @@ from fastai.basics import *
 from fastai.learner import Learner
 import warnings
 from .core import *
-from .data.names import *
+from .data.names import Answered
 from .data.loaders import *
 from .targets import *
 from .losses import *

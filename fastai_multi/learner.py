@@ -39,6 +39,10 @@ from .export import ExportingLearner
 from .bundle import Bundling
 from .resume import *
 from .answering import *
+# Base classes too are imported by name, for Tab
+from .answering import Answering
+from .resume import Resuming
+from .tiles import Tiling
 import inspect, warnings
 
 # %% ../nbs/78_learner.ipynb #62649e8c

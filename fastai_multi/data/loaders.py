@@ -26,8 +26,9 @@ from functools import lru_cache
 from numbers import Integral
 import csv, inspect, os, pandas as pd
 from .tables import *
-from .names import *
+from .names import NamedLoaders
 from .joined import *
+from .joined import JoiningLoaders    # by name, for Tab
 
 # %% ../../nbs/22_data.loaders.ipynb #350304c6
 @lru_cache
