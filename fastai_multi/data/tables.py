@@ -79,14 +79,14 @@ class RowPart(Part):
 
     def frame(self, values):
         "A table of the raw values of many items"
-        df = pd.DataFrame([self.cells(v) for v in values], columns=self.column_names, dtype=object)
+        df = pd.DataFrame([self.values_of(v) for v in values], columns=self.column_names, dtype=object)
         df = df.where(df.notna(), np.nan)
         for n in self.cont_names: df[n] = self.as_numbers(n, df[n])
         return df
     def as_numbers(self, name, column):
         try: return column.astype(np.float64)
         except (TypeError, ValueError): self.refuse_number(name, column)
-    def cells(self, v):
+    def values_of(self, v):
         "The cells of a row, which comes as a list in the order of the columns, or with names"
         if hasattr(v, 'keys'):
             self.check_names(list(v.keys()))
@@ -96,7 +96,7 @@ class RowPart(Part):
 
     def is_missing(self, v):
         if v is None or v is absent or isinstance(v, float): return True
-        return all(is_missing(o) for o in self.cells(v))
+        return all(is_missing(o) for o in self.values_of(v))
     def has_fast_column(self): return True
     def encode(self, v):
         if self.is_missing(v): return absent
