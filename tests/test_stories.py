@@ -133,7 +133,7 @@ def test_s3_picture_and_text_from_a_dataframe_in_one_call(shapes):
     learn = quiet(multi_learner(dls, simple_cnn(depth=3), text='lstm'))
     emb = first(m for m in learn.model.modules() if isinstance(m, nn.Embedding))
     lstm = first(m for m in learn.model.modules() if isinstance(m, nn.RNNBase))
-    assert emb.embedding_dim==100 and lstm.hidden_size==256
+    assert emb.embedding_dim==100 and 2*lstm.hidden_size==256      # both directions
     train_words = set(' '.join(df.caption[dls.train_ds.items.index].dropna()).lower().replace(',',' ').split())
     assert set(learn.input_parts['text'].vocab[2:]) <= train_words    # the validation texts are not in the vocabulary
     learn.fit(1)
