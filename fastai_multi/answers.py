@@ -75,19 +75,20 @@ def first_block_step(tl, value):
         if i>0 and isinstance(value, typ): return i
     return 1
 
-def raw_dl(dls, item, modalities):
-    "A loader of the one raw `item`, which skips the getters"
+def raw_dl(dls, items, modalities): # A learner's loaders; raw items; the inputs' modalities by name
+    "A loader of raw `items` in one batch, which skips the getters"
     ds = dls.valid.dataset
-    vals = raw_item(item, modalities)
-    if all(is_missing(v) for v in vals):
+    rows = [raw_item(o, modalities) for o in items]
+    if any(all(is_missing(v) for v in row) for row in rows):
         raise ValueError(f'There is nothing to predict from: give at least one of the inputs {list(modalities)}.')
-    if ds.n_inp==1: vals = [vals if len(vals)>1 else vals[0]]
+    columns = list(zip(*rows))
+    if ds.n_inp==1 and len(columns)>1: columns = [rows]
     tls = []
-    for tl,v in zip(ds.tls, vals):
-        new = tl._new([v], split_idx=1)
-        new.tfms = Pipeline(list(new.tfms.fs[first_block_step(new, v):]), split_idx=1)
+    for tl,values in zip(ds.tls, columns):
+        new = tl._new(list(values), split_idx=1)
+        new.tfms = Pipeline(list(new.tfms.fs[first_block_step(new, values[0]):]), split_idx=1)
         tls.append(new)
-    return dls.valid.new(Datasets(tls=tls, n_inp=ds.n_inp), bs=1, num_workers=0)
+    return dls.valid.new(Datasets(tls=tls, n_inp=ds.n_inp), bs=len(rows), num_workers=0)
 
 def is_source_item(dls, item):
     "Whether `item` looks like an item of the source, such as a row of the table"
@@ -103,7 +104,7 @@ def item_dl(
 ):
     "A loader of the one `item`"
     if is_source_item(dls, item): return dls.test_dl([item], rm_type_tfms=0, num_workers=0, bs=1)
-    return raw_dl(dls, item, modalities)
+    return raw_dl(dls, [item], modalities)
 
 def check_has_predictions(named, options): # Whether the outputs have names; what `get_preds` was given
     "Raise for a call without predictions, as fastai's `Interpretation` makes: it reads one output without a name"

@@ -15,7 +15,6 @@ from fastai.learner import Learner
 from fastai.losses import BaseLoss
 from functools import lru_cache
 from numbers import Integral
-import inspect
 from fastai.vision.augment import Normalize
 from PIL import Image
 from .core import *
@@ -32,7 +31,7 @@ from .models.tabular import *
 from .losses import *
 from .tasks import *
 from .objects import * # every kind of output has to be known
-import inspect, mimetypes
+import inspect, json, mimetypes
 
 # %% ../nbs/75_build.ipynb #979c248e
 @lru_cache(None)
@@ -95,6 +94,7 @@ class Modality(ForPart):
     has_stages = False         # `depth` and `split` are about this input
     options = ()               # The arguments of `multi_learner` that its encoder reads
     free_axes = {}             # The dimensions of a batch, besides the first, whose length varies, by name
+    form = 'numbers'           # How a person sends it: 'picture', 'text', 'numbers' or 'row'
 
     def encoder(self, options:EncoderOptions) -> nn.Module:
         "The encoder of this input"
@@ -106,6 +106,17 @@ class Modality(ForPart):
     def recognises(self, raw) -> bool:
         "Whether a lone raw value, given to `predict`, can be this input"
         return False
+
+    @property
+    def hint(self) -> str:
+        "What to write into a field of a form"
+        return f'{self.part.c} numbers, as [1, 2]'
+
+    def from_text(self, text:str): # What stands in a field
+        "The raw value that a text means; a `ValueError` if it means none"
+        res = np.array(json.loads(text), dtype=np.float32).reshape(-1)
+        if len(res)!=self.part.c: raise ValueError(f'{len(res)} numbers, where {self.part.c} are expected')
+        return tensor(res)
 
     def absent(self, t): # A batch tensor of this input
         "The batch with this input missing in every item"
@@ -145,6 +156,8 @@ def has_image_suffix(name:str) -> bool:
 class ImageModality(Modality, part=ImagePart):
     "A picture, encoded by `arch`"
     has_stages = True
+    form = 'picture'
+    hint = ''
     options = ('depth','split','weights')
     def recognises(self, raw):
         if isinstance(raw, str): return has_image_suffix(raw)
@@ -177,6 +190,9 @@ class TextModality(Modality, part=TextPart):
     "A text, encoded by the encoder named in `text`"
     options = ('text',)
     free_axes = {1: 'tokens'}
+    form = 'text'
+    hint = ''
+    def from_text(self, text): return text
     def example(self, dl, n): return torch.randint(self.part.c, (n,4))
     def recognises(self, raw): return isinstance(raw, str) and not has_image_suffix(raw)
     def absent(self, t): return torch.full_like(t, self.part.pad_id)
@@ -197,6 +213,17 @@ class TextModality(Modality, part=TextPart):
 
 class RowModality(Modality, part=RowPart):
     "Classes and numbers of a table"
+    form = 'row'
+    @property
+    def hint(self):
+        first_column,*_ = self.part.column_names
+        return f'columns with their values, as {{"{first_column}": 1}}'
+
+    def from_text(self, text):
+        res = json.loads(text)
+        if not isinstance(res, dict): raise ValueError(f'no columns with their values: {short_repr(res)}')
+        return check_keys(res, self.part.column_names, 'column')
+
     def recognises(self, raw): return hasattr(raw, 'keys')
     def encoder(self, options):
         n_in = len(self.part.n_classes)+self.part.n_numbers

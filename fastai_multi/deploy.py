@@ -93,26 +93,24 @@ def import_gradio():
     try: import gradio
     except ImportError as e:
         raise ImportError('gradio_app needs the package gradio: pip install gradio. The page of '
-                          'python -m fastai_multi.serve needs it not.') from e
+                          'python -m fastai_multi.serve works without it.') from e
     return gradio
 
-def gradio_component(gradio, name, part):
-    "The field of an input: a picture, a text, or numbers with commas between them"
-    if part.is_picture: return gradio.Image(type='pil', label=name)
-    if part.captions: return gradio.Textbox(label=name)
-    return gradio.Textbox(label=name, info=f'{part.c} numbers with commas between them')
+def gradio_component(gradio, modality):
+    "The field of an input: a picture, or a text"
+    if modality.form=='picture': return gradio.Image(type='pil', label=modality.name)
+    return gradio.Textbox(label=modality.name, info=modality.hint)
 
-def field_value(part, value):
+def field_value(modality, value):
     "What a field holds as an input of `predict`; `None` if it is empty"
-    if value is None or isinstance(value, str) and not value.strip(): return None
-    if part.is_picture or part.captions: return value
-    return tensor([float(v) for v in value.split(',')])
+    if isinstance(value, str) and value.strip(): return modality.from_text(value)
+    return value or None
 
 def gradio_app(learn:MultiLearner): # For example from `load_bundle`
     "An `Interface` of Gradio with a field for each input; every output with its confidence comes as JSON"
     gradio = import_gradio()
-    parts = {n: m.part for n,m in learn.modalities.items()}
+    modalities = learn.modalities
     def answer(*values):
-        item = {n: field_value(p, v) for (n,p),v in zip(parts.items(), values)}
+        item = {n: field_value(m, v) for (n,m),v in zip(modalities.items(), values)}
         with learn.no_bar(): return learn.predict(item).to_dict('all')
-    return gradio.Interface(answer, [gradio_component(gradio, n, p) for n,p in parts.items()], gradio.JSON())
+    return gradio.Interface(answer, [gradio_component(gradio, m) for m in modalities.values()], gradio.JSON())

@@ -139,3 +139,23 @@ def test_the_page(service, files, tmp_path, width):
         tab.click('button[type=submit]')
         tab.wait_for_function("document.querySelector('#error').textContent.includes('at least one')")
         browser.close()
+
+
+def test_numbers_and_rows_are_sent_as_json():
+    df = pd.DataFrame(dict(size=np.arange(20.), colour=['red','blue']*10, a=np.arange(20.), b=1., kind=['cup','hat']*10))
+    dls = MultiDataLoaders.from_df(df, cat_names=['colour'], cont_names=['size'], features=['a','b'], bs=4, seed=0,
+                                   outputs=dict(kind=CategoryBlock), num_workers=0)
+    learn = multi_learner(dls)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    with TestClient(make_app(learn)) as client:
+        forms = {i['name']: i['form'] for i in client.get('/schema').json()['inputs']}
+        assert forms==dict(features='numbers', row='row')
+        row = '{"size": 3, "colour": "blue"}'
+        answer = client.post('/predict', data=dict(row=row, features='[3, 1]')).json()
+        with learn.no_bar(): wanted = learn.predict(dict(row=dict(size=3, colour='blue'), features=[3.,1.]))
+        assert abs(answer['kind_confidence']-wanted[0].confidence['kind'])<1e-5
+        for part,said in ((dict(features='[3]'), '1 numbers, where 2 are expected'), (dict(features='x'), 'takes 2 numbers'),
+                          (dict(row='[3]'), 'columns with their values'), (dict(row='{"sise": 3}'), "Unknown column 'sise'"),
+                          (dict(row='{"size": "big"}'), "holds 'big'")):
+            refused = client.post('/predict', data=part)
+            assert refused.status_code==422 and said in refused.json()['error'], refused.text
