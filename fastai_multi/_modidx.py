@@ -5562,6 +5562,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'fastai_multi/prior.py'),
                                     'fastai_multi.prior.ConstantBaseline.after_batch': ( 'prior.html#constantbaseline.after_batch',
                                                                                          'fastai_multi/prior.py'),
+                                    'fastai_multi.prior.ConstantBaseline.after_cancel_validate': ( 'prior.html#constantbaseline.after_cancel_validate',
+                                                                                                   'fastai_multi/prior.py'),
                                     'fastai_multi.prior.ConstantBaseline.after_validate': ( 'prior.html#constantbaseline.after_validate',
                                                                                             'fastai_multi/prior.py'),
                                     'fastai_multi.prior.ConstantBaseline.before_fit': ( 'prior.html#constantbaseline.before_fit',

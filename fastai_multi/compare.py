@@ -96,7 +96,9 @@ def compare_single_task(
     "Train each output alone and all together, and compare"
     outputs = list(outputs)
     metrics = check_keys(dict(metrics or {}), outputs, 'output in `metrics`')
-    def run(names, fit, seed): return run_once(learn_fn, names, fit, seed, {n: m for n,m in metrics.items() if n in names})
+    def run(names, fit, seed):
+        asked = {n: m for n,m in metrics.items() if n in names}
+        return run_once(learn_fn, names, fit, seed, asked)
     return SingleTaskComparison(runs_of(run, outputs, 'outputs', fit, seeds))
 
 # %% ../nbs/84_compare.ipynb #ed228483

@@ -171,20 +171,23 @@ class ConstantBaseline(Callback):
     run_after = Recorder
     def before_fit(self): self._forget()
     def _forget(self):
+        self.is_counting = False
         self.copies = []
         self.own = {}
         self.constants = {}
 
     def before_validate(self):
-        self._forget()
-        if not self.learn.priors: return
+        self.own = {}
+        self.is_counting = bool(self.learn.priors) and not self.copies    # one epoch is enough
+        if not self.is_counting: return
         self.copies = deepcopy(self.learn.metrics)
         for m in self.copies: m.reset()
 
     def after_batch(self):
-        if self.training or not self.copies: return
+        if self.training or not self.is_counting: return
         if not isinstance(self.learn.pred, (Tensor,Named)):
             self.copies = []
+            self.is_counting = False
             return
         loss_func = self.learn.loss_func
         step = getattr(loss_func, 'step', None)
@@ -206,7 +209,9 @@ class ConstantBaseline(Callback):
 
     def after_validate(self):
         self.own = {m.name: float(m.value) for m in self.learn.metrics if self._is_judged(m)}
-        self.constants = {m.name: float(m.value) for m in self.copies if self._is_judged(m)}
+        if self.is_counting: self.constants = {m.name: float(m.value) for m in self.copies if self._is_judged(m)}
+
+    def after_cancel_validate(self): self._forget()    # of a part of the items only
 
     def _is_judged(self, m): return getattr(m, 'output', None) in self.learn.priors
 

@@ -126,9 +126,10 @@ class AbsentVector(nn.Module):
     def follow(self, x, here):
         "Move the mean towards that of the present rows of `x`"
         n = here.sum()
-        mean = zero_missing(x.float(), here).sum(0)/n.clamp(min=1)
+        x = x.to(torch.promote_types(x.dtype, torch.float))    # half precision would overflow, double stays
+        mean = zero_missing(x, here).sum(0)/n.clamp(min=1)
         momentum = torch.where(self.n_batches==0, 1., self.momentum)*(n>0)
-        self.mean.copy_(torch.lerp(self.mean, mean, momentum))
+        self.mean.copy_(torch.lerp(self.mean.to(x.dtype), mean, momentum.to(x.dtype)))
         self.n_batches += (n>0).long()
         self.n_absent += len(here)-n
 
