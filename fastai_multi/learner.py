@@ -70,7 +70,7 @@ class MultiLearner(Answering, Tiling, Resuming, Bundling, ExportingLearner):
                                label_smoothing)
         super().__init__(dls, model, loss_func=loss_func, metrics=metrics, **kwargs)
         self.remove_cb(CastToTensor)
-        self.add_cb(LossWatch())
+        self.add_cbs([LossWatch(), BestEpochWatch()])
 
     # What it works on
     @property

@@ -828,6 +828,16 @@ def test_the_column_that_is_watched(shapes, tmp_path):
     with pytest.raises(ValueError, match='only the training loss of all outputs together'):
         learn.fit(1, cbs=SaveModelCallback(monitor='train_kind_loss'))
 
+@pytest.mark.filterwarnings('ignore:The loss of')
+@pytest.mark.parametrize('extra', [[], [TerminateOnNaNCallback]], ids=['whole','stopped'])
+def test_no_best_epoch_is_not_taken_from_an_earlier_training(shapes, tmp_path, extra):
+    "fastai loads the file that the earlier training left"
+    learn = learner(small(shapes, outputs=dict(area=RegressionBlock)), path=tmp_path,
+                    loss_func=dict(area=lambda pred,targ: ((pred.squeeze(-1)-targ)*math.nan).mean()))
+    learn.save('model')
+    with pytest.raises(ValueError, match="No epoch of this training has a finite 'valid_loss'"):
+        learn.fit(1, cbs=[*[cb() for cb in extra], SaveModelCallback()])
+
 @pytest.mark.parametrize('where', ['training','validation'])
 def test_a_loss_that_is_not_finite_is_told_once(shapes, where):
     def area_loss(pred, targ):
