@@ -4740,6 +4740,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'fastai_multi/models/multi.py'),
                                            'fastai_multi.models.multi.MultiModel.answer': ( 'models.multi.html#multimodel.answer',
                                                                                             'fastai_multi/models/multi.py'),
+                                           'fastai_multi.models.multi.MultiModel.check_heads': ( 'models.multi.html#multimodel.check_heads',
+                                                                                                 'fastai_multi/models/multi.py'),
                                            'fastai_multi.models.multi.MultiModel.deepest_shared': ( 'models.multi.html#multimodel.deepest_shared',
                                                                                                     'fastai_multi/models/multi.py'),
                                            'fastai_multi.models.multi.MultiModel.features': ( 'models.multi.html#multimodel.features',
