@@ -197,3 +197,20 @@ def test_intervals():
     assert interval(np.array([2.,4.]))['mean']==3
     groups = column_groups(pd.Series(['a']*3+['b']*2+['c', None]), 4, 2)
     assert groups.tolist()[:5]==['a']*3+['b']*2 and groups[5:].isna().all()
+
+def test_the_calibration_error_is_that_by_hand(interp):
+    kind = interp['kind']
+    by_bin = {}
+    for p,y in zip(kind.preds.tolist(), kind.targs.tolist()):
+        if y<0: continue
+        by_bin.setdefault(min(int(max(p)*10), 9), []).append((max(p), p.index(max(p))==y))
+    n = sum(map(len, by_bin.values()))
+    assert n==11                                             # the item without a label is left out
+    apart = [abs(sum(c for c,_ in o)-sum(right for _,right in o)) for o in by_bin.values()]
+    assert kind.calibration_error()==pytest.approx(sum(apart)/n, abs=1e-5)
+    ax = kind.plot_calibration()
+    assert f'{kind.calibration_error():.3f}' in ax.get_title()
+    confidence,right = interp['tags'].confidence()
+    assert len(confidence)==len(right)==interp['tags'].targs.numel()
+    with pytest.raises(ValueError, match="'size' is of kind 'number', which has no probabilities"):
+        interp['size'].plot_calibration()
