@@ -142,11 +142,14 @@ def plot_reliability(
     bins:int=10, # Of equal width
     ax=None # Axes to draw on
 ):
-    "Draw the share of right answers over the confidence: on the dashed line they are equal"
+    """Draw the share of right answers over the confidence: on the dashed line they are equal
+
+    A larger point stands for more items."""
     table = reliability(confidence, right, bins)
     if ax is None: ax = plt.subplots(figsize=(3.6,3.4), layout='constrained')[1]
     ax.plot([0,1], [0,1], ls='--', lw=1, color=palette['plain'])
-    ax.plot(table.confidence, table.right, marker='o', color=palette['many'][2])
+    ax.plot(table.confidence, table.right, color=palette['many'][2])
+    ax.scatter(table.confidence, table.right, s=15+150*table['items']/table['items'].sum(), color=palette['many'][2])
     error = calibration_error(confidence, right, bins)
     ax.set(xlabel='confidence', ylabel='share of right answers', xlim=(0,1.02), ylim=(0,1.02),
            title=literal(f'{name}: calibration error {error:.3f}'))

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['OutputInterpretation', 'refuse_confidence', 'ordered', 'readable', 'interpretation_of', 'CategoryInterpretation',
-           'TagsInterpretation', 'ratio', 'NumberInterpretation', 'quantile_ranges', 'BoxInterpretation', 'plot_counts',
-           'PointsInterpretation', 'MaskInterpretation']
+           'plot_matrix', 'matrix_axes', 'TagsInterpretation', 'ratio', 'NumberInterpretation', 'quantile_ranges',
+           'BoxInterpretation', 'plot_counts', 'PointsInterpretation', 'MaskInterpretation']
 
 # %% ../nbs/81_insight.ipynb #7107908d
 from fastai.basics import *
@@ -24,6 +24,7 @@ class OutputInterpretation:
     "What a learner says of one output, item by item; a subclass names its kind by `task=`"
     score_name = 'loss'        # What `scores` are
     higher_is_better = False
+    resampled = True           # Its metrics are quick enough to be computed on many samples of the items
 
     def __init_subclass__(cls, task=None, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -160,23 +161,7 @@ class CategoryInterpretation(OutputInterpretation, task=CategoryTask):
         **kwargs # Passed to `plt.subplots`
     ):
         "Draw the confusion matrix: rows are true, columns are predicted"
-        cm = self.confusion_matrix()
-        shares = cm/cm.sum(1, keepdims=True).clip(1)
-        if ax is None: ax = self._axes(len(cm), **kwargs)
-        ax.imshow(shares, cmap='Blues', vmin=0, vmax=1)
-        names = [literal(v) for v in self.vocab]
-        ax.set(xticks=range(len(cm)), yticks=range(len(cm)), xlabel='predicted', ylabel='true',
-               title=literal(ifnone(title, self.name)))
-        ax.set_xticklabels(names, rotation=90 if len(cm)>4 else 0)
-        ax.set_yticklabels(names)
-        for (i,j),n in np.ndenumerate(cm):
-            text = f'{shares[i,j]:.2f}' if normalize else str(n)
-            if n: ax.text(j, i, text, ha='center', va='center', color='white' if shares[i,j]>.5 else 'black')
-        return ax
-
-    def _axes(self, c, figsize=None, **kwargs):
-        side = max(3, .45*c+1.5)
-        return plt.subplots(figsize=figsize or (side,side), layout='constrained', **kwargs)[1]
+        return plot_matrix(self.confusion_matrix(), self.vocab, ifnone(title, self.name), normalize, ax, **kwargs)
 
     def most_confused(self, min_val:int=1) -> list: # Triples: true class, predicted class, how often
         "The pairs of classes that are confused most often, at least `min_val` times"
@@ -190,6 +175,31 @@ class CategoryInterpretation(OutputInterpretation, task=CategoryTask):
         here = self.labelled
         print(classification_report(self.targs[here], self.decoded[here], labels=range(len(self.vocab)),
                                     target_names=[str(v) for v in self.vocab], zero_division=0))
+
+def plot_matrix(
+    cm:np.ndarray, # Counts, `c,c`: rows are true, columns are predicted
+    words, # What the `c` rows and columns stand for
+    title:str, # Above the matrix
+    normalize:bool=False, # Shares of each row in place of counts
+    ax=None, # Axes to draw on; new ones of a fitting size if `None`
+    **kwargs # Passed to `plt.subplots`
+):
+    "Draw a confusion matrix, coloured by shares of its rows"
+    shares = cm/cm.sum(1, keepdims=True).clip(1)
+    if ax is None: ax = matrix_axes(len(cm), **kwargs)
+    ax.imshow(shares, cmap='Blues', vmin=0, vmax=1)
+    names = [literal(w) for w in words]
+    ax.set(xticks=range(len(cm)), yticks=range(len(cm)), xlabel='predicted', ylabel='true', title=literal(title))
+    ax.set_xticklabels(names, rotation=90 if len(cm)>4 else 0)
+    ax.set_yticklabels(names)
+    for (i,j),n in np.ndenumerate(cm):
+        text = f'{shares[i,j]:.2f}' if normalize else str(n)
+        if n: ax.text(j, i, text, ha='center', va='center', color='white' if shares[i,j]>.5 else 'black')
+    return ax
+
+def matrix_axes(c, figsize=None, **kwargs):
+    side = max(3, .45*c+1.5)
+    return plt.subplots(figsize=figsize or (side,side), layout='constrained', **kwargs)[1]
 
 # %% ../nbs/81_insight.ipynb #817d1d27
 class TagsInterpretation(OutputInterpretation, task=TagsTask):
@@ -213,16 +223,25 @@ class TagsInterpretation(OutputInterpretation, task=TagsTask):
         return torch.where(here.any(1), right/here.sum(1).clamp(min=1), math.nan)
 
     def per_tag(self) -> pd.DataFrame: # A row by tag, the most frequent first
-        "How often each tag is true and predicted, its precision, recall, F1 and average precision"
-        rows = [self._row(*self._known(i)) for i in range(len(self.vocab))]
+        """How often each tag is true and predicted, its threshold, precision, recall, F1 and average precision
+
+        A threshold is NaN where the loss has its own way to decide, or if it changed since the items were predicted."""
+        rows = [self._row(self._threshold(i), *self._known(i)) for i in range(len(self.vocab))]
         return pd.DataFrame(rows, index=pd.Index(self.vocab, name='tag')).sort_values('true', ascending=False)
 
-    def _row(self, prob, said, true):
+    def _threshold(self, i):
+        "The probability above which tag `i` was predicted"
+        value = self.task.cut.value
+        if isinstance(value, Tensor) and value.ndim: value = value[i]
+        if not torch.equal(self.preds[:,i]>value, self.decoded[:,i].bool()): return math.nan
+        return float(value)
+
+    def _row(self, threshold, prob, said, true):
         hit = int((said & true).sum())
         n_true = int(true.sum())
         n_said = int(said.sum())
-        return {'true': n_true, 'predicted': n_said, 'precision': ratio(hit, n_said), 'recall': ratio(hit, n_true),
-                'f1': ratio(2*hit, n_true+n_said),
+        return {'true': n_true, 'predicted': n_said, 'threshold': threshold,
+                'precision': ratio(hit, n_said), 'recall': ratio(hit, n_true), 'f1': ratio(2*hit, n_true+n_said),
                 'average precision': average_precision_score(true, prob) if n_true else math.nan}
 
     def plot_precision_recall(self,

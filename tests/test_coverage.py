@@ -99,7 +99,8 @@ def _check_band(covered, laws, what):
     "The sum over the splits within three standard deviations; not more single splits outside their 95 % than by chance"
     expected = sum(law.mean() for law in laws)
     spread = math.sqrt(sum(law.var() for law in laws))
-    assert abs(sum(covered)-expected)<=3*spread, f'{what}: {sum(covered)} covered, {expected:.0f} ± {spread:.0f} expected'
+    said = f'{what}: {sum(covered)} covered, {expected:.0f} ± {spread:.0f} expected'
+    assert abs(sum(covered)-expected)<=3*spread, said
     ends = [law.interval(.95) for law in laws]
     outside = sum(not low<=c<=high for c,(low,high) in zip(covered, ends))
     assert outside<=stats.binom.ppf(.999, len(laws), .05), f'{what}: {outside} splits outside'
