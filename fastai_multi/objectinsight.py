@@ -82,9 +82,10 @@ class ObjectsInterpretation(OutputInterpretation, task=ObjectsTask):
         here = ~true.box[:,0].isnan()
         known = here & (true.crowd==0) & (true_labels!=IGNORE)
         boxes = said.box[counts].float()
+        labels = labels[counts].tolist()
         excused = true.box[here & ~known].float()
         true_boxes = true.box[known].float()
-        return pair_objects(boxes, labels[counts].tolist(), true_boxes, true_labels[known].tolist(), excused, self.least)
+        return pair_objects(boxes, labels, true_boxes, true_labels[known].tolist(), excused, self.least)
 
     def counts(self) -> pd.DataFrame: # A row by class and one for all: numbers of objects, precision and recall
         "How many objects of each class are true, found, taken for another class or missed; how many boxes are false"
