@@ -71,7 +71,7 @@ class MultiLearner(Answering, Explaining, Tiling, Resuming, Bundling, ExportingL
                                label_smoothing)
         super().__init__(dls, model, loss_func=loss_func, metrics=metrics, **kwargs)
         self.remove_cb(CastToTensor)
-        self.add_cb(LossWatch())
+        self.add_cbs([LossWatch(), BestEpochWatch()])
 
     # What it works on
     @property
@@ -125,6 +125,7 @@ class MultiLearner(Answering, Explaining, Tiling, Resuming, Bundling, ExportingL
         lr = args[0] if args else kwargs.get('lr')
         if lr is not None: check_rate(lr, len(self.splitter(self.model)))
         check_has_batch(self.dls.train)
+        if isinstance(self.plain_model, MultiModel): self.plain_model.check_heads()
         self.renew_opt()
         drop_frozen_gradients(self.model)
         is_watched = any(isinstance(cb, ConstantBaseline) for cb in L(kwargs.get('cbs')))
