@@ -124,6 +124,7 @@ class MultiLearner(Answering, Tiling, Resuming, Bundling, ExportingLearner):
         lr = args[0] if args else kwargs.get('lr')
         if lr is not None: check_rate(lr, len(self.splitter(self.model)))
         check_has_batch(self.dls.train)
+        if isinstance(self.plain_model, MultiModel): self.plain_model.check_heads()
         self.renew_opt()
         drop_frozen_gradients(self.model)
         is_watched = any(isinstance(cb, ConstantBaseline) for cb in L(kwargs.get('cbs')))

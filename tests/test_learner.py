@@ -808,6 +808,11 @@ def test_brackets_too_few_or_too_many_on_a_metric(shapes, metric, words):
         if metric is not F1ScoreMulti: metric = metric()
         learner(small(shapes, outputs=dict(tags=MultiCategoryBlock)), metrics=dict(tags=metric))
 
+def test_a_head_put_in_by_hand_that_cannot_read_is_named_before_training(shapes):
+    learn = learner(small(shapes))
+    learn.model.heads['kind'] = nn.Linear(7, 3)
+    with pytest.raises(ValueError, match="The head 'kind', Linear, is given .* features"): learn.fit(1)
+
 def test_losses_replaced_in_a_learner(shapes):
     learn = learner(small(shapes), loss_weights=dict(area=2.))
     kind,scale = learn.loss_func.funcs['kind'],learn.loss_func.scales['kind']

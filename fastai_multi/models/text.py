@@ -239,7 +239,8 @@ class TransformerEncoder(TextEncoder):
 
     def read_mask(self, words):
         "Which tokens attention reads: the words, and one token of a text without any"
-        return torch.cat([words[:,:1] | ~words.any(1)[:,None], words[:,1:]], 1)
+        is_first = torch.arange(words.shape[1], device=words.device)==0
+        return words | (is_first & ~words.any(1)[:,None])
 
     def pooled(self, states, words):
         if self.pool=='cls': return states[:,0]
