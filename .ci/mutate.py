@@ -19,21 +19,32 @@ root = Path(__file__).resolve().parent.parent
 here = root/'.ci'
 # Files of `tests/` nearest to a module, after those for all modules; `data` stands for `data.block` and the like
 
-NEAR = {'core': 'data', 'data': 'data tables loaders', 'data.text': 'text data', 'data.geometry': 'augment values',
-        'data.frame': 'augment values', 'data.masks': 'values', 'data.items': 'data values',
-        'data.inputs': 'input data',
-        'data.spatial': 'augment values', 'data.elements': 'augment values', 'data.reader': 'input',
-        'data.pipeline': 'input', 'data.load': 'input data', 'data.readers': 'tables data', 'data.show': 'seeing data',
-        'data.infer': 'loaders', 'data.splits': 'loaders', 'data.sources': 'loaders', 'data.loaders': 'loaders data',
-        'models': 'models depth', 'models.fusion': 'fusion models', 'models.text': 'text models', 'targets': 'losses',
-        'terms': 'losses options', 'rowmetrics': 'losses values', 'losses': 'losses options',
-        'metrics': 'losses options',
-        'columns': 'losses learner', 'callback': 'weights gradients', 'callback.gradients': 'gradients',
-        'callback.aggregators': 'gradients', 'callback.monitor': 'gradients', 'callback.mixup': 'losses options',
-        'linear': 'gradients', 'tasks': 'kinds options', 'batch': 'losses', 'answers': 'learner values',
-        'report': 'report', 'prior': 'defaults', 'probe': 'defaults', 'build': 'options defaults', 'rates': 'options',
-        'state': 'options learner', 'learner': 'learner options', 'depth': 'depth', 'insight': 'interpretation seeing',
-        'interpretation': 'interpretation', 'compare': 'report', 'modality': 'modality', 'docstrings': 'seeing'}
+NEAR = {
+    'core': 'data', 'figures': 'seeing',
+    'data': 'data tables loaders', 'data.text': 'text data', 'data.files': 'files values',
+    'data.geometry': 'augment values', 'data.frame': 'augment values', 'data.kinds': 'kinds input',
+    'data.pictures': 'values files', 'data.masks': 'values', 'data.items': 'data values', 'data.inputs': 'input data',
+    'data.numbers': 'values inputs', 'data.spatial': 'augment values', 'data.elements': 'augment values nested',
+    'data.reader': 'input', 'data.pipeline': 'input', 'data.load': 'input data', 'data.readers': 'tables data',
+    'data.show': 'seeing data', 'data.infer': 'loaders first_hour', 'data.describe': 'seeing', 'data.splits': 'loaders',
+    'data.sources': 'loaders files', 'data.tables': 'inputs', 'data.joined': 'joined', 'data.names': 'first_hour',
+    'data.loaders': 'loaders data', 'data.objects': 'objects', 'data.annotations': 'objects',
+    'models': 'models depth', 'models.dual': 'dual', 'models.fusion': 'fusion models', 'models.objects': 'objects',
+    'models.tabular': 'inputs', 'models.text': 'text models', 'models.tokens': 'fusion', 'models.wide': 'defaults',
+    'targets': 'losses', 'terms': 'losses options', 'rowmetrics': 'losses values thresholds', 'losses': 'losses options',
+    'metrics': 'losses options', 'columns': 'losses learner',
+    'callback': 'weights gradients', 'callback.adapt': 'learner inputs', 'callback.aggregators': 'gradients',
+    'callback.gradients': 'gradients', 'callback.mixup': 'losses options', 'callback.monitor': 'gradients report',
+    'callback.soup': 'options inputs', 'linear': 'defaults gradients',
+    'detection': 'objects', 'objectmetrics': 'objects', 'objects': 'objects', 'tiles': 'objects',
+    'prediction': 'answers', 'answerfile': 'answerfile', 'answering': 'answers learner', 'answers': 'answers values',
+    'calibration': 'calibration', 'tasks': 'kinds options', 'batch': 'losses', 'report': 'report', 'prior': 'defaults',
+    'probe': 'defaults', 'aside': 'defaults', 'cache': 'cache', 'build': 'options defaults', 'rates': 'options',
+    'state': 'options learner', 'export': 'export learner', 'loading': 'learner', 'registry': 'bundle',
+    'records': 'bundle', 'bundle': 'bundle', 'deploy': 'bundle', 'serve': 'serve', 'resume': 'resume',
+    'learner': 'learner options', 'depth': 'depth', 'insight': 'interpretation seeing',
+    'interpretation': 'interpretation', 'compare': 'report', 'controls': 'report', 'modality': 'modality',
+    'docstrings': 'seeing'}
 
 def near(module):
     "The files of `tests/` for a module"

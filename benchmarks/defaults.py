@@ -157,8 +157,8 @@ def learner_of(name, inputs, n=None, outputs=None, change=None):
     if arch is not None: options = {'weights': first(data_path('weights').glob('*.pth')), **options}
     return multi_learner(dls, arch, **options)
 
-def train(name, seed, inputs=BOTH, n=None, outputs=None, change=None, epochs=EPOCHS):
-    "The metrics of a plain call, fine-tuned"
+def trained(name, seed, inputs=BOTH, n=None, outputs=None, change=None, epochs=EPOCHS):
+    "The learner of a plain call, fine-tuned"
     set_seed(seed)
     learn = learner_of(name, inputs, n, outputs, change)
     tune = dict(epochs=epochs)
@@ -166,7 +166,11 @@ def train(name, seed, inputs=BOTH, n=None, outputs=None, change=None, epochs=EPO
         if change.start is not None: change.start(learn)
         tune.update(change.tune)
     with learn.no_bar(), learn.no_logging(): learn.fine_tune(**tune)
-    return metrics_of(learn)
+    return learn
+
+def train(*args, **kwargs):
+    "The metrics of a plain call, fine-tuned"
+    return metrics_of(trained(*args, **kwargs))
 
 def probed(name, n=None):
     "The metrics of the probe, before any training"
@@ -174,8 +178,17 @@ def probed(name, n=None):
     with learn.no_bar(), learn.no_logging(): learn.probe()
     return metrics_of(learn)
 
+class Answer(NamedTuple):
+    "What is said of the validation items in one output, and what is true"
+    said:object
+    true:object
+    part:object
+    def metric(self): return metric_of(*self)
+
+def metrics_by(answers): return {o: a.metric() for o,a in answers.items()}
+
 def constant(name, n=None):
-    "The metrics of the mean, the base rates, the commonest class"
+    "The mean, the base rates, the commonest class, for every item"
     learn = learner_of(name, BOTH, n)
     complete_priors(learn)
     with learn.no_bar(): targs = learn.get_preds()[1]
@@ -183,7 +196,7 @@ def constant(name, n=None):
     for o,prior in learn.priors.items():
         values = targs if isinstance(targs, Tensor) else targs[o]
         said = learn.tasks[o].shaped(prior.expand(len(values), -1))
-        res[o] = metric_of(said, values, learn.output_parts[o])
+        res[o] = Answer(said, values, learn.output_parts[o])
     return res
 
 def linear(name, inputs=BOTH, n=None):
@@ -200,7 +213,8 @@ def linear(name, inputs=BOTH, n=None):
         x,x_valid = [torch.cat(list(wide.blocks(dense(f.wide[key])).values()), 1).numpy() for f in (train, valid)]
         y = train.targets[o]
         here = learn.tasks[o].labelled(y).numpy()
-        res[o] = metric_of(fit_linear(part, x[here], y.numpy()[here], x_valid), valid.targets[o], part)
+        said = fit_linear(part, x[here], y.numpy()[here], x_valid)
+        res[o] = Answer(said, valid.targets[o], part)
     return res
 
 def dense(xs): return {k: x.to_dense() if x.is_sparse else x for k,x in xs.items()}
@@ -266,9 +280,9 @@ def run(job):
 
 def metrics_of_job(job):
     name,n = job.set,job.n
-    if job.way=='constant': return constant(name, n)
-    if job.way=='linear': return linear(name, BOTH, n)
-    if job.way=='linear on image': return linear(name, ('image',), n)
+    if job.way=='constant': return metrics_by(constant(name, n))
+    if job.way=='linear': return metrics_by(linear(name, BOTH, n))
+    if job.way=='linear on image': return metrics_by(linear(name, ('image',), n))
     if job.way=='tfidf': return tfidf(name, n)
     if job.way=='probe': return probed(name, n)
     given = dict(n=n, epochs=job.epochs)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['rank_quantile', 'check_coverage', 'OutputSets', 'sets_of', 'CategorySets', 'TagsSets', 'NumberSets', 'BoxSets',
-           'reliability', 'calibration_error', 'fit_temperature', 'OutputCalibration', 'output_calibration',
-           'fit_temperatures', 'tempered', 'error_of', 'Calibration', 'input_groups', 'calibration_of', 'by_output',
-           'ItemSets', 'table_set', 'refuse_uncalibrated']
+           'reliability', 'calibration_error', 'plot_reliability', 'fit_temperature', 'OutputCalibration',
+           'output_calibration', 'fit_temperatures', 'tempered', 'error_of', 'Calibration', 'input_groups',
+           'calibration_of', 'by_output', 'ItemSets', 'table_set', 'refuse_uncalibrated']
 
 # %% ../nbs/70a_calibration.ipynb #d401517b
 from fastai.basics import *
@@ -135,6 +135,26 @@ def calibration_error(
     table = reliability(confidence, right, bins)
     return float(((table.confidence-table.right).abs()*table['items']).sum()/table['items'].sum())
 
+def plot_reliability(
+    confidence:Tensor, # `m`
+    right:Tensor, # `m`
+    name:str, # Above the picture
+    bins:int=10, # Of equal width
+    ax=None # Axes to draw on
+):
+    """Draw the share of right answers over the confidence: on the dashed line they are equal
+
+    A larger point stands for more items."""
+    table = reliability(confidence, right, bins)
+    if ax is None: ax = plt.subplots(figsize=(3.6,3.4), layout='constrained')[1]
+    ax.plot([0,1], [0,1], ls='--', lw=1, color=palette['plain'])
+    ax.plot(table.confidence, table.right, color=palette['many'][2])
+    ax.scatter(table.confidence, table.right, s=15+150*table['items']/table['items'].sum(), color=palette['many'][2])
+    error = calibration_error(confidence, right, bins)
+    ax.set(xlabel='confidence', ylabel='share of right answers', xlim=(0,1.02), ylim=(0,1.02),
+           title=literal(f'{name}: calibration error {error:.3f}'))
+    return ax
+
 # %% ../nbs/70a_calibration.ipynb #9f0098d9
 def fit_temperature(
     raw:Tensor, # Logits, `n,c`
@@ -261,14 +281,7 @@ class Calibration:
         sure = self.outputs[check_in(name, self.outputs, 'output')].confidence
         if sure is None: raise ValueError(f'Output {name!r} has no probabilities; these have: '
                                           f'{[n for n,o in self.outputs.items() if o.confidence is not None]}.')
-        table = reliability(*sure, bins)
-        if ax is None: ax = plt.subplots(figsize=(3.6,3.4), layout='constrained')[1]
-        ax.plot([0,1], [0,1], ls='--', lw=1, color=palette['plain'])
-        ax.plot(table.confidence, table.right, marker='o', color=palette['many'][2])
-        error = calibration_error(*sure, bins)
-        ax.set(xlabel='confidence', ylabel='share of right answers', xlim=(0,1.02), ylim=(0,1.02),
-               title=literal(f'{name}: calibration error {error:.3f}'))
-        return ax
+        return plot_reliability(*sure, name, bins, ax)
 
 # %% ../nbs/70a_calibration.ipynb #e19edd6d
 def input_groups(learn, x, n) -> list: # Inputs as `get_preds` gives them; the number of items

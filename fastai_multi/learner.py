@@ -41,12 +41,13 @@ from .resume import *
 from .answering import *
 # Base classes too are imported by name, for Tab
 from .answering import Answering
+from .explaining import Explaining
 from .resume import Resuming
 from .tiles import Tiling
 import inspect, warnings
 
 # %% ../nbs/78_learner.ipynb #62649e8c
-class MultiLearner(Answering, Tiling, Resuming, Bundling, ExportingLearner):
+class MultiLearner(Answering, Explaining, Tiling, Resuming, Bundling, ExportingLearner):
     "A fastai `Learner` whose inputs, predictions and targets have names"
     def __init__(self,
         dls:DataLoaders, # Loaders of any form that `describe` knows
@@ -70,7 +71,7 @@ class MultiLearner(Answering, Tiling, Resuming, Bundling, ExportingLearner):
                                label_smoothing)
         super().__init__(dls, model, loss_func=loss_func, metrics=metrics, **kwargs)
         self.remove_cb(CastToTensor)
-        self.add_cb(LossWatch())
+        self.add_cbs([LossWatch(), BestEpochWatch()])
 
     # What it works on
     @property
@@ -124,6 +125,7 @@ class MultiLearner(Answering, Tiling, Resuming, Bundling, ExportingLearner):
         lr = args[0] if args else kwargs.get('lr')
         if lr is not None: check_rate(lr, len(self.splitter(self.model)))
         check_has_batch(self.dls.train)
+        if isinstance(self.plain_model, MultiModel): self.plain_model.check_heads()
         self.renew_opt()
         drop_frozen_gradients(self.model)
         is_watched = any(isinstance(cb, ConstantBaseline) for cb in L(kwargs.get('cbs')))

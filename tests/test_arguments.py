@@ -51,7 +51,7 @@ DEFAULTS = {
     'MultiDataLoaders.from_folder': dict(train='train', valid='valid', suff='', fold=0, bs=64, shuffle=True),
     'MultiInterpretation.top_losses': dict(k=9, largest=True),
     'MultiInterpretation.plot_top_losses': dict(k=9, largest=True),
-    'MultiInterpretation.slices': dict(n=4, max_values=20),
+    'MultiInterpretation.slices': dict(n=4, max_values=20, metrics=True, resamples=100),
     'MultiInterpretation.disagreements': dict(k=9),
     'TaskMonitor.plot': dict(log=True),
     'MultiDL.show_batch': dict(max_n=9, show=True, unique=False),

@@ -1,6 +1,5 @@
 """`dls.report()`: each planted fault is found with its figure, clean data give none, and 100,000 rows take bounded time"""
-import time, warnings
-from pathlib import Path
+import random, time
 import numpy as np, pandas as pd, pytest, torch
 from PIL import Image, ImageDraw
 from fastai.vision.all import (BBoxBlock, BBoxLblBlock, CategoryBlock, ColReader, DataBlock, ImageBlock, MaskBlock,
@@ -71,6 +70,14 @@ def test_leak_of_near_duplicates(clean, tmp_path):
     leaks = report.tables['leaks']
     assert [t.split(',')[0] for t in leaks.training]==['item 3','item 7','item 11']
     assert [t.split('row ')[1].split()[0] for t in leaks.validation]==['150','160','170']
+
+def test_a_report_leaves_the_random_state(clean):
+    path,df = clean
+    dls = loaders(path, df, batch_tfms=aug_transforms())
+    state = random.getstate(),torch.get_rng_state(),np.random.get_state()[1].tolist(),dls.train.rng.getstate()
+    dls.report()
+    assert state[0]==random.getstate() and torch.equal(state[1], torch.get_rng_state())
+    assert state[2]==np.random.get_state()[1].tolist() and state[3]==dls.train.rng.getstate()
 
 def test_files_and_texts_in_both_splits(clean):
     path,df = clean

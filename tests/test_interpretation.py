@@ -113,13 +113,36 @@ def test_pictures_are_drawn(interp):
     plt.close('all')
 
 def test_slices_are_means_of_the_rows(interp):
-    res = interp.slices(['colour','side'], n=2)
+    res = interp.slices(['colour','side'], n=2, metrics=False)
     colours = interp.items.colour.to_numpy()
     for colour in set(colours):
         want = interp['box'].scores()[colours==colour].nanmean()
-        assert res.loc[('colour',colour,'box'),'mean']==pytest.approx(float(want), abs=1e-5, nan_ok=True)
+        assert res.loc[('colour',colour,'box','IoU'),'score']==pytest.approx(float(want), abs=1e-5, nan_ok=True)
     assert res.loc['side'].xs('colour', level='output')['items'].sum()==interp.items.side.notna().sum()
     with pytest.raises(KeyError, match='column of the table'): interp.slices('colr')
+
+def test_slices_have_every_metric_of_the_epoch_table(interp, learn):
+    interp.items['all'] = 'yes'
+    res = interp.slices('all', resamples=20).xs('yes', level='value').xs('all', level='column')
+    del interp.items['all']
+    vals = learn.evaluate()
+    columns = [k for k in vals if not k.endswith('_loss')]
+    twins = dict(kind_accuracy=('kind','accuracy'), colour_accuracy=('colour','accuracy'), box_iou=('box','IoU'))
+    for k in columns:
+        row = res.loc[twins.get(k, (k.split('_')[0], k))]
+        assert row.score==pytest.approx(float(vals[k]), abs=1e-4), k
+        assert row.low<=row.score<=row.high, k
+    assert len(res)==len(columns)+2                          # scores of tags and size have no column
+    assert res.loc['kind','items'].tolist()==[11]
+
+def test_thresholds_are_in_the_table_of_tags(learn):
+    tags = MultiInterpretation.from_learner(learn)['tags']
+    assert (tags.per_tag().threshold==.5).all()
+    before = tags.task.cut.value
+    tags.task.cut.value = torch.linspace(.1, .9, len(tags.vocab))
+    table = MultiInterpretation.from_learner(learn)['tags'].per_tag()
+    assert table.threshold[tags.vocab].tolist()==pytest.approx(torch.linspace(.1, .9, len(tags.vocab)).tolist())
+    tags.task.cut.value = before
 
 def test_disagreements_are_ordered_by_lift(interp):
     rows = interp.disagreements(5)
@@ -197,3 +220,50 @@ def test_intervals():
     assert interval(np.array([2.,4.]))['mean']==3
     groups = column_groups(pd.Series(['a']*3+['b']*2+['c', None]), 4, 2)
     assert groups.tolist()[:5]==['a']*3+['b']*2 and groups[5:].isna().all()
+
+def test_the_calibration_error_is_that_by_hand(interp):
+    kind = interp['kind']
+    by_bin = {}
+    for p,y in zip(kind.preds.tolist(), kind.targs.tolist()):
+        if y<0: continue
+        by_bin.setdefault(min(int(max(p)*10), 9), []).append((max(p), p.index(max(p))==y))
+    n = sum(map(len, by_bin.values()))
+    assert n==11                                             # the item without a label is left out
+    apart = [abs(sum(c for c,_ in o)-sum(right for _,right in o)) for o in by_bin.values()]
+    assert kind.calibration_error()==pytest.approx(sum(apart)/n, abs=1e-5)
+    ax = kind.plot_calibration()
+    assert f'{kind.calibration_error():.3f}' in ax.get_title()
+    confidence,right = interp['tags'].confidence()
+    assert len(confidence)==len(right)==interp['tags'].targs.numel()
+    with pytest.raises(ValueError, match="'size' is of kind 'number', which has no probabilities"):
+        interp['size'].plot_calibration()
+
+def test_two_learners_are_compared_metric_by_metric(learn, table, interp):
+    set_seed(1)
+    other = multi_learner(learn.dls, simple_cnn(3, width=4))
+    res = compare(learn, other, resamples=50)
+    vals = other.evaluate()
+    assert res.table.loc[('tags','tags_f1'),'second']==pytest.approx(float(vals['tags_f1']), abs=1e-4)
+    assert res.table.loc[('size','size_mae'),'first']==pytest.approx(float(learn.evaluate()['size_mae']), abs=1e-3)
+    assert (res.table.low<=res.table.high).all()
+    counts = res.changes.loc['kind']
+    assert counts.sum()==11                                  # the item without a label is left out
+    gain = (counts['wrong to right']-counts['right to wrong'])/11
+    assert res.table.loc[('kind','accuracy'),'difference']==pytest.approx(gain, abs=1e-6)
+    changed = res.changed('kind')
+    assert set(changed.index)<=set(table.index[table.is_valid])
+    for row in changed[changed.change=='right to wrong'].itertuples():
+        assert row.first==row.true!=row.second
+    assert 'right to wrong' in repr(res) and '<table' in res._repr_html_()
+    nothing = compare(learn, learn, resamples=5)
+    assert (nothing.table.difference.dropna()==0).all() and (nothing.table.better=='').all()
+    with pytest.raises(TypeError, match='is a Learner'): compare(learn, Learner(learn.dls, learn.model, noop))
+
+def test_learners_without_a_shared_output_are_not_compared(learn, table, shapes):
+    dls = MultiDataLoaders.from_df(table, shapes, image='file', outputs=dict(price=RegressionBlock), valid_col='is_valid',
+                                   columns=dict(price='area'), bs=8, item_tfms=Resize(32), num_workers=0)
+    with pytest.raises(ValueError, match='share no output'): compare(learn, multi_learner(dls, simple_cnn(2, width=4)))
+
+def test_right_is_the_verdict_that_is_shown(interp):
+    assert torch.equal(interp['kind'].right().nan_to_num(-1), interp['kind'].scores().nan_to_num(-1))
+    assert torch.equal(interp['box'].right()==1, interp['box'].scores()>=.5)

@@ -808,6 +808,11 @@ def test_brackets_too_few_or_too_many_on_a_metric(shapes, metric, words):
         if metric is not F1ScoreMulti: metric = metric()
         learner(small(shapes, outputs=dict(tags=MultiCategoryBlock)), metrics=dict(tags=metric))
 
+def test_a_head_put_in_by_hand_that_cannot_read_is_named_before_training(shapes):
+    learn = learner(small(shapes))
+    learn.model.heads['kind'] = nn.Linear(7, 3)
+    with pytest.raises(ValueError, match="The head 'kind', Linear, is given .* features"): learn.fit(1)
+
 def test_losses_replaced_in_a_learner(shapes):
     learn = learner(small(shapes), loss_weights=dict(area=2.))
     kind,scale = learn.loss_func.funcs['kind'],learn.loss_func.scales['kind']
@@ -827,6 +832,16 @@ def test_the_column_that_is_watched(shapes, tmp_path):
     assert cb.best==pytest.approx(min(losses))
     with pytest.raises(ValueError, match='only the training loss of all outputs together'):
         learn.fit(1, cbs=SaveModelCallback(monitor='train_kind_loss'))
+
+@pytest.mark.filterwarnings('ignore:The loss of')
+@pytest.mark.parametrize('extra', [[], [TerminateOnNaNCallback]], ids=['whole','stopped'])
+def test_no_best_epoch_is_not_taken_from_an_earlier_training(shapes, tmp_path, extra):
+    "fastai loads the file that the earlier training left"
+    learn = learner(small(shapes, outputs=dict(area=RegressionBlock)), path=tmp_path,
+                    loss_func=dict(area=lambda pred,targ: ((pred.squeeze(-1)-targ)*math.nan).mean()))
+    learn.save('model')
+    with pytest.raises(ValueError, match="No epoch of this training has a finite 'valid_loss'"):
+        learn.fit(1, cbs=[*[cb() for cb in extra], SaveModelCallback()])
 
 @pytest.mark.parametrize('where', ['training','validation'])
 def test_a_loss_that_is_not_finite_is_told_once(shapes, where):

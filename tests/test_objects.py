@@ -1,5 +1,5 @@
 "Objects as rows: many boxes a picture, each with its own named outputs, beside outputs of the whole picture"
-import os, shutil, subprocess, sys, textwrap
+import math, os, shutil, subprocess, sys, textwrap
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,6 +7,7 @@ import torch
 from matplotlib import pyplot as plt
 from fastai.vision.all import *
 from fastai_multi import *
+from fastai_multi.core import IGNORE
 from tests.seen import texts_of_figure
 
 KINDS = dict(colour=CategoryBlock, kind=CategoryBlock, area=RegressionBlock)
@@ -263,6 +264,24 @@ def test_tta_report_and_interpretation(trained):
     interp.plot_top_losses(2)
     assert 'objects' in str(interp)
     assert 'objects' in str(trained.summary())
+
+def test_interpretation_counts_objects(trained):
+    one = MultiInterpretation.from_learner(trained)['objects']
+    counts = one.counts()
+    targs = one.targs
+    known = ~targs.box[...,0].isnan() & (targs.colour!=IGNORE) & (targs.crowd==0) & one.labelled[:,None]
+    assert counts.loc['all','true']==int(known.sum())
+    assert (counts['found']+counts.confused+counts.missed==counts.true).all()
+    assert counts.loc['all'].recall==pytest.approx(counts.loc['all','found']/int(known.sum()))
+    scores = one.scores()
+    assert (scores.isnan()==~one.labelled).all() and 0<=scores.nanmean()<=1
+    assert one.plot_confusion_matrix().get_xticklabels()[-1].get_text()=='(nothing)'
+    slices = MultiInterpretation.from_learner(trained).slices('kind')
+    assert 'objects_map50' in slices.index.get_level_values('metric')
+    assert len(one.table())==len(one.losses)
+    same = compare(trained, trained, resamples=2).table.loc['objects']
+    assert same.loc['objects_map50','difference']==0 and math.isnan(same.loc['objects_map50','low'])
+    plt.close('all')
 
 def test_mixup_is_refused(table, shapes):
     for cb in (MixUp, CutMix):

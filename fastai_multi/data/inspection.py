@@ -8,6 +8,7 @@ __all__ = ['least_association', 'full_association', 'split_names', 'picture_erro
 
 # %% ../../nbs/21g_data.inspection.ipynb #b1233173
 from fastcore.all import *
+from fastai.torch_core import no_random
 from fastprogress.fastprogress import progress_bar
 from itertools import combinations
 from numbers import Integral
@@ -41,9 +42,10 @@ def check_limit(v, arg, least):
 def input_size(dls, part): # Loaders; the `Part` of a picture
     "Width and height of the picture that the model gets, from one item; `None` if it cannot be read"
     items = dls[0].dataset.items
-    dl = dls.test_dl(take(items, [0]))
-    try: values = split_item(tuple(dl.one_batch()), dl.parts)
-    except (ValueError, RuntimeError): return None    # the pictures that are opened show what is wrong
+    with no_random():    # a report leaves the random state as it was
+        dl = dls.test_dl(take(items, [0]))
+        try: values = split_item(tuple(dl.one_batch()), dl.parts)
+        except (ValueError, RuntimeError): return None    # the pictures that are opened show what is wrong
     t = first(v for p,v in zip(leaf_parts(dl.parts), values) if p is part)
     if t is None: return None
     return tuple(t.shape[:-3:-1])

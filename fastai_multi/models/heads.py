@@ -34,7 +34,10 @@ class Pool(nn.Module):
     def power_mean(self, x):
         "Generalised mean (Radenović et al. 2018, arXiv 1711.02512) of a map without negative values"
         p = self.power.clamp(min=1e-2)
-        return x.float().clamp(min=1e-6).pow(p).mean((2,3)).pow(1/p).to(x.dtype)
+        positive = x.float().clamp(min=1e-6)
+        largest = positive.amax((2,3), keepdim=True).detach()   # a high power of a share does not overflow
+        mean = (positive/largest).pow(p).mean((2,3))
+        return (largest.flatten(1)*mean.pow(1/p)).to(x.dtype)
 
     def n_features(self, c):
         "The length of the vector for a map of `c` channels"

@@ -357,6 +357,10 @@ class MultiModel(nn.Module):
         self._add_head(name, new.to(first(self.parameters()).device).train(self.training))
         self.output_type = Outputs.of(*self.heads)
 
+    def check_heads(self):
+        "Raise if a head, for example one put in by hand (`model.heads[name] = module`), cannot read what it is given"
+        for name,head in self.heads.items(): self._new_head(name, head, self.specs[name], name, self.plan)
+
     def deepest_shared(self):
         "The output that reads the most stages of those that read shared stages alone"
         depths = {}
