@@ -34,7 +34,11 @@ TABLES = dict(defaults=dict(title='What the default learns', by=['set','output',
                                       'which output, and what is shared'),
               depth_fashion_steps=dict(title='Product photos: the time of a step',
                                        command='python -m benchmarks.depth_tables steps',
-                                       text='A training step of each configuration above, timed in turns'),)
+                                       text='A training step of each configuration above, timed in turns'),
+              exports=dict(title='Files of ONNX and torch.export', command='python -m benchmarks.exports',
+                           text='The largest difference from the learner, or the refusal; milliseconds for one item'),
+              serve=dict(title='Requests to the service', command='python -m benchmarks.serve',
+                         text='Memory, errors and times after each thousand requests of 16 clients'),)
 
 def section(index):
     "The text under `## Measured` in index.ipynb, with its headings as they are"

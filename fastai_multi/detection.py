@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['side_distances', 'boxes_at', 'assign_places', 'ObjectsLoss', 'in_crowd', 'overlap_loss', 'centre_loss', 'unheld_text',
-           'Detector', 'at_places', 'each_object', 'sure_boxes']
+           'place_scores', 'Detector', 'at_places', 'each_object', 'sure_boxes']
 
 # %% ../nbs/62_detection.ipynb #ob620001
 from fastai.basics import *
@@ -146,6 +146,11 @@ def unheld_text(n, of, cells):
             'finer maps: heads=dict(…=dict(finest=4)). `loss_func.funcs[…].n_unheld` counts these boxes.')
 
 # %% ../nbs/62_detection.ipynb #ob620025
+def place_scores(logits, centre, cell) -> Tensor: # `…,places,c`, `…,places` and `…,places,4` of a head for objects
+    "How sure each class is at each place, `…,places,c`; 0 where a picture has no place"
+    scores = (logits.float().sigmoid()*centre.float().sigmoid()[...,None]).sqrt()
+    return torch.where(cell[...,:1].isnan(), 0., scores)
+
 class Detector:
     "Reads the objects of each picture from the predictions of a head for objects"
     def __init__(self,
@@ -163,8 +168,7 @@ class Detector:
 
     def picture(self, logits, distances, centre, cell): # Predictions of one picture
         "Boxes, scores, classes and places of the objects of one picture, the surest first"
-        scores = (logits.float().sigmoid()*centre.float().sigmoid()[:,None]).sqrt()    # places,c
-        scores = torch.where(cell[:,:1].isnan(), 0., scores).flatten()
+        scores = place_scores(logits, centre, cell).flatten()
         keep = (scores>self.least).nonzero()[:,0]
         if len(keep)>self.candidates: keep = keep[scores[keep].topk(self.candidates).indices]
         at = keep//logits.shape[1]

@@ -56,6 +56,14 @@ class ObjectsTask(GroupTask, part=ObjectsPart):
             if n==self.part.label: vals[n] = labels
             else: vals[n] = each_object(self.tasks[n].activation, at_places(pred.more[n], places), boxes)
         return Outputs.make(vals)
+    def exported(self, pred, activation):
+        "Of every place its box, a score for each class, and each further output; who reads them suppresses overlaps"
+        boxes = boxes_at(pred.cell, pred.distances).float().clamp(-1,1)
+        res = {f'{self.name}.box': boxes, f'{self.name}.score': place_scores(pred.logits, pred.centre, pred.cell)}
+        for n,t in self.tasks.items():
+            rows = first(t.exported(pred.more[n].flatten(0,1), t.activation).values())
+            res[f'{self.name}.{n}'] = rows.unflatten(0, boxes.shape[:2])
+        return res
     def decodes(self, pred):
         "As `activation`, each object once, none below the threshold, and with classes in place of probabilities"
         boxes = sure_boxes(pred.box, pred.score, self.threshold, self.detector)

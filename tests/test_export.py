@@ -4,6 +4,7 @@ from fastai.vision.all import *
 from fastai_multi import *
 from fastai_multi.core import untyped
 from fastai_multi.export import ExportedModel, onnx_runner
+from small_models import save_bert, save_siglip
 
 pytest.importorskip('onnxscript')
 pytestmark = pytest.mark.usefixtures('one_thread')
@@ -86,3 +87,60 @@ def test_a_folder_that_is_not_there_is_made(shapes, tmp_path):
     learn = multi_learner(dls, simple_cnn(depth=2))
     assert Path(learn.to_program(str(tmp_path/'new'/'kind.pt2')).file).exists()
     assert [o.name for o in (tmp_path/'new').iterdir()]==['kind.pt2']
+
+# Text models of Hugging Face, and objects
+
+def test_a_text_model_of_hugging_face(shapes, tmp_path):
+    from fastai_multi.models.text import transformer_encoder
+    pytest.importorskip('peft')
+    save_bert(tmp_path/'bert')
+    dls = loaders(shapes, text='caption', text_block=PlainTextBlock(tok=str(tmp_path/'bert'), max_len=16))
+    learn = randomised(multi_learner(dls, text=transformer_encoder(tmp_path/'bert', lora=2)))
+    res = learn.to_onnx(tmp_path/'model.onnx')
+    assert res.difference<1e-5 and res.inputs==dict(text='int64 batch,tokens, at most 32')
+    model = ExportedModel(learn)
+    xs,wanted = answers_of(learn, model)
+    for n,found in zip(wanted, onnx_runner(tmp_path/'model.onnx')(*xs)):
+        assert torch.allclose(torch.from_numpy(found), wanted[n], rtol=1e-4, atol=1e-5), n
+
+def test_both_encoders_of_siglip(shapes, tmp_path):
+    from fastai_multi.models.dual import dual_encoders
+    save_siglip(tmp_path/'siglip')
+    dual = dual_encoders(tmp_path/'siglip')
+    block = PlainTextBlock(tok=str(tmp_path/'siglip'), max_len=16)
+    dls = MultiDataLoaders.from_csv(shapes, image='file', text='caption', text_block=block, item_tfms=Resize(32), bs=8,
+                                    outputs=dict(kind=CategoryBlock), num_workers=0)
+    learn = randomised(multi_learner(dls, dict(image=dual.image), text=dual.text))
+    res = learn.to_program(tmp_path/'model.pt2')
+    assert res.difference<1e-5 and res.inputs['text']=='int64 batch,tokens'    # it cuts or pads to 16
+
+def test_objects_of_every_place(shapes, tmp_path):
+    "The file gives boxes and scores of all places; whoever drops what overlaps has the learner's objects"
+    from torchvision.ops import batched_nms
+    block = ObjectsBlock(colour=CategoryBlock, area=RegressionBlock)
+    dls = MultiDataLoaders.from_csv(shapes, image='file', objects='boxes.csv', outputs=dict(objects=block),
+                                    item_tfms=Resize(64), bs=8, num_workers=0)
+    learn = multi_learner(dls, simple_cnn(3, 8), heads=dict(objects=dict(width=32, convs=1)))
+    for p in learn.model.parameters(): p.data.add_(torch.randn_like(p)*.05)
+    res = learn.to_onnx(tmp_path/'model.onnx')
+    assert res.difference<1e-5 and list(res.outputs)==['objects.box','objects.score','objects.area']
+    x = untyped(dls.valid.one_batch()[0])
+    found = [torch.from_numpy(o) for o in onnx_runner(tmp_path/'model.onnx')(x)]
+    with learn.no_bar(): wanted = learn.get_preds(dl=dls.valid)[0].objects
+    detector = learn.tasks['objects'].detector
+    seen = 0
+    for i in range(len(x)):
+        box,score,area = [o[i] for o in found]
+        place,label = (score>detector.least).nonzero(as_tuple=True)
+        big = (box[place,2:]>box[place,:2]).all(1)
+        place = place[big]
+        label = label[big]
+        best = batched_nms(box[place], score[place,label], label, detector.nms)[:detector.most]
+        n = int((~wanted.box[i,:,0].isnan()).sum())
+        assert len(best)==n
+        seen += n
+        assert torch.allclose(score[place,label][best], wanted.score[i,:n], atol=1e-4)
+        assert torch.allclose(box[place][best], wanted.box[i,:n], atol=1e-3)
+        values = learn.tasks['objects'].tasks['area'].to_units(wanted.area[i,:n])
+        assert torch.allclose(area[place][best], values.flatten().float(), rtol=1e-3, atol=.01)
+    assert seen>0

@@ -1,11 +1,12 @@
 "The web service answers as the learner does, refuses what it should, and shows a page that needs no internet"
-import asyncio, io, os, re, socket, subprocess, sys, time, urllib.request
+import asyncio, io, os, re
 import pytest
 from fastai.vision.all import *
 from fastai_multi import *
 
 for name in ('fastapi', 'httpx', 'prometheus_client', 'multipart', 'safetensors'): pytest.importorskip(name)
 from fastapi.testclient import TestClient
+from benchmarks.serve import load, serving
 from fastai_multi.serve import Batcher, Limits, answer_all, make_app, page
 
 @pytest.fixture(scope='module')
@@ -93,30 +94,25 @@ def test_no_answer_in_time(learn):
         answer = client.post('/predict', data=dict(text='a circle'))
         assert answer.status_code==503 and 'within 0 seconds' in answer.json()['error']
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        return s.getsockname()[1]
-
 @pytest.fixture(scope='module')
 def service(learn, tmp_path_factory):
     "The service in a process of its own, from a bundle"
     folder = tmp_path_factory.mktemp('serve')/'bundle'
     learn.save_bundle(folder, metrics=False)
-    port = free_port()
-    process = subprocess.Popen([sys.executable, '-m', 'fastai_multi.serve', str(folder), '--port', str(port)])
-    url = f'http://127.0.0.1:{port}'
-    for _ in range(240):
-        time.sleep(.25)
-        try: urllib.request.urlopen(f'{url}/healthz')
-        except OSError: continue
-        break
-    yield url
-    process.terminate()
-    process.wait(20)
+    with serving(folder) as service: yield service
+
+def test_many_requests(service, files):
+    "Two hundred requests of eight clients: each is answered, several in a batch, and memory stays as it is"
+    url,process = service
+    items = [(f.read_bytes(), 'a red circle') for f in files]
+    res = load(url, process, items, requests=200, clients=8, every=100)
+    assert res.errors.sum()==0
+    assert (res.batch[1:]>1.5).all()
+    assert res.memory_mb.iloc[2]-res.memory_mb.iloc[1]<30
 
 @pytest.mark.parametrize('width', [390, 1200])
 def test_the_page(service, files, tmp_path, width):
+    url,_ = service
     sync_api = pytest.importorskip('playwright.sync_api')
     chromium = shutil.which('chromium')
     if chromium is None: pytest.skip('no chromium on this machine')
@@ -125,7 +121,7 @@ def test_the_page(service, files, tmp_path, width):
         tab = browser.new_page(viewport=dict(width=width, height=900))
         asked = []
         tab.on('request', lambda r: asked.append(r.url))
-        tab.goto(service)
+        tab.goto(url)
         tab.set_input_files('#in-image', str(files[0]))
         tab.fill('#in-text', 'a red circle on the left')
         tab.click('button[type=submit]')
@@ -133,7 +129,7 @@ def test_the_page(service, files, tmp_path, width):
         table = tab.inner_text('#answer')
         for n in ('kind', 'tags', 'box'): assert n in table
         assert tab.evaluate('document.documentElement.scrollWidth')<=width
-        assert all(u.startswith((service, 'blob:')) for u in asked)
+        assert all(u.startswith((url, 'blob:')) for u in asked)
         tab.screenshot(path=os.environ.get('SCREENSHOTS', str(tmp_path))+f'/page-{width}.png', full_page=True)
         tab.click('button[type=reset]')
         tab.click('button[type=submit]')

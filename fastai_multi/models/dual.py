@@ -68,7 +68,7 @@ class DualTextEncoder(TransformerEncoder):
 
     def encode(self, ids):
         here = self.here(ids)
-        if self.length: ids = F.pad(ids, (0, max(0, self.length-ids.shape[1])), value=self.pad_id)
+        if self.length: ids = F.pad(ids, (0, self.length), value=self.pad_id)[:,:self.length]
         return zero_missing(self.projection(self.model(input_ids=ids).pooler_output.float()), here)
 
 # %% ../../nbs/36a_models.dual.ipynb #du000009

@@ -75,7 +75,7 @@ class ObjectsHead(nn.Module):
         seen = [self.objects.conv(m) for m in levels]
         logits = places(self.objects.cls_logits, seen)
         distances,centre = self.boxes(levels)
-        cells = map_cells(levels).to(logits.dtype).expand(len(logits), -1, -1)
+        cells = map_cells(levels).to(logits.dtype).expand(logits.shape[0], -1, -1)
         res = [logits, distances, centre[...,0], cells]
         if self.more_type: res.append(self.more_type([places(layer, seen) for _,layer in self.more.items()]))
         return self.output_type(res)

@@ -63,6 +63,10 @@ class TextEncoder(Encoder):
     ):
         "Raise unless the encoder can read such texts"
 
+    @property
+    def embedding(self):
+        "The layer of word vectors if all that is read of a text passes through it and has gradients, else `None`"
+
     def here(self, ids): return (ids!=self.pad_id).any(1)
 
     def forward(self, ids):
@@ -237,9 +241,13 @@ class TransformerEncoder(TextEncoder):
         mask = self.read_mask(words)
         return self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state.float()
 
+    @property
+    def embedding(self): return self.model.get_input_embeddings()
+
     def read_mask(self, words):
         "Which tokens attention reads: the words, and one token of a text without any"
-        return torch.cat([words[:,:1] | ~words.any(1)[:,None], words[:,1:]], 1)
+        is_first = torch.arange(words.shape[1], device=words.device)==0
+        return words | (is_first & ~words.any(1)[:,None])
 
     def pooled(self, states, words):
         if self.pool=='cls': return states[:,0]

@@ -1,0 +1,144 @@
+"""How far files of ONNX and of torch.export are from the learner, and how long they take, by architecture:
+`python -m benchmarks.exports` (about ten minutes on one CPU core; `--only resnet18 bag` for some)
+
+A row of benchmarks/results/exports.csv for each architecture and file: the largest difference between the answers of
+the file and the learner's, or the sentence of the refusal; milliseconds for one item by the learner's model and by the
+file. Weights are random, and no layer is zero; batch
+normalisation has seen the pictures."""
+import argparse, tempfile, time
+import pandas as pd, torch
+from fastai.vision.all import *
+from fastai_multi import *
+from fastai_multi.export import ExportedModel, examples, import_onnx
+
+HERE = Path(__file__).resolve().parent/'results'
+OUTPUTS = dict(kind=CategoryBlock, tags=MultiCategoryBlock, area=RegressionBlock)
+PICTURES = ['resnet18', 'resnet50', 'mobilenet_v2', 'mobilenet_v3_small', 'efficientnet_b0', 'convnext_tiny',
+            'densenet121', 'regnet_y_400mf', 'shufflenet_v2_x1_0', 'swin_t', 'vit_b_16']
+
+def loaders(path, **kwargs):
+    "Loaders of drawn shapes"
+    options = dict(outputs=OUTPUTS, label_delim='|', bs=8, num_workers=0, seed=0)
+    return MultiDataLoaders.from_csv(path, **(options | kwargs))
+
+def of_pictures(path, arch, size=64):
+    "A learner of pictures"
+    dls = loaders(path, image='file', item_tfms=Resize(size), batch_tfms=Normalize.from_stats(*imagenet_stats))
+    return multi_learner(dls, arch, pretrained=False)
+
+def of_texts(path, text): return multi_learner(loaders(path, text='caption'), text=text)
+
+def save_bert(path):
+    "A small BERT with random weights, and its tokenizer, as a folder"
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    words = ['a', 'red', 'blue', 'green', 'circle', 'square', 'star', 'triangle', 'on', 'the', 'left', 'right']
+    core = Tokenizer(models.WordLevel({w: i for i,w in enumerate(['[PAD]','[UNK]','[CLS]','[SEP]',*words])}, '[UNK]'))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    core.post_processor = processors.TemplateProcessing('[CLS] $A [SEP]', special_tokens=[('[CLS]',2), ('[SEP]',3)])
+    transformers.PreTrainedTokenizerFast(tokenizer_object=core, pad_token='[PAD]', unk_token='[UNK]', cls_token='[CLS]',
+                                         sep_token='[SEP]').save_pretrained(path)
+    config = transformers.BertConfig(vocab_size=len(words)+4, hidden_size=64, num_hidden_layers=4,
+                                     num_attention_heads=4, intermediate_size=128, max_position_embeddings=64)
+    transformers.BertModel(config).save_pretrained(path)
+    return path
+
+def of_bert(path, lora=None):
+    from fastai_multi.models.text import transformer_encoder
+    folder = save_bert(path/'bert')
+    dls = loaders(path, text='caption', text_block=PlainTextBlock(tok=str(folder), max_len=32))
+    return multi_learner(dls, text=transformer_encoder(folder, lora=lora))
+
+def of_both(path, **kwargs):
+    dls = loaders(path, image='file', text='caption', item_tfms=Resize(64))
+    return multi_learner(dls, simple_cnn(3, 16), **kwargs)
+
+def of_objects(path):
+    block = ObjectsBlock(colour=CategoryBlock, area=RegressionBlock)
+    dls = loaders(path, image='file', objects='boxes.csv', outputs=dict(objects=block), item_tfms=Resize(64))
+    return multi_learner(dls, resnet18, pretrained=False, heads=dict(objects=dict(width=64, convs=2)))
+
+def learners(path):
+    "By name, what makes a learner, and the arguments of its export"
+    res = {n: (partial(of_pictures, path, getattr(models, n)), {}) for n in PICTURES}
+    res['swin_t'] = (partial(of_pictures, path, models.swin_t, 224), {})
+    res['vit_b_16'] = (partial(of_pictures, path, models.vit_b_16, 224), {})
+    res['bag of words'] = (partial(of_texts, path, 'bag'), {})
+    res['LSTM'] = (partial(of_texts, path, 'lstm'), {})
+    res['LSTM, tokens=16'] = (partial(of_texts, path, 'lstm'), dict(tokens=16))
+    res['BERT'] = (partial(of_bert, path), {})
+    res['BERT with LoRA'] = (partial(of_bert, path, 8), {})
+    res['picture and words'] = (partial(of_both, path), {})
+    res['picture and words, fusion tokens'] = (partial(of_both, path, fusion='tokens'), {})
+    res['objects, resnet18'] = (partial(of_objects, path), {})
+    return res
+
+def as_if_trained(learn):
+    "The learner with random weights where a layer starts at zero, and statistics in its batch normalisation"
+    for p in learn.model.parameters():
+        if not p.any(): p.data.normal_(0, .05)
+    norms = [m for m in learn.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    for m in norms: m.momentum = None    # the mean of the batches
+    n = learn.dls.n_inp
+    learn.model.train()
+    with torch.no_grad():
+        for b in learn.dls.train: learn.model(*b[:n])
+    return learn
+
+def milliseconds(run, n=15):
+    "The time of the fastest call: others may use the machine, too"
+    times = []
+    for _ in range(n):
+        start = time.perf_counter()
+        with torch.no_grad(): run()
+        times.append(1000*(time.perf_counter()-start))
+    return min(times)
+
+def onnx_runner(file):
+    "A function that runs the file, in one thread as the learner"
+    onnxruntime = import_onnx()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(file, options, providers=['CPUExecutionProvider'])
+    names = [i.name for i in session.get_inputs()]
+    return lambda *xs: session.run(None, {n: x.numpy() for n,x in zip(names, xs)})
+
+def program_runner(file): return torch.export.load(file).module()
+
+def row(name, what, learn, file, kwargs):
+    "One file: difference and times, or the refusal"
+    write,runner = dict(onnx=(learn.to_onnx, onnx_runner), program=(learn.to_program, program_runner))[what]
+    res = dict(architecture=name, file=what)
+    start = time.perf_counter()
+    try: written = write(file, **kwargs)
+    except ValueError as e: return dict(res, difference=None, refusal=str(e))
+    res |= dict(difference=written.difference, refusal='', export_s=time.perf_counter()-start)
+    xs = examples(learn, 1, kwargs.get('tokens', 8))
+    model = ExportedModel(learn)
+    run = runner(file)
+    res['learner_ms'] = milliseconds(lambda: model(*xs))
+    res['file_ms'] = milliseconds(lambda: run(*xs))
+    res['megabytes'] = file.stat().st_size/1e6
+    return res
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--only', nargs='+', help='Names of architectures')
+    parser.add_argument('--out', type=Path, default=HERE/'exports.csv')
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = []
+    with tempfile.TemporaryDirectory() as d:
+        path = multi_shapes(Path(d)/'shapes', n=32, size=64, seed=0)
+        for name,(make,kwargs) in learners(path).items():
+            if args.only and name not in args.only: continue
+            set_seed(0)
+            learn = as_if_trained(make())
+            for what,suffix in dict(onnx='onnx', program='pt2').items():
+                file = Path(d)/f'model.{suffix}'
+                rows.append(row(name, what, learn, file, kwargs))
+                print({k: v for k,v in rows[-1].items() if v!=''}, flush=True)
+                file.unlink(missing_ok=True)
+                pd.DataFrame(rows).to_csv(args.out, index=False, float_format='%.3g')
+
+if __name__=='__main__': main()
