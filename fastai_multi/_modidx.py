@@ -38,6 +38,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'fastai_multi/answerfile.py'),
                                          'fastai_multi.answerfile.check_folder': ( 'answerfile.html#check_folder',
                                                                                    'fastai_multi/answerfile.py'),
+                                         'fastai_multi.answerfile.check_has_answers': ( 'answerfile.html#check_has_answers',
+                                                                                        'fastai_multi/answerfile.py'),
                                          'fastai_multi.answerfile.check_length': ( 'answerfile.html#check_length',
                                                                                    'fastai_multi/answerfile.py'),
                                          'fastai_multi.answerfile.check_piece': ( 'answerfile.html#check_piece',
