@@ -13,6 +13,7 @@ from matplotlib import pyplot as plt
 from sklearn.metrics import classification_report, average_precision_score, precision_recall_curve
 from .core import *
 from .figures import *
+from .terms import *
 from .rowmetrics import *
 from .tasks import *
 from .calibration import *
@@ -98,7 +99,16 @@ class OutputInterpretation:
         if self.score_name!='loss': rows[self.score_name] = self.scores().tolist()
         return pd.DataFrame(rows, index=self.source.index)
 
-    def _cells(self, values): return [readable(self.part.decode(v)) for v in values]
+    def right(self) -> Tensor: # `n`: 1, 0, or NaN without a label or where the kind has no verdict
+        "Whether each item counts as right, as the ✓ and ✗ of `show_results` say"
+        said = self._decode(self.decoded)
+        true = self._decode(self.targs)
+        verdicts = [self.part.judge(a, b).right for a,b in zip(said, true)]
+        return torch.where(self.labelled, tensor([math.nan if v is None else float(v) for v in verdicts]), math.nan)
+
+    def _decode(self, values): return [self.part.decode(take_rows(values, i)) for i in range(len(self.losses))]
+
+    def _cells(self, values): return [readable(v) for v in self._decode(values)]
 
     def __repr__(self):
         n = int(self.labelled.sum())

@@ -237,3 +237,33 @@ def test_the_calibration_error_is_that_by_hand(interp):
     assert len(confidence)==len(right)==interp['tags'].targs.numel()
     with pytest.raises(ValueError, match="'size' is of kind 'number', which has no probabilities"):
         interp['size'].plot_calibration()
+
+def test_two_learners_are_compared_metric_by_metric(learn, table, interp):
+    set_seed(1)
+    other = multi_learner(learn.dls, simple_cnn(3, width=4))
+    res = compare(learn, other, resamples=50)
+    vals = other.evaluate()
+    assert res.table.loc[('tags','tags_f1'),'second']==pytest.approx(float(vals['tags_f1']), abs=1e-4)
+    assert res.table.loc[('size','size_mae'),'first']==pytest.approx(float(learn.evaluate()['size_mae']), abs=1e-3)
+    assert (res.table.low<=res.table.high).all()
+    counts = res.changes.loc['kind']
+    assert counts.sum()==11                                  # the item without a label is left out
+    gain = (counts['wrong to right']-counts['right to wrong'])/11
+    assert res.table.loc[('kind','accuracy'),'difference']==pytest.approx(gain, abs=1e-6)
+    changed = res.changed('kind')
+    assert set(changed.index)<=set(table.index[table.is_valid])
+    for row in changed[changed.change=='right to wrong'].itertuples():
+        assert row.first==row.true!=row.second
+    assert 'right to wrong' in repr(res) and '<table' in res._repr_html_()
+    nothing = compare(learn, learn, resamples=5)
+    assert (nothing.table.difference.dropna()==0).all() and (nothing.table.better=='').all()
+    with pytest.raises(TypeError, match='is a Learner'): compare(learn, Learner(learn.dls, learn.model, noop))
+
+def test_learners_without_a_shared_output_are_not_compared(learn, table, shapes):
+    dls = MultiDataLoaders.from_df(table, shapes, image='file', outputs=dict(price=RegressionBlock), valid_col='is_valid',
+                                   columns=dict(price='area'), bs=8, item_tfms=Resize(32), num_workers=0)
+    with pytest.raises(ValueError, match='share no output'): compare(learn, multi_learner(dls, simple_cnn(2, width=4)))
+
+def test_right_is_the_verdict_that_is_shown(interp):
+    assert torch.equal(interp['kind'].right().nan_to_num(-1), interp['kind'].scores().nan_to_num(-1))
+    assert torch.equal(interp['box'].right()==1, interp['box'].scores()>=.5)

@@ -1,5 +1,5 @@
 "Objects as rows: many boxes a picture, each with its own named outputs, beside outputs of the whole picture"
-import os, shutil, subprocess, sys, textwrap
+import math, os, shutil, subprocess, sys, textwrap
 import numpy as np
 import pandas as pd
 import pytest
@@ -278,6 +278,9 @@ def test_interpretation_counts_objects(trained):
     assert one.plot_confusion_matrix().get_xticklabels()[-1].get_text()=='(nothing)'
     slices = MultiInterpretation.from_learner(trained).slices('kind')
     assert 'objects_map50' in slices.index.get_level_values('metric')
+    assert len(one.table())==len(one.losses)
+    same = compare(trained, trained, resamples=2).table.loc['objects']
+    assert same.loc['objects_map50','difference']==0 and math.isnan(same.loc['objects_map50','low'])
     plt.close('all')
 
 def test_mixup_is_refused(table, shapes):
