@@ -19,7 +19,7 @@ class Score:
     "One number for each item, computed from the raw predictions of one output"
     def __init__(self,
         words:str, # What it is the score of: 'kind = circle'
-        unit:str, # What it is measured in: 'log-odds'
+        unit:str, # What it is measured in: 'log-odds'; empty for a number in your units
         of, # A function of raw predictions `bs,…` that gives `bs` numbers
         both_ways:bool=False, # Lower is as much an answer as higher, as for a number or a coordinate
         chance:bool=False # It is the log-odds of a probability
@@ -32,7 +32,7 @@ class Score:
 
     def said(self, value):
         "A value of the score in words"
-        res = f'{value:.3g} {self.unit}'
+        res = f'{value:.3g} {self.unit}'.rstrip()
         if not self.chance: return res
         return f'{res}, {percent(1/(1+math.exp(-value)))}'
 
@@ -40,7 +40,12 @@ class Score:
         "The scores `bs` of raw predictions"
         return self.of(pred).reshape(len(pred)).float()
 
-    def __repr__(self): return f'Score({self.words}, in {self.unit})'
+    @property
+    def axis(self):
+        "The name of an axis"
+        return self.unit or self.words
+
+    def __repr__(self): return f'Score({self.words}, {self.axis})'
 
 def log_odds(
     logits:Tensor, # `bs,c,…`
@@ -107,7 +112,7 @@ class NumberScore:
         i = 0
         if target is not None: i = position_in(target, list(range(n)), f'number of output {self.name!r} in `target`:')
         if n>1: words = f'{self.name}[{i}]'
-        return Score(words, 'your units', lambda o: values(o)[:,i], both_ways=True)
+        return Score(words, '', lambda o: values(o)[:,i], both_ways=True)
 
 def coordinate_score(name, values, n, target): # An output; its coordinates from raw predictions; how many points
     "The `Score` of one coordinate, or of the sum of all"

@@ -291,7 +291,7 @@ class Explanation:
         "Draw all inputs side by side, in a new figure"
         panels = [panel_of(n, piece) for n,piece in self.pieces.items()]
         if len(self.inputs)>1: panels.append(ColumnsPanel('whole inputs', whole_inputs(self.inputs)))
-        return draw_panels(panels, ifnone(title, self.title), self.score.unit)
+        return draw_panels(panels, ifnone(title, self.title), self.score.axis)
 
 def whole_inputs(inputs): return ColumnScores(list(inputs), torch.stack([torch.as_tensor(v) for v in inputs.values()]))
 

@@ -311,6 +311,24 @@ def test_an_output_without_a_score_is_refused_in_words(shapes):
     learn = multi_learner(dls, simple_cnn(2))
     with pytest.raises(ValueError, match='Explain another output'): learn.explain(df.iloc[0])
 
+def test_objects_are_refused_in_words(shapes):
+    outputs = dict(kind=CategoryBlock, things=ObjectsBlock(label=CategoryBlock))
+    dls = MultiDataLoaders.from_csv(shapes, 'items.csv', image='file', outputs=outputs, objects='boxes.csv', bs=16, seed=0,
+                                    num_workers=0, item_tfms=Resize(64))
+    learn = multi_learner(dls, simple_cnn(3))
+    row = dls.valid.items.iloc[0]
+    with pytest.raises(ValueError, match="no score for output 'things'"): learn.explain(row, 'things')
+    assert learn.explain(row, 'kind').output=='kind'
+
+def test_variants_answer_as_the_whole_model_does(many):
+    learn,df = many
+    e = stir(learn).explain(df.iloc[5], 'area')
+    row = dict(front=learn.path/df.file[5], back=learn.path/df.behind[5], title=None, body=df.colour[5],
+               row=dict(size=df['size'][5]))
+    without = learn.explain(row, 'area')
+    assert abs(e.value-without.value)>1e-3
+    assert math.isclose(float(e.inputs['title']), e.value-without.value, rel_tol=1e-3, abs_tol=1e-3)
+
 def test_an_exported_learner_explains(many, tmp_path):
     learn,df = many
     learn.path = tmp_path
