@@ -63,11 +63,15 @@ def test_leak_of_near_duplicates(clean, tmp_path):
     for i,j in ((150,3), (160,7), (170,11)):
         Image.open(path/f'{j}.jpg').resize((80,80)).save(tmp_path/f'{i}.jpg', quality=70)
         df.loc[i, 'file'] = str(tmp_path/f'{i}.jpg')
+        df.loc[i, ['colour','shop']] = df.loc[j, ['colour','shop']]
     report = loaders(path, df).report()
-    assert list(found(report))==["Input 'image'"]
+    assert len(report.findings)==1
     f = found(report)["Input 'image'"]
     assert f.figures==dict(n=3, of=50, compared=150) and 'groups=' in f.advice
     leaks = report.tables['leaks']
+    df.loc[160, 'shop'] = dict(north='south', south='north')[df.shop[7]]
+    wrong = loaders(path, df).report().findings[1]
+    assert wrong.figures==dict(n=1, of=3, labels=dict(shop=1)) and 'different labels: shop (1)' in wrong.what
     assert [t.split(',')[0] for t in leaks.training]==['item 3','item 7','item 11']
     assert [t.split('row ')[1].split()[0] for t in leaks.validation]==['150','160','170']
 

@@ -112,6 +112,7 @@ class ImageSummary(PartSummary, part=ImagePart):
         data.report.row('duplicates', **cells, between=len(between))
         for a,b in between: self.tell_leak(a, b, data)
         if between: self.find_leak(between, looks, data)
+        self.find_contradictions(pairs, data)
         self.find_repeated([(a,b) for a,b in pairs if a[0]==b[0]=='training'], looks, data)
     def same_file(self, flat, data):
         "The file of each look, or `None` if pictures do not come from files"
@@ -145,6 +146,21 @@ class ImageSummary(PartSummary, part=ImagePart):
                   'Put each pair into one split, with `groups=` and a column that they share, or drop one of the two: '
                   'the metrics are too good otherwise. '
                   "The pairs are in `report.tables['leaks']`.", n=n, of=of, compared=len(looks['training']))
+    def find_contradictions(self, pairs, data):
+        "Near-duplicates whose labels differ"
+        counts = Counter()
+        wrong = set()
+        for name,codes in data.labels().items():
+            for i,(a,b) in enumerate(pairs):
+                one,other = (codes[s][k] for s,k,_ in (a,b))
+                if min(one, other)<0 or one==other: continue
+                counts[name] += 1
+                wrong.add(i)
+        if not wrong: return
+        shown = listed([f'{name} ({n:,})' for name,n in counts.most_common()])
+        self.find(data, f'{len(wrong):,} of {len(pairs):,} pairs of near-duplicates have different labels: {shown}.',
+                  'Look at both pictures of a pair: one label may be wrong.',
+                  n=len(wrong), of=len(pairs), labels=dict(counts))
     def find_repeated(self, pairs, looks, data):
         n = len({k for a,b in pairs for k in (a[1], b[1])})
         if not n or n<.01*len(looks['training']): return

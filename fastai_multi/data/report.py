@@ -92,6 +92,7 @@ class DataReport:
 
     def find(self, where, what, advice, **figures):
         "Add a finding"
+        what = what.replace('….', '…')    # of a list that was cut
         self.findings.append(Finding(where, what, figures, advice))
     def heading(self, table, text):
         "Say what a table shows"

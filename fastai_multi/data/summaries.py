@@ -32,6 +32,16 @@ class ReportData:
         "The encoded values of a part by split, where they can be had"
         columns = {s.name: s.column(part) for s in self.splits}
         return {n: c for n,c in columns.items() if c is not None}
+    def labels(self) -> dict:
+        "For each output with one class an item: by split, the number of each item's class, -1 where there is none"
+        res = {}
+        for p in self.splits[0].parts.values():
+            if p.is_input or not p.predicted: continue
+            try: columns = self.columns(p)
+            except ValueError: continue    # the part's own turn tells
+            found = {s: PartSummary.of(p).labels(c) for s,c in columns.items()}
+            if found and all(v is not None for v in found.values()): res[p.name] = found
+        return res
 
 class PartSummary:
     "What a report says about the values of one kind of part; a subclass names its kind by `part=`"
@@ -58,6 +68,8 @@ class PartSummary:
     def read(self, split, k): # A `ReportSplit`; position of an item
         "The picture of an item, or `absent`"
         return split.picture(self.part, k)
+    def labels(self, column):
+        "The number of each item's class, -1 where there is none; `None` for other values"
     def look(self, v):
         "What the report keeps of one picture of this part, read from its file"
     def why(self, split, k, e): # The error of `read` or `look`
@@ -149,7 +161,8 @@ class ClassesSummary(PartSummary, part=ClassesPart):
 class CategorySummary(ClassesSummary, part=CategoryPart):
     "Categories, of which each item has one"
     def counts(self, column): return np.bincount(column.data.numpy().astype(int), minlength=self.part.c)
-    def measures(self, column): return {self.part.name: Codes(np.nan_to_num(by_item(column, column.data), nan=-1))}
+    def measures(self, column): return {self.part.name: Codes(self.labels(column))}
+    def labels(self, column): return np.nan_to_num(by_item(column, column.data), nan=-1).astype(int)
     def tell(self, data):
         super().tell(data)
         column = data.columns(self.part).get('training')
