@@ -153,3 +153,82 @@ def test_an_absent_input_is_told_where_no_item_has_it_or_the_model_never_was_wit
     watch = AbsentInputs()
     watch.counts = dict(image=(n_absent,5), text=(0,5))
     assert len(watch.sentences(None))==is_told
+
+def test_a_loader_without_parts_is_fastais():
+    dl = MultiDL(TfmdLists([1,2,3,4], [lambda o: tensor(o)]), bs=2, num_workers=0)
+    assert dl.parts is None
+    assert [b.tolist() for b in dl]==[[1,2],[3,4]]
+    assert dl.create_item(2)==3
+    assert dl.decode(tensor([5])).tolist()==[5]
+
+@pytest.fixture
+def texts(shapes):
+    return MultiDataLoaders.from_csv(shapes, 'items.csv', text='caption', seed=0, bs=16, num_workers=0,
+                                     outputs=dict(colour=CategoryBlock, area=RegressionBlock))
+
+def test_a_text_model_gets_the_words_weights_and_as_many_items_as_asked(texts):
+    learn = multi_learner(texts)
+    assert learn.model.encoders['text'].terms is not None
+    assert len(learn.modalities['text'].example(texts.train, 3))==3
+
+def test_every_item_is_seen_to_be_a_part_or_the_whole(texts):
+    from fastai_multi.probe import FrozenFeatures
+    learn = multi_learner(texts)
+    n = len(texts.train_ds)
+    with learn.no_bar(): found = {most: FrozenFeatures(learn, most=most).is_part for most in (n-1, n, n+1)}
+    assert found=={n-1: True, n: False, n+1: False}
+
+def test_the_groups_of_parameters_with_their_sizes(texts):
+    learn = multi_learner(texts)
+    table = learn.summary_groups()
+    assert list(table.columns)==['group','parameters','trainable','lr']
+    assert table.parameters.sum()==sum(p.numel() for p in learn.model.parameters())
+
+def test_normalised_like_another(shapes):
+    from fastai_multi.state import normal_stats, normalization, normalize_like
+    dls = MultiDataLoaders.from_csv(shapes, 'items.csv', image='file', seed=0, bs=16, item_tfms=Resize(32),
+                                    outputs=dict(colour=CategoryBlock), batch_tfms=Normalize.from_stats([.5]*3, [.2]*3))
+    other = [[.25]*3, [.5]*3]
+    normalize_like(dls, other)
+    for dl in dls.loaders: assert np.allclose(normal_stats(normalization(dl)), other)
+
+def test_a_box_without_a_label_is_no_fault_of_the_box_loss():
+    loss = BoxLoss(reduction='none')
+    boxes = tensor([[-.5,-.5,.5,.5], [0.,0.,.5,.5]])
+    missing = boxes.clone()
+    missing[1] = float('nan')
+    assert loss.ignores_missing
+    assert torch.allclose(BoxLoss()(boxes+.1, missing), BoxLoss()(boxes[:1]+.1, missing[:1]))
+
+def test_objects_in_words():
+    from fastai_multi.objects import ObjectsTask
+    task = object.__new__(ObjectsTask)
+    assert [task.words(o) for o in ([1], [1,2], [])]==['1 object', '2 objects', '0 objects']
+    assert 'object' not in task.words(absent)
+
+def test_objects_beyond_a_frame_that_is_not_square():
+    from fastai_multi.data.objects import ObjectBoxPart
+    part = object.__new__(ObjectBoxPart)
+    part.check_placed(tensor([[90.,5.,99.,9.]]), (100,10), True)
+    part.refuse_beyond = lambda box, size: (_ for _ in ()).throw(ValueError(f'{box}'))
+    with pytest.raises(ValueError): part.check_placed(tensor([[5.,11.,9.,12.]]), (100,10), True)
+    part.check_placed(tensor([[5.,11.,9.,12.]]), (100,10), False)
+
+def test_a_subclass_of_tensor_keeps_its_class_in_a_record():
+    from fastai_multi.records import RecordReader, RecordWriter
+    writer = RecordWriter()
+    record = writer.record(TensorImage(torch.ones(2)))
+    back = RecordReader(writer.tensors).read(record)
+    assert type(back) is TensorImage and back.tolist()==[1,1]
+
+def test_what_stands_in_the_place_of_the_loaders_loss(texts):
+    with pytest.raises(AttributeError, match='the losses belong to the learner'): texts.loss_func
+
+def test_the_words_at_an_object_leave_out_what_is_absent():
+    from fastai_multi.data.objects import ObjectsPart
+    part = object.__new__(ObjectsPart)
+    part.outputs = ['kind','colour']
+    part.member = lambda v, n: v[n]
+    part.members = {n: SimpleNamespace(inner=SimpleNamespace(format=str.upper)) for n in part.outputs}
+    assert part.labels(dict(kind=['cat','dog'], colour=['red',absent]), 0)=='CAT RED'
+    assert part.labels(dict(kind=['cat','dog'], colour=['red',absent]), 1)=='DOG'

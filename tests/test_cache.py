@@ -79,6 +79,15 @@ def test_augmented_passes_take_turns(drawn):
         maps = store.parts['map 3']
         assert not torch.allclose(maps[:n], maps[n:2*n])       # two draws of the same pictures
 
+def test_without_augmented_passes_nothing_is_drawn(drawn):
+    learn = learner(drawn, item_tfms=RandomResizedCrop(32, min_scale=.3))
+    learn.freeze()
+    found = []
+    for seed in (1,2):
+        set_seed(seed)
+        with cached_features(learn), learn.no_bar(): found.append(learn.get_preds(0)[0])
+    for a,b in zip(*found): torch.testing.assert_close(a, b)
+
 def test_missing_labels_and_texts_come_as_they_are(drawn):
     df = pd.read_csv(drawn/'items.csv')
     df.loc[::3, 'area'] = np.nan

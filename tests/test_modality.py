@@ -93,7 +93,7 @@ def test_one_learner_for_each_set_of_inputs(shapes):
     set_seed(1)
     found = compare_inputs(learner_of, ['image','text'], fit=1, seeds=[3])
     assert torch.equal(torch.rand(1), want)
-    assert built==[['image'],['text'],['image','text']]
+    assert built==[['image','text'],['image'],['text']]
     assert list(found.table.columns)==['metric','image','text','image + text','best alone','gain','spread']
     assert set(found.table.index)=={'colour','area'} and 'say little of the spread' in found.sentences()[-1]
 
