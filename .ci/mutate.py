@@ -37,9 +37,9 @@ NEAR = {
     'callback.gradients': 'gradients', 'callback.mixup': 'losses options', 'callback.monitor': 'gradients report',
     'callback.soup': 'options inputs', 'linear': 'defaults gradients',
     'detection': 'objects', 'objectmetrics': 'objects', 'objects': 'objects', 'tiles': 'objects',
-    'prediction': 'answers', 'answerfile': 'answerfile', 'answering': 'answers learner', 'answers': 'answers values',
+    'prediction': 'answers', 'answerfile': 'answerfile', 'answering': 'answers learner', 'answers': 'answers learner',
     'calibration': 'calibration', 'tasks': 'kinds options', 'batch': 'losses', 'report': 'report', 'prior': 'defaults',
-    'probe': 'defaults', 'aside': 'defaults', 'cache': 'cache', 'build': 'options defaults', 'rates': 'options',
+    'probe': 'defaults', 'aside': 'defaults', 'cache': 'cache', 'build': 'options defaults export', 'rates': 'options',
     'state': 'options learner', 'export': 'export learner', 'loading': 'learner', 'registry': 'bundle',
     'records': 'bundle', 'bundle': 'bundle', 'deploy': 'bundle', 'serve': 'serve', 'resume': 'resume',
     'learner': 'learner options', 'depth': 'depth', 'insight': 'interpretation seeing',
@@ -49,7 +49,7 @@ NEAR = {
 def near(module):
     "The files of `tests/` for a module"
     names = NEAR.get(module) or NEAR.get(module.partition('.')[0]) or 'learner'
-    files = [root/'tests'/f'test_{n}.py' for n in ['exact', 'arguments', 'blind_spots', *names.split()]]
+    files = [root/'tests'/f'test_{n}.py' for n in ['exact', 'arguments', 'by_value', 'blind_spots', *names.split()]]
     return [f for f in files if f.exists()]
 
 # Modules and the faults to try

@@ -191,12 +191,11 @@ def constant(name, n=None):
     "The mean, the base rates, the commonest class, for every item"
     learn = learner_of(name, BOTH, n)
     complete_priors(learn)
-    with learn.no_bar(): targs = learn.get_preds()[1]
+    targs = targets_of(learn)
     res = {}
     for o,prior in learn.priors.items():
-        values = targs if isinstance(targs, Tensor) else targs[o]
-        said = learn.tasks[o].shaped(prior.expand(len(values), -1))
-        res[o] = Answer(said, values, learn.output_parts[o])
+        said = learn.tasks[o].shaped(prior.expand(len(targs[o]), -1))
+        res[o] = Answer(said, targs[o], learn.output_parts[o])
     return res
 
 def linear(name, inputs=BOTH, n=None):
@@ -226,11 +225,18 @@ def tfidf(name, n=None):
     texts = [dl.items[column].fillna('') for dl in (learn.dls.train, learn.dls.valid)]
     reader = TfidfVectorizer(ngram_range=(1, 2), min_df=2).fit(texts[0])
     x,x_valid = [reader.transform(t).toarray() for t in texts]
+    targs = targets_of(learn)
     res = {}
     for o,part in learn.output_parts.items():
-        (here,y),(here_valid,y_valid) = [labels_of(dl, o) for dl in (learn.dls.train, learn.dls.valid)]
-        res[o] = metric_of(fit_linear(part, x[here], y.numpy(), x_valid[here_valid]), y_valid, part)
+        here,y = labels_of(learn.dls.train, o)
+        res[o] = Answer(fit_linear(part, x[here], y.numpy(), x_valid), targs[o], part)
     return res
+
+def targets_of(learn):
+    "The validation targets by output"
+    with learn.no_bar(): targs = learn.get_preds()[1]
+    if isinstance(targs, Tensor): return {first(learn.output_parts): targs}
+    return targs
 
 def labels_of(dl, output):
     "Which items of a loader have a label, and the labels of these"
@@ -283,7 +289,7 @@ def metrics_of_job(job):
     if job.way=='constant': return metrics_by(constant(name, n))
     if job.way=='linear': return metrics_by(linear(name, BOTH, n))
     if job.way=='linear on image': return metrics_by(linear(name, ('image',), n))
-    if job.way=='tfidf': return tfidf(name, n)
+    if job.way=='tfidf': return metrics_by(tfidf(name, n))
     if job.way=='probe': return probed(name, n)
     given = dict(n=n, epochs=job.epochs)
     if job.way=='image': return train(name, int(job.seed), ('image',), **given)

@@ -29,6 +29,7 @@ from .models.awdlstm import *
 from .models.wide import *
 from .models.tabular import *
 from .losses import *
+from .explanation import *
 from .tasks import *
 from .objects import * # every kind of output has to be known
 import inspect, json, mimetypes
@@ -88,7 +89,7 @@ class EncoderOptions:
         self.column = column
 
 # %% ../nbs/75_build.ipynb #4ff4a0d8
-class Modality(ForPart):
+class Modality(Attributed, ForPart):
     "What one kind of input means to a learner: its encoder, and how to recognise a raw value; a subclass "
     "names its kind by `part=`"
     has_stages = False         # `depth` and `split` are about this input
@@ -153,7 +154,7 @@ def has_image_suffix(name:str) -> bool:
     "Whether `name` ends like the file of a picture"
     return Path(name).suffix.lower() in _image_suffixes
 
-class ImageModality(Modality, part=ImagePart):
+class ImageModality(PictureAttributed, Modality, part=ImagePart):
     "A picture, encoded by `arch`"
     has_stages = True
     form = 'picture'
@@ -186,7 +187,7 @@ class ImageModality(Modality, part=ImagePart):
         return image_encoder(options.arch, depth=options.depth, n_in=self.n_channels,
                              pretrained=options.pretrained, weights=options.weights)
 
-class TextModality(Modality, part=TextPart):
+class TextModality(TextAttributed, Modality, part=TextPart):
     "A text, encoded by the encoder named in `text`"
     options = ('text',)
     free_axes = {1: 'tokens'}
@@ -211,7 +212,7 @@ class TextModality(Modality, part=TextPart):
         rows = [column[i] for i in range(len(column)) if not column.missing[i]]
         return TermWeights(rows, self.part.c, self.part.pad_id, self.part.unk_id)
 
-class RowModality(Modality, part=RowPart):
+class RowModality(RowAttributed, Modality, part=RowPart):
     "Classes and numbers of a table"
     form = 'row'
     @property
@@ -230,7 +231,7 @@ class RowModality(Modality, part=RowPart):
         if options.arch is not None: return vector_encoder(n_in, options.arch)
         return RowEncoder(self.part.n_classes, self.part.n_numbers)
 
-class VectorModality(Modality, part=VectorPart):
+class VectorModality(VectorAttributed, Modality, part=VectorPart):
     "Plain numbers"
     def recognises(self, raw): return isinstance(raw, (np.ndarray, Tensor))
     def example(self, dl, n): return torch.randn(n, *self.part.shape)

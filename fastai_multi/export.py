@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['about_key', 'activations', 'ExportedModel', 'resized', 'examples', 'free_dimensions', 'free_names', 'longest',
-           'check_tokens', 'Exported', 'shape_text', 'traced', 'refuse_export', 'difference', 'check_difference',
-           'described', 'about', 'write_program', 'searchsorted', 'import_onnx', 'onnx_runner', 'name_sizes',
-           'write_onnx', 'ExportingLearner']
+           'check_tokens', 'Exported', 'shape_text', 'traced', 'refuse_export', 'difference', 'rounding',
+           'check_difference', 'checked', 'described', 'tokenizer_json', 'about', 'write_program', 'searchsorted',
+           'import_onnx', 'onnx_runner', 'name_sizes', 'write_onnx', 'ExportingLearner']
 
 # %% ../nbs/77a_export.ipynb #175081e6
 from fastai.basics import *
@@ -188,11 +188,30 @@ def difference(run, # A function from input tensors to a list of answers
                 found.append(math.inf if gap.isnan().any() else float(gap.max()))
     return max(found)
 
-def check_difference(gap, tolerance, file):
-    "Raise if answers differ by more than `tolerance`"
-    if gap<=tolerance: return
+def rounding(learn, model, tokens=None, most={}) -> float: # As for `difference`
+    "How far the answers of `model` are from those in double precision; 0 where it does not compute in that"
+    exact = deepcopy(model).double()
+    def run(*xs):
+        xs = [x.double() if x.is_floating_point() else x for x in xs]
+        return [o.float() for o in exact(*xs)]
+    try: return difference(run, learn, model, tokens, most)
+    except RuntimeError: return 0.
+
+def check_difference(gap, tolerance, file, own=0.):
+    "Raise if answers differ by more than `tolerance`, and by more than the learner's `own` rounding explains"
+    allowed = tolerance
+    if own>0: allowed = max(tolerance, 4*own)
+    if gap<=allowed: return
     raise ValueError(f'The answers of {str(file)!r} differ from the learner\'s by up to {gap:.2g}, and `tolerance` is '
                      f'{tolerance:g}. Pass a larger `tolerance` if that is good enough for you.')
+
+def checked(run, learn, model, file, tokens, most, tolerance) -> float: # As for `difference` and `check_difference`
+    "The difference of a file; raise if it is too large"
+    gap = difference(run, learn, model, tokens, most)
+    own = 0.
+    if gap>tolerance>0: own = rounding(learn, model, tokens, most)
+    check_difference(gap, tolerance, file, own)
+    return gap
 
 def described(learn, model, file, tokens, most, gap):
     "The `Exported` of a file"
@@ -203,9 +222,19 @@ def described(learn, model, file, tokens, most, gap):
     outputs = {n: shape_text(o, {0: 'batch'}) for n,o in answers.items()}
     return Exported(Path(file), inputs, outputs, gap)
 
+def tokenizer_json(part): # The `Part` of an input
+    "The tokenizer of a text model as JSON of the package tokenizers; `None` where words are split here"
+    numbering = getattr(getattr(part, 'encoder', None), 'tok', None)
+    tokenizer = getattr(numbering, 'tok', None)
+    if hasattr(tokenizer, 'to_str'): return tokenizer.to_str()
+
 def about(learn) -> str: # A `MultiLearner`
-    "What the inputs and outputs of a learner mean, as JSON: kinds, words, classes, statistics"
-    return json.dumps(signature_of(learn.dls, learn.description))
+    "What the inputs and outputs of a learner mean, as JSON: kinds, words, classes, statistics, tokenizers"
+    res = signature_of(learn.dls, learn.description)
+    for n,m in learn.modalities.items():
+        found = tokenizer_json(m.part)
+        if found is not None: res['inputs'][n] = dict(res['inputs'][n], tokenizer=found)
+    return json.dumps(res)
 
 # %% ../nbs/77a_export.ipynb #1e451463
 about_key = 'fastai_multi.json'
@@ -218,8 +247,7 @@ def write_program(learn, file, tokens=None, tolerance=1e-5) -> Exported: # As `t
     with write_whole(file) as beside:
         with open(beside, 'wb') as f: torch.export.save(program, f, extra_files={about_key: about(learn)})
         with open(beside, 'rb') as f: run = torch.export.load(f).module()
-        gap = difference(run, learn, model, tokens, most)
-        check_difference(gap, tolerance, file)
+        gap = checked(run, learn, model, file, tokens, most, tolerance)
     return described(learn, model, file, tokens, most, gap)
 
 # %% ../nbs/77a_export.ipynb #3adc69d7
@@ -277,8 +305,7 @@ def write_onnx(learn, file, tokens=None, tolerance=1e-5) -> Exported: # As `to_o
     Path(file).parent.mkdir(parents=True, exist_ok=True)
     with write_whole(file) as beside:
         written.save(beside)
-        gap = difference(onnx_runner(beside), learn, model, tokens, most)
-        check_difference(gap, tolerance, file)
+        gap = checked(onnx_runner(beside), learn, model, file, tokens, most, tolerance)
     return described(learn, model, file, tokens, most, gap)
 
 # %% ../nbs/77a_export.ipynb #5bf548f2
@@ -287,7 +314,7 @@ class ExportingLearner(PersistentLearner):
     def to_onnx(self,
         file, # The file to write, '.onnx'; its folders are made
         tokens:int=None, # How many tokens every text has; `None`: any number, which an LSTM cannot do
-        tolerance:float=1e-5 # How far the file's answers may be from the learner's
+        tolerance:float=1e-5 # How far the file's answers may be from the learner's, beyond its own rounding
     ) -> Exported:
         """Write the model as ONNX, checked against the learner; it needs `fastai_multi[onnx]`.
 

@@ -28,6 +28,7 @@ from .terms import *
 from .rowmetrics import *
 from .losses import *
 from .metrics import *
+from .attribution import *
 from .prediction import *
 
 # %% ../nbs/68_tasks.ipynb #86ad702f
@@ -51,7 +52,7 @@ class ForPart:
     @property
     def name(self): return self.part.name
 
-class Task(ForPart):
+class Task(Scored, ForPart):
     "What one kind of output means to a learner: its loss, metrics, head and answers; a subclass names its "
     "kind by `part=`"
     head_class = Head          # The head that suits the kind; `None`: you have to pass a module
@@ -181,7 +182,7 @@ def task_of(part # The output's `Part`
     return Task.of(part)
 
 # %% ../nbs/68_tasks.ipynb #5d92002e
-class CategoryTask(Task, part=CategoryPart):
+class CategoryTask(ClassScore, Task, part=CategoryPart):
     "One class of several: cross-entropy and accuracy"
     family = 'softmax'
     weight_arg = 'weight'
@@ -212,7 +213,7 @@ class CategoryTask(Task, part=CategoryPart):
 
     def item_weights(self, class_weights): return class_weights
 
-class TagsTask(Task, part=TagsPart):
+class TagsTask(TagScore, Task, part=TagsPart):
     "Any number of classes: binary cross-entropy for each, mean average precision and F1"
     family = 'sigmoid'
     weight_arg = 'pos_weight'
@@ -261,7 +262,7 @@ class TagsTask(Task, part=TagsPart):
         if isinstance(spec, str) and spec=='balanced': return tag_weight(dl.values(self.name))
         return class_weight(spec, None, list(self.part.vocab), self.name)
 
-class NumberTask(Task, part=NumberPart):
+class NumberTask(NumberScore, Task, part=NumberPart):
     "One or several numbers, standardised: mean squared error; metrics in the user's units"
     head_class = NumberHead
     family = 'squares'
@@ -286,7 +287,7 @@ class ScaledTask(NumberTask, part=ScaledPart):
     def activation(self, pred): return self.part.bounded(super().activation(pred))
 
 # %% ../nbs/68_tasks.ipynb #b5848d1c
-class BoxTask(Task, part=BoxPart):
+class BoxTask(BoxScore, Task, part=BoxPart):
     "One box: smooth L1 plus generalised IoU; several boxes need a head and a loss of yours"
     mixable = False
     averaged = False
@@ -322,7 +323,7 @@ class LabelsTask(Task, part=LabelsPart):
     def loss(self, **kwargs): return None
     def metrics(self): return []
 
-class PointsTask(Task, part=PointsPart):
+class PointsTask(PointsScore, Task, part=PointsPart):
     "Points: mean squared error of their coordinates"
     mixable = False
     averaged = False
@@ -335,7 +336,7 @@ class PointsTask(Task, part=PointsPart):
         if frame is None: return absent
         return to_pixels(value.reshape(-1,2), frame)
 
-class MaskTask(Task, part=MaskPart):
+class MaskTask(MaskScore, Task, part=MaskPart):
     "A class for each pixel: cross-entropy and the share of right pixels"
     mixable = False
     averaged = False

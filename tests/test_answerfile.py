@@ -86,6 +86,7 @@ def test_other_weights_do_not_go_on(learn, table, tmp_path):
 def test_wrong_arguments(learn, table, kw, error, words):
     with pytest.raises(error, match=words): learn.predict_df(table, **kw)
 
-@pytest.mark.parametrize('items, error', [(None, TypeError), ('a.csv', TypeError), ([], ValueError)])
+@pytest.mark.parametrize('items, error', [(None, TypeError), ('a.csv', TypeError), ([], ValueError),
+                                          (iter([]), ValueError)], ids=['none','path','list','iterator'])
 def test_wrong_items(learn, tmp_path, items, error):
     with pytest.raises(error, match='`items`'): learn.predict_df(items, to=tmp_path/'a.csv')

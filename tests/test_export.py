@@ -1,4 +1,5 @@
 "Files of ONNX and of `torch.export` give the learner's answers"
+import json
 import pytest, torch
 from fastai.vision.all import *
 from fastai_multi import *
@@ -98,6 +99,13 @@ def test_a_text_model_of_hugging_face(shapes, tmp_path):
     learn = randomised(multi_learner(dls, text=transformer_encoder(tmp_path/'bert', lora=2)))
     res = learn.to_onnx(tmp_path/'model.onnx')
     assert res.difference<1e-5 and res.inputs==dict(text='int64 batch,tokens, at most 32')
+    import onnxruntime
+    from tokenizers import Tokenizer
+    session = onnxruntime.InferenceSession(tmp_path/'model.onnx')
+    meta = json.loads(session.get_modelmeta().custom_metadata_map['fastai_multi.json'])
+    ids = Tokenizer.from_str(meta['inputs']['text']['tokenizer']).encode('a red circle').ids
+    with learn.no_bar(): probs = learn.predict('a red circle')[2].kind
+    assert np.allclose(session.run(['kind'], dict(text=np.array([ids])))[0][0], probs, atol=1e-5)
     model = ExportedModel(learn)
     xs,wanted = answers_of(learn, model)
     for n,found in zip(wanted, onnx_runner(tmp_path/'model.onnx')(*xs)):

@@ -27,6 +27,7 @@ from numbers import Integral
 import csv, inspect, os, pandas as pd
 from .tables import *
 from .names import NamedLoaders
+from .inspection import ReportingLoaders
 from .joined import *
 from .joined import JoiningLoaders    # by name, for Tab
 
@@ -169,7 +170,7 @@ def check_fits(dls, items):
                     'give items as they were made from, for example rows of a table.')
 
 # %% ../../nbs/22_data.loaders.ipynb #2d5b7f80
-class MultiDataLoaders(NamedLoaders, JoiningLoaders, DataLoaders):
+class MultiDataLoaders(NamedLoaders, JoiningLoaders, ReportingLoaders, DataLoaders):
     "`DataLoaders` for several inputs and outputs, with factory methods in the manner of `ImageDataLoaders`"
 
     @classmethod

@@ -17,6 +17,7 @@ from .kinds import *
 from .inputs import *
 from .spatial import *
 from .block import *
+from .summaries import *
 import math, numpy as np, torch, warnings
 from torch import Tensor
 
@@ -79,6 +80,8 @@ def check_row_part(part):
     raise TypeError(f'{part.what} is {part.kind}, which cannot be an output of each object: there it takes categories, '
                     'tags and numbers. Boxes come by themselves, under the name `box`.')
 
+PartSummary.registry[RowsPart] = RowsSummary
+
 # %% ../../nbs/23_data.objects.ipynb #ob230010
 class PlainRowsPart(Part):
     "A plain number for each object, NaN where there is none"
@@ -100,6 +103,8 @@ class PlainRowsPart(Part):
         return torch.tensor([float(o) for o in v])
     def collate(self, values, blank=None): return stack_padded(values, torch.zeros(0), math.nan)    # bs,n
     def decode(self, t): return t if t is absent else t.tolist()
+
+PartSummary.registry[PlainRowsPart] = UntoldSummary
 
 # %% ../../nbs/23_data.objects.ipynb #ob230014
 class LookedForPart(Part):

@@ -151,7 +151,7 @@ class OwnEncoder(Encoder):
 
     def here(self, x):
         if x.is_floating_point(): return present(x)
-        if self.pad_id is None: return torch.ones(len(x), dtype=torch.bool, device=x.device)
+        if self.pad_id is None: return torch.ones(x.shape[0], dtype=torch.bool, device=x.device)
         return (x!=self.pad_id).flatten(1).any(1)
 
     def forward(self, x):

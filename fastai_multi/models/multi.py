@@ -247,13 +247,14 @@ class MultiModel(nn.Module):
     def read(self, *xb):
         "What each output reads of each input: `FeatureMaps` of a picture, `Features` of anything else"
         tensors = name_inputs(xb, list(self.encoders))
-        given = {n: self._encode(encoder, tensors[n]) for n,encoder in self.encoders.items()}
+        given = {n: self.encode(encoder, tensors[n]) for n,encoder in self.encoders.items()}
         res = {output: dict(given) for output in self.heads}
         for name in self.trunks:
             for output in self.heads: res[output][name] = given[name][output]
         return res
 
-    def _encode(self, encoder, x):
+    def encode(self, encoder, x):
+        "What one of the `encoders` gives for a batch: `FeatureMaps` by output, or `Features`"
         y = encoder(x)
         if isinstance(encoder, SharedTrunk): return y
         here = None

@@ -283,7 +283,7 @@ class ViTBody(TokenChain):
     def enter(self, x):
         patches = self.proj(x)                                 # bs,c,h,w
         h,w = patches.shape[2:]
-        cls = self.cls.expand(len(x), -1, -1)
+        cls = self.cls.expand(x.shape[0], -1, -1)
         tokens = torch.cat([cls, patches.flatten(2).transpose(1,2)], 1) # bs,1+hw,c
         return self.drop(tokens + self.positions(h, w))
 

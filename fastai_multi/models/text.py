@@ -63,6 +63,10 @@ class TextEncoder(Encoder):
     ):
         "Raise unless the encoder can read such texts"
 
+    @property
+    def embedding(self):
+        "The layer of word vectors if all that is read of a text passes through it and has gradients, else `None`"
+
     def here(self, ids): return (ids!=self.pad_id).any(1)
 
     def forward(self, ids):
@@ -236,6 +240,9 @@ class TransformerEncoder(TextEncoder):
     def states(self, ids, words):
         mask = self.read_mask(words)
         return self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state.float()
+
+    @property
+    def embedding(self): return self.model.get_input_embeddings()
 
     def read_mask(self, words):
         "Which tokens attention reads: the words, and one token of a text without any"
