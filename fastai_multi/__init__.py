@@ -19,7 +19,7 @@ _public = """Inputs Outputs ImageText Numericaliser OnPart safe_tfms MultiDL
     image_encoder simple_cnn text_encoder transformer_encoder dual_encoders awd_lstm_encoder vector_encoder MultiModel
     BoxLoss MultiLoss f1_multi map_multi mask_accuracy point_distance
     FixedWeights ScheduledWeights RandomWeighting DynamicWeightAverage GeometricMean UncertaintyWeighting GradNorm FAMO
-    GradientBalance ShowWeights TaskMonitor TaskEarlyStopping task_gradients compare_single_task
+    GradientBalance ShowWeights TaskMonitor TaskEarlyStopping task_gradients compare_single_task find_rates learning_curves
     OverOutputs MultiCutMix MultiMixUp MultiMixUpOrCutMix MultiLearner multi_learner plot_answer plot_model depth_finder
     stage_agreement MultiInterpretation compare ModalityDropout ModelSoup modality_check compare_inputs
     load_bundle from_hub register_part""".split()
