@@ -33,6 +33,17 @@ def loaders(table, shapes, outputs=None, **kwargs):
     if 'tags' not in outputs: kwargs.pop('label_delim')
     return MultiDataLoaders.from_df(table, shapes, image='file', outputs=outputs, **kwargs)
 
+def test_objects_beside_a_group_with_columns_of_its_own(table, shapes):
+    "The reader gives one column of objects, and one for each member of the group"
+    df = table.assign(shop=['a','b']*(len(table)//2))
+    outputs = dict(details=GroupBlock(shop=CategoryBlock, size=RegressionBlock), objects=ObjectsBlock(**KINDS))
+    dls = loaders(df, shapes, outputs, columns=dict(details=dict(shop='shop', size='area')))
+    i = next(i for i,v in enumerate(dls.train.items.objects) if v)
+    item = dls.train_ds[i][-1]
+    row = dls.train.items.iloc[i]
+    assert dls.vocab['details.shop'][item.details.shop]==row.shop
+    assert len(item.objects.box)==len(row.objects)
+
 def learner(dls, **kwargs):
     set_seed(0)
     kwargs.setdefault('heads', dict(objects=dict(width=32, convs=1)))

@@ -119,32 +119,29 @@ class PartsTfm(Transform):
     def _split_mapping(self, v):
         "What a mapping holds: the values of parts, or those of the members of a group each under its own name"
         keys = list(v.keys())
-        if all(n in keys for n in self.leaves): return {n: v[n] for n in self.leaves}
-        self._check_keys(keys)
-        return merge(*[p.split(v[n]) for n,p in self.parts.items()])
+        res = {}
+        for p in self.parts.values():
+            names = [leaf.name for leaf in p.leaves]
+            if set(names)<=set(keys): res.update({n: v[n] for n in names})
+            else: res.update(p.split(v[self._checked(p.name, keys)]))
+        return res
     def _is_mapping(self, v):
         if not hasattr(v, 'keys'): return False
         return not isinstance(v, Named) or list(v.keys())==list(self.parts)
-    def _check_keys(self, keys):
+    def _checked(self, name, keys):
         what = 'input' if self.base is Inputs else 'output'
-        for n in self.parts:
-            if n in keys: continue
-            raise BadItem(f'The getter gives {keys}, and the {what} {n!r} is not among them{did_you_mean(n, keys)}')
+        if name in keys: return name
+        raise BadItem(f'The getter gives {keys}, and the {what} {name!r} is not among them{did_you_mean(name, keys)}')
 
     def split_columns(self, cols:dict): # The columns that a reader gives
-        "The column of each leaf: by name, else by position"
+        "The column of each leaf: by its name or that of its group, else by position"
         if self.bare: return {first(self.leaves): _one_column(cols)}
-        if set(cols)>=set(self.leaves): return {n: cols[n] for n in self.leaves}
-        if set(cols)>=set(self.parts): return self._split_columns([cols[n] for n in self.parts])
+        by_name = {}
+        for p in self.parts.values(): by_name.update(columns_by_name(p, cols))
+        if by_name.keys()>=set(self.leaves): return {n: by_name[n] for n in self.leaves}
         if len(cols)!=len(self.parts): refuse_columns(list(cols), list(self.parts))
-        return self._split_columns(cols.values())
-    def _split_columns(self, cols):
         res = {}
-        for p,col in zip(self.parts.values(), cols):
-            if not p.members: res[p.name] = col
-            else:
-                rows = [p.split(v) for v in col]
-                for leaf in p.leaves: res[leaf.name] = [row[leaf.name] for row in rows]
+        for p,col in zip(self.parts.values(), cols.values()): res.update(leaf_columns(p, col))
         return res
 
     def join(self, vals:dict): # Encoded values by leaf
@@ -170,6 +167,19 @@ class PartsTfm(Transform):
 # %% ../../nbs/05_data.items.ipynb #e2ce52ab
 def _one_column(cols):
     return first(cols.values()) if len(cols)==1 else [list(o) for o in zip(*cols.values())]
+
+def leaf_columns(part, col): # The column of a part
+    "The columns of its leaves"
+    if not part.members: return {part.name: col}
+    rows = [part.split(v) for v in col]
+    return {leaf.name: [row[leaf.name] for row in rows] for leaf in part.leaves}
+
+def columns_by_name(part, cols): # Columns by name
+    "The columns of a part's leaves, each by its name or all from that of the part; none if they are not there"
+    names = [leaf.name for leaf in part.leaves]
+    if set(names)<=set(cols): return {n: cols[n] for n in names}
+    if part.name in cols: return leaf_columns(part, cols[part.name])
+    return {}
 
 def setup_part(part, values, items):
     "Set up `part` with those of `values` that are not missing; an error names the item"
