@@ -87,9 +87,11 @@ class TenthRate(Callback):
         for head in linear_heads(self.learn).values(): head.rate.clamp_(max=.1)
 
 class AllLabels(Callback):
-    "Takes `LabelsAside` away"
+    "Lets `LabelsAside` put nothing aside"
     order = -50
-    def before_fit(self): self.learn.remove_cbs([cb for cb in self.learn.cbs if isinstance(cb, LabelsAside)])
+    def before_fit(self):
+        for cb in self.learn.cbs:
+            if isinstance(cb, LabelsAside): cb.names = []
 
 class Average(Callback):
     "Ends at the mean of the weights over the steps, from the start on"
