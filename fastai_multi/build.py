@@ -18,6 +18,7 @@ from numbers import Integral
 from fastai.vision.augment import Normalize
 from PIL import Image
 from .core import *
+from .data.parts import *
 from .data.items import *
 from .data.pictures import *
 from .data.inputs import *

@@ -3,11 +3,11 @@ import pytest
 
 WORDS = 'a red blue green yellow orange pink purple circle square star triangle on the left right small large'.split()
 
-def save_tokenizer(path):
-    "A tokenizer of a few words; returns how many it knows"
+def save_tokenizer(path, words=WORDS):
+    "A tokenizer of these words; returns how many it knows"
     import transformers
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-    vocab = {w: i for i,w in enumerate(['[PAD]', '[UNK]', '[CLS]', *WORDS, '[SEP]'])}
+    vocab = {w: i for i,w in enumerate(['[PAD]', '[UNK]', '[CLS]', *words, '[SEP]'])}
     end = vocab['[SEP]']
     core = Tokenizer(models.WordLevel(vocab, unk_token='[UNK]'))
     core.normalizer = normalizers.Lowercase()
@@ -17,9 +17,10 @@ def save_tokenizer(path):
                                          sep_token='[SEP]').save_pretrained(path)
     return len(vocab)
 
-def save_bert(path):
+def save_bert(path, words=WORDS, layers=2):
+    "A BERT of a few layers"
     transformers = pytest.importorskip('transformers')
-    config = transformers.BertConfig(vocab_size=save_tokenizer(path), hidden_size=16, num_hidden_layers=2,
+    config = transformers.BertConfig(vocab_size=save_tokenizer(path, words), hidden_size=16, num_hidden_layers=layers,
                                      num_attention_heads=2, intermediate_size=32, max_position_embeddings=32)
     transformers.BertModel(config).save_pretrained(path)
 

@@ -3,23 +3,10 @@ import numpy as np, pandas as pd, pytest, torch
 from fastai.vision.all import *
 from fastai_multi import *
 from fastai_multi.models.dual import dual_encoders
+from small_models import save_tokenizer
 
 transformers = pytest.importorskip('transformers')
 pytestmark = pytest.mark.usefixtures('one_thread')
-
-WORDS = 'a red blue green yellow orange pink purple circle square star triangle on the left right small large'.split()
-
-def save_tokenizer(path):
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-    vocab = {w: i for i,w in enumerate(['[PAD]', '[UNK]', '[CLS]', *WORDS, '[SEP]'])}
-    end = vocab['[SEP]']
-    core = Tokenizer(models.WordLevel(vocab, unk_token='[UNK]'))
-    core.normalizer = normalizers.Lowercase()
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
-    core.post_processor = processors.TemplateProcessing('[CLS] $A [SEP]', special_tokens=[('[CLS]',2), ('[SEP]',end)])
-    transformers.PreTrainedTokenizerFast(tokenizer_object=core, pad_token='[PAD]', unk_token='[UNK]', cls_token='[CLS]',
-                                         sep_token='[SEP]').save_pretrained(path)
-    return len(vocab)
 
 @pytest.fixture(scope='module', params=['clip','siglip'])
 def folder(request, tmp_path_factory):
@@ -69,7 +56,8 @@ def test_both_halves_in_one_learner(folder, shapes, tmp_path):
     assert torch.allclose(stats.mean.flatten().cpu(), torch.tensor(dual.image.stats[0]), atol=1e-4)
     with learn.no_bar(), learn.no_logging(): learn.fine_tune(1)
     picture = shapes/'images/00000.jpg'
-    with learn.no_bar(): answers = [learn.predict(i)[2] for i in ((picture,'a red star'), (picture,None), (None,'a red star'))]
+    items = ((picture,'a red star'), (picture,None), (None,'a red star'))
+    with learn.no_bar(): answers = [learn.predict(i)[2] for i in items]
     assert not torch.equal(answers[0].colour, answers[1].colour)
     learn.export(tmp_path/'model.pkl')
     with learn.no_bar(): again = load_learner(tmp_path/'model.pkl').predict((picture, 'a red star'))[2]

@@ -6,6 +6,7 @@ from PIL import Image
 from fastai.vision.all import *
 from fastai_multi import *
 from fastai_multi.explanation import ColumnScores, HeatMap, WordScores
+from small_models import save_bert
 from tests.seen import texts_of_figure
 
 BOX = ['x1','y1','x2','y2']
@@ -120,23 +121,9 @@ def test_the_word_that_decides_has_the_largest_attribution(text, epochs):
     else: learn.probe()    # a linear fit on the words' weights, which no gradient of a word vector sees
     assert deciding_share(learn, df)>=.9
 
-def tiny_bert(path):
-    transformers = pytest.importorskip('transformers')
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    names = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', *WORDS, *DECIDES]
-    vocab = {w: i for i,w in enumerate(names)}
-    core = Tokenizer(models.WordLevel(vocab, unk_token='[UNK]'))
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
-    core.post_processor = processors.TemplateProcessing('[CLS] $A [SEP]', special_tokens=[('[CLS]',2), ('[SEP]',3)])
-    transformers.PreTrainedTokenizerFast(tokenizer_object=core, pad_token='[PAD]', unk_token='[UNK]', cls_token='[CLS]',
-                                         sep_token='[SEP]').save_pretrained(path)
-    config = transformers.BertConfig(vocab_size=len(vocab), hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
-                                     intermediate_size=32, max_position_embeddings=32)
-    transformers.BertModel(config).save_pretrained(path)
-    return str(path)
-
 def test_a_transformer_is_explained_by_integrated_gradients(tmp_path):
-    folder = tiny_bert(tmp_path)
+    save_bert(tmp_path, [*WORDS, *DECIDES])
+    folder = str(tmp_path)
     df = stories()
     dls = MultiDataLoaders.from_df(df, text='text', outputs=dict(answer=CategoryBlock), valid_col='is_valid', bs=32,
                                    num_workers=0, text_block=PlainTextBlock(tok=folder, max_len=32))

@@ -43,22 +43,10 @@ class ReportData:
             if found and all(v is not None for v in found.values()): res[p.name] = found
         return res
 
-class PartSummary:
+class PartSummary(ForPart):
     "What a report says about the values of one kind of part; a subclass names its kind by `part=`"
-    registry = {}
     is_told = True    # The report mentions the part
     opens = False     # `look` reads files of pictures
-
-    def __init_subclass__(cls, part=None, **kwargs):
-        super().__init_subclass__(**kwargs)
-        if part is not None: PartSummary.registry[part] = cls
-    def __init__(self, part): self.part = part    # A `Part`, set up on the training data
-    @classmethod
-    def of(cls, part):
-        "The summary of the class of `part`, or of the nearest base class of it"
-        for c in type(part).__mro__:
-            if c in cls.registry: return cls.registry[c](part)
-        return cls(part)
 
     def tell(self, data): # A `ReportData`
         "Add tables and findings about the values"
