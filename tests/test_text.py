@@ -4,6 +4,7 @@ import numpy as np, pandas as pd, pytest, torch
 from fastai.vision.all import *
 from fastai_multi import *
 from fastai_multi.models.text import TransformerEncoder, transformer_encoder
+from small_models import save_bert
 
 transformers = pytest.importorskip('transformers')
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -13,19 +14,9 @@ WORDS = 'a red blue green circle square on the left right small large'.split()
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     "A tiny random BERT with its own tokenizer, as a folder"
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     path = tmp_path_factory.mktemp('bert')
-    vocab = {w: i for i,w in enumerate(['[PAD]', '[UNK]', '[CLS]', '[SEP]', *WORDS])}
-    core = Tokenizer(models.WordLevel(vocab, unk_token='[UNK]'))
-    core.normalizer = normalizers.Lowercase()
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
-    core.post_processor = processors.TemplateProcessing('[CLS] $A [SEP]', special_tokens=[('[CLS]',2), ('[SEP]',3)])
-    transformers.PreTrainedTokenizerFast(tokenizer_object=core, pad_token='[PAD]', unk_token='[UNK]', cls_token='[CLS]',
-                                         sep_token='[SEP]').save_pretrained(path)
-    config = transformers.BertConfig(vocab_size=len(vocab), hidden_size=16, num_hidden_layers=4, num_attention_heads=2,
-                                     intermediate_size=32, max_position_embeddings=32)
     torch.manual_seed(0)
-    transformers.BertModel(config).save_pretrained(path)
+    save_bert(path, WORDS, layers=4)
     return path
 
 @pytest.fixture(scope='module')
