@@ -260,8 +260,8 @@ def columns_of(df, output, columns, source):
 
 def refuse_edited(output, names, source):
     raise UnknownName(f'{source} corrects the output {output!r}, which is not there{did_you_mean(output, names)} '
-                      f"If its columns have other names, give them: columns=dict({output}=['x', 'y']). To leave it out, pass "
-                      f'edits=Edits(file).table().query("output != {output!r}").')
+                      f"If its columns have other names, give them: columns=dict({output}=['x', 'y']). To leave it "
+                      f'out, pass edits=Edits(file).table().query("output != {output!r}").')
 
 def with_cells(column, cells): # By position a value
     "A column with other values in some rows"
