@@ -118,7 +118,7 @@ def test_vocab_and_c_are_dicts_by_name(dls):
 def test_a_learner_says_what_it_is(learn):
     text = repr(learn)
     n = sum(p.numel() for p in learn.model.parameters())
-    assert text.startswith('MultiModel: ') and f'{n/1000:.3g} K parameters' in text and 'simple_cnn, depth 3' in text and 'Optimizer: Adam' in text
+    assert text.startswith('MultiModel: ') and f'{n/1000:.3g} K parameters' in text and 'simple_cnn, depth 3' in text and 'Optimizer: FusedAdam' in text
     for name in ('kind', 'tags', 'box', 'area'): assert re.search(rf'head +{name}', text)
     learn.model.encoders['image'].requires_grad_(False)
     assert re.search(r'image +simple_cnn.*frozen', repr(learn))
