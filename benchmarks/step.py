@@ -2,8 +2,8 @@
 
 A tiny model of eight numbers and 1 to 16 outputs of four classes, batches of 32, so that what is not the model shows.
 Four ways do the same with the same model and loader: this package; fastai's `Learner` with a loss that sums the
-outputs' cross-entropies; a bare loop of PyTorch; and the bare loop again, the control. Medians of interleaved rounds, each an
-epoch, in milliseconds of the processor for a step. The rows go to benchmarks/results/step.csv."""
+outputs' cross-entropies; a bare loop of PyTorch; and the bare loop again, the control. Medians of interleaved rounds,
+each an epoch, in milliseconds of the processor for a step. The rows go to benchmarks/results/step.csv."""
 import argparse
 from fastai.vision.all import *
 from fastai_multi import *
@@ -67,7 +67,8 @@ def steps(n_outputs, n_rounds, **options) -> pd.DataFrame:
     learn = multi_learner(dls, None, **options)
     plain = Learner(dls, TakesTuples(deepcopy(learn.model)), loss_func=SumOfLosses(), opt_func=learn.opt_func)
     loop = bare_loop(deepcopy(learn.model), dls.train)
-    ways = {'bare loop': loop, 'bare loop again': loop, 'Learner': quiet_epoch(plain), 'multi_learner': quiet_epoch(learn)}
+    ways = {'bare loop': loop, 'bare loop again': loop, 'Learner': quiet_epoch(plain),
+            'multi_learner': quiet_epoch(learn)}
     seconds = rounds(ways, n_rounds)
     res = beside(seconds, 'bare loop', len(dls.train))
     res['over_learner_ms'] = beside(seconds, 'Learner', len(dls.train)).over_ms

@@ -8,26 +8,31 @@ __all__ = ['most_on_cpu', 'is_watched', 'layer_key', 'has_usual_steps', 'stack_k
 
 # %% ../../nbs/39a_models.stack.ipynb #d3cbbbd2
 from fastai.torch_basics import *
+from operator import attrgetter
 from torch import nn    # by name, so that Tab finds it without reading star imports
 from .wide import *
 from .heads import *
 
 # %% ../../nbs/39a_models.stack.ipynb #dcd7cde3
-_activations = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.ELU, nn.LeakyReLU, nn.Mish, nn.Hardswish, nn.Tanh, nn.Sigmoid)
-_layers = (nn.Linear, nn.Dropout, nn.BatchNorm1d, *_activations)
-_hooks = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
+# What layers of a class must share
+_options = {nn.Linear: lambda m: (m.in_features, m.out_features, m.bias is None),
+            nn.Dropout: attrgetter('p','inplace','training'),
+            nn.BatchNorm1d: attrgetter('num_features','eps','momentum','affine','track_running_stats','training'),
+            nn.GELU: attrgetter('approximate'), nn.LeakyReLU: attrgetter('negative_slope'), nn.ELU: attrgetter('alpha')}
+_options |= {o: type for o in (nn.ReLU, nn.ReLU6, nn.SiLU, nn.Mish, nn.Hardswish, nn.Tanh, nn.Sigmoid)}
 most_on_cpu = 100_000    # parameters of a head on a CPU: to copy more takes longer than to start the operations
 
 def is_watched(m) -> bool: # A module
     "Whether a module has hooks"
-    return any(m.__dict__[o] for o in _hooks)
+    d = m.__dict__
+    return bool(d['_forward_hooks'] or d['_forward_pre_hooks'] or d['_backward_hooks'] or d['_backward_pre_hooks'])
 
 def layer_key(m): # A layer
     "What layers must share to run together; `None` where the layer has to run by itself"
-    if type(m) not in _layers or is_watched(m): return None
-    if isinstance(m, nn.BatchNorm1d) and (m.momentum is None or not m.track_running_stats or not m.affine): return None
-    options = tuple(v for k,v in m.__dict__.items() if k[0]!='_')
-    return type(m), options, getattr(m, 'bias', None) is None
+    kind = type(m)
+    if kind not in _options or is_watched(m): return None
+    if kind is nn.BatchNorm1d and (m.momentum is None or not m.track_running_stats or not m.affine): return None
+    return kind, _options[kind](m)
 
 def has_usual_steps(head) -> bool: # A module
     "Whether a head computes what `Head` computes"
@@ -48,7 +53,8 @@ def stack_key(head): # A module
 
 def n_weights(head) -> int: # A `Head`
     "How many weights the linear layers of a head have"
-    return sum(m.weight.numel() for m in head.layers if type(m) is nn.Linear) + head.n_wide*head.wide.bias.numel()
+    n = sum(m.in_features*m.out_features for m in head.layers if type(m) is nn.Linear)
+    return n + head.n_wide*head.layers[-1].out_features
 
 # %% ../../nbs/39a_models.stack.ipynb #3635ca39
 def stacked_linear(layers, x): # Linear layers, `n_out` may differ; `k,bs,n_in`
