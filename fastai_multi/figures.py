@@ -77,7 +77,7 @@ def frame_table(df,              # A `DataFrame`
     "A `DataFrame` as a small table"
     if index: df = df.rename_axis(index=[n or '' for n in df.index.names]).reset_index(allow_duplicates=True)
     rows = [[cell_text(v, floats) for v in row] for row in df.itertuples(index=False, name=None)]
-    numbers = [str(n) for n,dtype in zip(df.columns, df.dtypes) if dtype.kind in 'iufb']
+    numbers = map(str, df.select_dtypes(['number', 'bool']).columns)
     return TextTable(rows, map(str, df.columns), right=numbers)
 
 def cell_text(v, floats):
