@@ -250,7 +250,7 @@ def plot_answer(
     item, # What `predict` takes: a picture, `(image, text)`, a dict by input, a row of the table
     ax=None, # Axes to draw on; a new figure if `None`
     figsize:tuple=None, # Size of the figure
-    **kwargs # Passed to `Panel`, as `width`, the characters in a line
+    **kwargs # Passed to `Panel`, such as `width`, the characters in a line
 ):
     "Draw the prediction for one item on its picture: boxes, points and masks in their place, the rest in lines below"
     check_predicts(learn)

@@ -57,7 +57,7 @@ _fastai_names = dict(
     y_range="the range in the output's block: outputs=dict(price=NumberBlock(range=(0, 4)))",
     concat_pool="heads=dict(kind=dict(pool='avg')), how an output's head pools: 'concat', 'avg', 'max' or 'gem'",
     cut="depth=3, the number of stages that are kept, or a dict by output",
-    n_out="nothing: the sizes come from the blocks, as RegressionBlock(n_out=3) or CategoryBlock(vocab=[…])",
+    n_out="nothing: the sizes come from the blocks, such as RegressionBlock(n_out=3) or CategoryBlock(vocab=[…])",
     lin_ftrs="heads=dict(kind=[512]), the hidden sizes of an output's head",
     custom_head="heads=dict(kind=module), a module for an output",
     n_in="nothing: the channels come from the pictures' class, img_cls=PILImageBW in the factory",
@@ -112,7 +112,7 @@ class Modality(Attributed, ForPart):
     @property
     def hint(self) -> str:
         "What to write into a field of a form"
-        return f'{self.part.c} numbers, as [1, 2]'
+        return f'{self.part.c} numbers, such as [1, 2]'
 
     def from_text(self, text:str): # What stands in a field
         "The raw value that a text means; a `ValueError` if it means none"

@@ -215,7 +215,7 @@ class OverOutputs(Metric):
     "The weighted mean of one metric over several outputs"
     def __init__(self,
         metric, # A function, a fastai `Metric`, or a torchmetrics metric, as for one output
-        weights # The outputs' weights, as dict(root=2, vowel=1, consonant=1); a list of outputs weighs them equally
+        weights # Weights by output, such as dict(root=2, vowel=1, consonant=1); a list weighs its outputs equally
     ):
         if not isinstance(weights, dict): weights = dict.fromkeys(L(weights), 1.)
         check_over(weights)

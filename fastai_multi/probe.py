@@ -253,7 +253,7 @@ def fit_probe(
     learn, # A `MultiLearner` with a `MultiModel`
     features:FrozenFeatures=None # What linear maps read; gathered from the training items if `None`
 ) -> ProbeResult:
-    "Let each head start at a linear fit on frozen features, or at its prior where that is as good"
+    "Fit each head linearly on frozen features, or start it at its prior where that is as good"
     check_can_probe(learn)
     if features is None: features = FrozenFeatures(learn)
     res = ProbeResult()

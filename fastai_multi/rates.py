@@ -113,7 +113,7 @@ def refuse_overlap(a, b):
 def check_rates(lrs, model):
     "Raise unless `lrs` holds a positive number for each named part"
     if not isinstance(lrs, dict):
-        raise TypeError(f'`lrs` is {lrs!r}; it takes a dict by part, as dict(kind=1e-2, trunk=1e-5).')
+        raise TypeError(f'`lrs` is {lrs!r}; it takes a dict by part, such as dict(kind=1e-2, trunk=1e-5).')
     for n,lr in lrs.items():
         check_in(n, [*model.heads, *model.encoders, 'trunk'], 'part in `lrs`')
         if not isinstance(lr, (int,float)) or not lr>0:

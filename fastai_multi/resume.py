@@ -233,14 +233,14 @@ class Resuming:
         self.is_whole_epoch = True
 
     def fit(self, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0,
-        resume=False # Go on after the last whole epoch of an interrupted call; or the name of the file for that
+        resume=False # Continue an interrupted call after its last whole epoch; or the name of the file for that
     ):
         "As `Learner.fit`"
         super().fit(n_epoch, lr, wd, resumed(cbs, resume), reset_opt, start_epoch)
 
     @delegates(Learner.fit_one_cycle)
     def fit_one_cycle(self, n_epoch, *args, cbs=None,
-        resume=False, # Go on after the last whole epoch of an interrupted call; or the name of the file for that
+        resume=False, # Continue an interrupted call after its last whole epoch; or the name of the file for that
         **kwargs
     ):
         "As `Learner.fit_one_cycle`"
@@ -248,7 +248,7 @@ class Resuming:
 
     @delegates(Learner.fit_flat_cos)
     def fit_flat_cos(self, n_epoch, *args, cbs=None,
-        resume=False, # Go on after the last whole epoch of an interrupted call; or the name of the file for that
+        resume=False, # Continue an interrupted call after its last whole epoch; or the name of the file for that
         **kwargs
     ):
         "As `Learner.fit_flat_cos`"

@@ -92,7 +92,7 @@ class MultiInputBlock(PartsBlock):
 
 # %% ../../nbs/18_data.block.ipynb #0c7be013
 def refuse_no_blocks(name, example):
-    raise ValueError(f'{name} needs at least one named block, as `{name}({example})`.')
+    raise ValueError(f'{name} needs at least one named block, such as `{name}({example})`.')
 
 # %% ../../nbs/18_data.block.ipynb #577f27b1
 class ImageTextBlock(PartsBlock):
@@ -121,7 +121,7 @@ class MultiOutputBlock(PartsBlock):
 class NumberBlock(PartsBlock):
     "A `TransformBlock` for numbers with a range or on another scale; metrics and predictions are in your units"
     def __init__(self,
-        range=None,     # The lowest and the highest value, as (0, 4); `None` for an end that is open
+        range=None,     # The lowest and the highest value, such as (0, 4); `None` for an open end
         scale='linear', # 'linear'; 'log' for positive numbers over orders of magnitude; 'log1p' for counts, 0 included
         n_out=None      # How many numbers; `None`: as many as there are
     ):
@@ -146,7 +146,7 @@ class WeightBlock(PartsBlock):
 class PointsBlock(PartsBlock):
     "Points as `PointBlock` takes them, of which some are each other's mirror image"
     def __init__(self,
-        flip_pairs=None # Pairs of positions, as `[(0,1)]`, that change places where the picture is mirrored; `[]`: none
+        flip_pairs=None # Pairs of positions, such as `[(0,1)]`, that swap in a mirrored image; `[]`: none
     ):
         self.flip_pairs = flip_pairs
         super().__init__({'points': self.make_part('points', False)}, Outputs, bare=True)
@@ -295,7 +295,8 @@ def refuse_input_group(name):
 
 def check_members(name, members):
     "Raise unless a group has members, none of which says how much items count"
-    if not members: raise ValueError(f'The group {name!r} needs at least one member, as `GroupBlock(boxes=BBoxBlock)`.')
+    if not members:
+        raise ValueError(f'The group {name!r} needs a member, such as `GroupBlock(boxes=BBoxBlock)`.')
     for n,m in members.items():
         if m.weighs_items:
             raise ValueError(f'{n!r} says how much items count, which a member of a group cannot: make it an output '

@@ -37,7 +37,7 @@ class SourceTable:
         folder=None,
         suff='',
         objects=None,
-        **split             # What `row_split` takes, as `valid_pct`, `seed`, `valid_col`
+        **split             # What `row_split` takes, such as `valid_pct`, `seed`, `valid_col`
     ):
         check_source(name, df, outputs)
         self.name = name
@@ -315,7 +315,7 @@ class JoiningLoaders:
     "Loaders from several tables"
     @classmethod
     def from_tables(cls,
-        tables,         # For each table a dict of arguments of `from_df`, `df` among them; or a dict of these by name
+        tables,         # For each table a dict of arguments of `from_df`, including `df`; or a dict of these by name
         path='.',       # As in `from_df`
         batches='mixed',# 'mixed', or 'source': each batch from one table
         shares=None,    # Share of an epoch for each table, a list or a dict by name; `None`: each row once
@@ -323,7 +323,7 @@ class JoiningLoaders:
         verbose=True,   # Print which outputs and classes come from which table
         **kwargs        # Other arguments of `from_df`; those of a table are for all tables that do not give them
     ):
-        "Create from tables that carry different outputs, classes or inputs; what a table lacks is missing in its rows"
+        "Create loaders from several tables; what one table lacks is a missing value in its rows"
         tables = named_tables(tables)
         shared = {k: v for k,v in kwargs.items() if k in table_arguments}
         kwargs = {k: v for k,v in kwargs.items() if k not in table_arguments}

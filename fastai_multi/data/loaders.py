@@ -52,14 +52,14 @@ def argument_names(*fs):
     return sorted(names - {'self','cls'})
 
 def check_dblock_arguments(kwargs):
-    "Raise for an argument that no loader of a `DataBlock` takes; fastai drops it without a word"
+    "Raise if no loader of a `DataBlock` takes an argument; fastai ignores it silently"
     known = argument_names(*dblock_functions(kwargs.get('dl_type') or MultiDL))
     for k in {*argument_names(DataBlock.__init__), *DataBlock._methods}-set(known):
         if k in kwargs: raise UnknownName(f'`{k}` belongs to the DataBlock: DataBlock(…, {k}=…).')
     check_keys([k.removeprefix('val_') for k in kwargs], known, 'argument')
 
 def check_arguments(kwargs):
-    "Raise for an argument that nothing takes"
+    "Raise if nothing takes an argument"
     known = loader_arguments(kwargs.get('dl_type') or MultiDL)
     for k in kwargs:
         if k in _fastai_names and k not in known: refuse_fastai_name(k)
@@ -81,24 +81,24 @@ def check_table(df):
 
 # %% ../../nbs/22_data.loaders.ipynb #pr0ps030
 def check_paths(**kwargs):
-    "Raise for a folder that is no path"
+    "Raise unless each folder is a path"
     for k,v in kwargs.items():
         if v is None or isinstance(v, (str, os.PathLike)): continue
-        raise TypeError(f'`{k}` is {short_repr(v)}, of type {type(v).__name__}; it takes a path: a text or a `Path`.')
+        raise TypeError(f'`{k}` is {short_repr(v)}, of type {type(v).__name__}; it takes a path: a string or a `Path`.')
 
 def check_texts(suff, label_delim):
-    "Raise for a suffix or a delimiter that is no text"
+    "Raise unless the suffix and the delimiters are strings"
     if not isinstance(suff, str):
         raise TypeError(f"`suff` is {short_repr(suff)}; it takes the end of the files' names, such as '.png'.")
     delims = [label_delim]
     if isinstance(label_delim, dict): delims = list(label_delim.values())
     for v in delims:
         if v is None or isinstance(v, str) and v: continue
-        raise ValueError(f"`label_delim` is {short_repr(label_delim)}; it takes a text, such as '|', or a dict of "
-                         'texts by output.')
+        raise ValueError(f"`label_delim` is {short_repr(label_delim)}; it takes a string, such as '|', or a dict "
+                         'of strings by output.')
 
 def check_transforms(**kwargs):
-    "Raise for a transform that is none"
+    "Raise unless each transform can be called"
     for k,v in kwargs.items():
         for t in L(v):
             if callable(t): continue
@@ -106,7 +106,7 @@ def check_transforms(**kwargs):
                             'Resize(128), or a list of transforms.')
 
 def check_block_options(img_cls, text_block):
-    "Raise for a class of pictures or a block of texts that is none"
+    "Raise unless `img_cls` is a class of images and `text_block` is a block"
     if not hasattr(img_cls, 'create'):
         raise TypeError(f'`img_cls` is {short_repr(img_cls)}; it takes a class of pictures, such as PILImage or '
                         'PILImageBW.')
@@ -140,7 +140,7 @@ def refuse_fastai_name(k):
 
 # %% ../../nbs/22_data.loaders.ipynb #7e57d101
 def check_items(items):
-    "Raise unless `items` are new items, and at least one"
+    "Raise unless `items` holds at least one new item"
     is_list = hasattr(items, '__len__') and hasattr(items, '__getitem__')
     if not is_list or isinstance(items, (str, bytes, dict, pd.Series)):
         raise TypeError(f'`items` is {short_repr(items)}, of type {type(items).__name__}; it takes a table, or a list '
@@ -156,7 +156,7 @@ def loader_options(dl_type):
     return sorted(names | {'with_labels','rm_type_tfms','process'})
 
 def check_loader_options(options, dl_type):
-    "Raise for an option that no loader takes, and for a batch size that is none"
+    "Raise if no loader takes an option, or if the batch size is not a positive number"
     check_keys(options, loader_options(dl_type), 'argument')
     bs = options.get('bs', 1)
     if isinstance(bs, Integral) and bs>=1: return
@@ -168,50 +168,50 @@ def check_fits(dls, items):
     tl = first(dls.valid_ds.tls)
     o = items.iloc[0] if hasattr(items, 'iloc') else items[0]
     if any(isinstance(o, t) for t in tl.types): return
-    raise TypeError(f'The first item is {short_repr(o)}, of type {type(o).__name__}, which these loaders do not read: '
-                    'give items as they were made from, for example rows of a table.')
+    raise TypeError(f'The first item is {short_repr(o)}, of type {type(o).__name__}, which these loaders cannot read: '
+                    'pass items of the same type as the training items, for example rows of a table.')
 
 # %% ../../nbs/22_data.loaders.ipynb #2d5b7f80
 class MultiDataLoaders(NamedLoaders, JoiningLoaders, ReportingLoaders, DataLoaders):
-    "`DataLoaders` for several inputs and outputs, with factory methods in the manner of `ImageDataLoaders`"
+    "`DataLoaders` for several inputs and outputs, with factory methods like those of `ImageDataLoaders`"
 
     @classmethod
     @delegates(DataLoaders.from_dblock)
     def from_df(cls,
-        df,                 # A row for each item
-        path='.',           # Where a `Learner` keeps its files, and where the pictures' folder is
-        image=None,         # Column of the picture's file; a list or a dict by input for several; `None`: no pictures
-        text=None,          # Column of the text, or several that are joined; a dict by input for several texts
-        features=None,      # Column of vectors, or several columns of numbers; or a dict by input
-        cat_names=(),       # Columns of classes that are inputs; with `cont_names` they are one input, the row
-        cont_names=(),      # Columns of numbers that are inputs
+        df,                 # A `DataFrame` with one row per item
+        path='.',           # Folder for the learner's files; image paths are relative to it
+        image=None,         # Column of the image file; a list or a dict by input for several images; `None`: no image
+        text=None,          # Column of the text; the texts of a list of columns are joined; a dict makes several inputs
+        features=None,      # Column of vectors, or a list of columns of numbers; a dict makes several inputs
+        cat_names=(),       # Categorical input columns; together with `cont_names` they form one input, the row
+        cont_names=(),      # Continuous input columns
         procs=None,         # fastai's `TabularProc`s for the row; `None`: `Categorify`, `FillMissing`, `Normalize`
-        outputs=None,       # Blocks by output, as `dict(kind=CategoryBlock, box=BBoxBlock)`, or names of outputs, as
-                            # `['kind', 'price']`, whose blocks are inferred; or one block, or one name
-        columns=None,       # Columns by output where their names differ; for one block, its column
-        label_delim=None,   # Separates the tags in a cell, as '|': for all outputs, or a dict by output
-        weight=None,        # Column of how much an item counts in losses and metrics; 1 where it is empty
-        folder=None,        # Folder of the pictures within `path`
-        suff='',            # Suffix of the pictures' names where the table leaves it out
-        valid_pct=0.2,      # Share of the items for validation
-        seed=None,          # Fixes the random split, and nothing else
-        valid_col=None,     # Column that says which rows are for validation, instead of a random split
-        valid_value=None,   # The value (or a list of values) of `valid_col` in the validation rows; default: true
-        valid_idx=None,     # Positions of the validation rows, or a mask with a value for each row
-        splitter=None,      # A function from the table to the positions of training and validation rows
-        folds=None,         # Number of folds, of which one validates; the same folds for the same `seed` (`None`: 0)
-        fold=0,             # Number of the fold that validates
-        groups=None,        # Column whose equal values stay in one split: a patient, a page
-        stratify=None,      # Outputs or columns whose classes, tags or numbers are spread evenly over the splits
-        item_tfms=None,     # Item transforms, as `Resize(128)`
-        batch_tfms=None,    # Batch transforms, as `aug_transforms()`
-        img_cls=PILImage,   # Class of the pictures
-        text_block=None,    # How texts are read, as `PlainTextBlock(max_len=64)`
-        objects=None,       # A second table, or its CSV file, with a row for each object of an `ObjectsBlock`
+        outputs=None,       # A dict of blocks by output, such as `dict(kind=CategoryBlock, box=BBoxBlock)`; or a list
+                            # of columns, such as `['kind', 'price']`, to infer the blocks; or one block or column
+        columns=None,       # Columns by output, for outputs not named like their column; for one block, its column
+        label_delim=None,   # Separates the tags in a cell, such as '|': for all outputs, or a dict by output
+        weight=None,        # Column of each item's weight in losses and metrics; an empty cell counts as 1
+        folder=None,        # Folder of the images within `path`
+        suff='',            # Suffix of the image files, if the table omits it, such as '.jpg'
+        valid_pct=0.2,      # Fraction of the items for validation
+        seed=None,          # Seed of the random split; it changes no global state
+        valid_col=None,     # Column that marks the validation rows, instead of a random split
+        valid_value=None,   # The value (or values) of `valid_col` that marks a validation row; `None`: `True`
+        valid_idx=None,     # Positions of the validation rows, or a boolean mask of all rows
+        splitter=None,      # A function that takes the table and returns the positions of training and validation rows
+        folds=None,         # Number of cross-validation folds; the same `seed` gives the same folds (`None`: 0)
+        fold=0,             # Index of the validation fold
+        groups=None,        # Column of groups that must not be split, such as patients
+        stratify=None,      # Outputs or columns whose values should have the same distribution in each split
+        item_tfms=None,     # Item transforms, such as `Resize(128)`
+        batch_tfms=None,    # Batch transforms, such as `aug_transforms()`
+        img_cls=PILImage,   # Class of the images
+        text_block=None,    # How texts are read, such as `PlainTextBlock(max_len=64)`
+        objects=None,       # A second table, or its CSV file, with one row per object, for `ObjectsBlock`
         edits=None,         # Corrected labels and bad items: the file of `Edits`, as 'edits.csv'
         **kwargs
     ):
-        "Create from a table"
+        "Create loaders from a `DataFrame`"
         check_table(df)
         check_arguments(kwargs)
         check_paths(path=path, folder=folder)
@@ -244,14 +244,14 @@ class MultiDataLoaders(NamedLoaders, JoiningLoaders, ReportingLoaders, DataLoade
 
     @classmethod
     def from_csv(cls,
-        path,                       # Folder of the table and of the pictures
+        path,                       # Folder of the table and of the images
         csv_fname='items.csv',      # The table's file within `path`
         header='infer',             # As in `pd.read_csv`
         delimiter=None,             # As in `pd.read_csv`
         quoting=csv.QUOTE_MINIMAL,  # As in `pd.read_csv`
         **kwargs
     ):
-        "Create from a CSV file; other arguments of `pd.read_csv`, as `encoding` or `dtype`, are passed on to it"
+        "Create loaders from a CSV file; other arguments of `pd.read_csv`, such as `encoding`, are passed on to it"
         file = find_csv(path, csv_fname)
         names = csv_arguments()
         options = {k:v for k,v in kwargs.items() if k in names}
@@ -263,15 +263,15 @@ class MultiDataLoaders(NamedLoaders, JoiningLoaders, ReportingLoaders, DataLoade
 
     @classmethod
     def from_folder(cls,
-        path,                  # Folder of pictures, each in a folder named like its label
-        train='train',         # Folder of the training pictures within `path`
-        valid='valid',         # Folder of the validation pictures within `path`
-        valid_pct=None,        # Instead of these folders: share of the items for validation
-        outputs=CategoryBlock, # Block of the label, or a dict with one output
-        text_func=None,        # A function from a picture's path to its text
+        path,                  # Folder of images, each in a folder named like its label
+        train='train',         # Folder of the training images within `path`
+        valid='valid',         # Folder of the validation images within `path`
+        valid_pct=None,        # Instead of these folders: fraction of the items for validation
+        outputs=CategoryBlock, # The label's block, or a dict with one output
+        text_func=None,        # A function that takes an image's path and returns its text
         **kwargs
     ):
-        "Create from a folder in ImageNet's manner"
+        "Create loaders from a folder laid out like ImageNet's: one folder per class"
         if valid_pct is None: split = dict(valid_col='is_valid')
         else: split = dict(valid_pct=valid_pct)
         if valid_pct is not None: train = None
@@ -281,39 +281,39 @@ class MultiDataLoaders(NamedLoaders, JoiningLoaders, ReportingLoaders, DataLoade
 
     @classmethod
     def from_path_func(cls,
-        path,           # Where a `Learner` keeps its files, and the folder of files without one
-        fnames,         # Files of pictures, as `get_image_files(path)`
-        label_func,     # A function from a `Path` to a label, or to a dict with a label for each output
+        path,           # Folder for the learner's files; file names without a folder are relative to it
+        fnames,         # Image files, for example `get_image_files(path)`
+        label_func,     # Takes a `Path`; returns a label, or a dict with a label for each output
         outputs=None,   # As in `from_df`; `None`: inferred from the labels
-        text_func=None, # A function from a picture's path to its text
+        text_func=None, # A function that takes an image's path and returns its text
         **kwargs
     ):
-        "Create from files and a function of their paths"
+        "Create loaders from files and a function that takes their paths"
         fnames = [Path(f) for f in fnames]
         return cls.from_lists(path, fnames, [label_func(f) for f in fnames], None, outputs, text_func, **kwargs)
 
     @classmethod
     def from_name_func(cls,
-        path,           # Where a `Learner` keeps its files, and the folder of files without one
-        fnames,         # Files of pictures, as `get_image_files(path)`
-        label_func,     # A function from a file's name to a label, or to a dict with a label for each output
+        path,           # Folder for the learner's files; file names without a folder are relative to it
+        fnames,         # Image files, for example `get_image_files(path)`
+        label_func,     # Takes a file's name; returns a label, or a dict with a label for each output
         outputs=None,   # As in `from_df`; `None`: inferred from the labels
         **kwargs
     ):
-        "Create from files and a function of their names"
+        "Create loaders from files and a function that takes their names"
         return cls.from_path_func(path, fnames, lambda f: label_func(f.name), outputs, **kwargs)
 
     @classmethod
     def from_lists(cls,
-        path,           # Where a `Learner` keeps its files, and the folder of files without one
+        path,           # Folder for the learner's files; file names without a folder are relative to it
         fnames,         # Files of pictures
         labels,         # A label for each file, or a dict with a list of labels for each output
         texts=None,     # A text for each file
         outputs=None,   # As in `from_df`; `None`: inferred from the labels
-        text_func=None, # Instead of `texts`: a function from a picture's path to its text
+        text_func=None, # Instead of `texts`: takes an image's path and returns its text
         **kwargs
     ):
-        "Create from lists of files and labels"
+        "Create loaders from lists of files and labels"
         df = labelled_files(path, fnames, labels, texts)
         names = [c for c in df.columns if c not in ('image','text')]
         return cls._from_labels(df, path, names, outputs, fnames, text_func, **kwargs)
@@ -336,12 +336,12 @@ class MultiDataLoaders(NamedLoaders, JoiningLoaders, ReportingLoaders, DataLoade
 
     @classmethod
     def from_dsets(cls,
-        *dsets,        # PyTorch data sets of dicts, or of pairs of dicts: inputs, targets. The second validates
+        *dsets,        # PyTorch datasets of dicts, or of pairs of dicts (inputs, targets); the second is for validation
         path='.',      # Where a `Learner` keeps its files
-        outputs=None,  # As in `from_df`; `None`: the targets, their blocks inferred from the values
+        outputs=None,  # As in `from_df`; `None`: all targets, with inferred blocks
         **kwargs
     ):
-        "Create from map-style PyTorch data sets whose items have names; pictures are read when they are needed"
+        "Create loaders from map-style PyTorch datasets that return values by name; images are read when needed"
         if not dsets: raise ValueError('`from_dsets` needs a data set: from_dsets(train_ds, valid_ds).')
         df,xs,ys = dsets_table(dsets)
         said = ('image','text','features','cat_names','cont_names')
@@ -354,13 +354,13 @@ class MultiDataLoaders(NamedLoaders, JoiningLoaders, ReportingLoaders, DataLoade
     def from_hf(cls,
         ds,              # A `datasets.Dataset`, or a dict of them by split
         path='.',        # Where a `Learner` keeps its files
-        train='train',   # The training split, of a dict
-        valid=None,      # The validation split, of a dict; `None`: 'validation', 'valid', 'val' or 'dev', if any
+        train='train',   # Name of the training split in a dict
+        valid=None,      # Name of the validation split in a dict; `None`: 'validation', 'valid', 'val' or 'dev', if any
         outputs=None,    # As in `from_df`
         columns=None,    # As in `from_df`
         **kwargs
     ):
-        "Create from a Hugging Face data set, which stays on disk; pictures are decoded when they are needed"
+        "Create loaders from a Hugging Face dataset, which stays on disk; images are decoded when needed"
         splits = hf_splits(ds, train, valid)
         inputs = {k: kwargs.get(k) for k in ('image','text','features','weight','valid_col','groups')}
         inputs['stratify'] = L(kwargs.get('stratify')).filter(lambda n: n not in output_names(outputs))
@@ -374,12 +374,12 @@ class MultiDataLoaders(NamedLoaders, JoiningLoaders, ReportingLoaders, DataLoade
     @classmethod
     @delegates(DataLoaders.from_dblock)
     def from_dblock(cls,
-        dblock,   # A `DataBlock` with any blocks; fastai's flat form gets a `MultiDL` too
-        source,   # What its `get_items` takes; the items themselves without one
+        dblock,   # A `DataBlock`, also one of fastai's own blocks
+        source,   # The argument of its `get_items`, or the items themselves if it has none
         path='.', # Where a `Learner` keeps its files
         **kwargs
     ):
-        "Create from a `DataBlock`"
+        "Create loaders from a `DataBlock`"
         check_dblock_arguments(kwargs)
         kwargs = check_batch_size(check_batch_size(kwargs), 'val_bs')
         try: dls = dblock.dataloaders(source, path=path, **merge(dict(dl_type=MultiDL), kwargs))
@@ -387,10 +387,10 @@ class MultiDataLoaders(NamedLoaders, JoiningLoaders, ReportingLoaders, DataLoade
         return cls(*dls.loaders, path=dls.path, device=dls.device)
 
     def test_dl(self,
-        test_items, # As the loaders were made from: rows of a table, files of pictures, a data set
+        test_items, # Items like the training items: rows of a table, image files, a dataset
         *args, **kwargs
     ):
-        "A loader for new items"
+        "Make a loader for new items"
         check_items(test_items)
         check_loader_options(kwargs, type(self.valid))
         items = as_rows(test_items, self)
@@ -402,15 +402,15 @@ for _name in ('from_csv','from_folder','from_path_func','from_name_func','from_l
 
 # %% ../../nbs/22_data.loaders.ipynb #f01ds001
 def kfold_dls(
-    df,           # A row for each item
+    df,           # One row per item
     path='.',     # As in `MultiDataLoaders.from_df`
     folds=5,      # Number of folds
-    outputs=None, # As in `from_df`; blocks to infer are inferred and printed once
+    outputs=None, # As in `from_df`; inferred blocks are printed once
     columns=None, # As in `from_df`
     label_delim=None, # As in `from_df`
-    **kwargs      # Other arguments of `from_df`, as `groups`, `stratify` and `seed`
+    **kwargs      # Other arguments of `from_df`, such as `groups`, `stratify` and `seed`
 ):
-    "Yield loaders for each fold: every row is in validation once"
+    "Yield the loaders of each cross-validation fold; every row is in validation once"
     check_table(df)
     outputs,columns,label_delim = with_blocks(df, outputs, column_names(df, columns), label_delim)
     for fold in range(whole_number(folds, 'folds')):

@@ -55,25 +55,25 @@ class NamedLoaders(Answered):
     def _repr_html_(self): return describe(self)._repr_html_()
 
     def summary(self):
-        "Inputs and outputs, with their classes, counts and missing values; of `dblock.summary`, see fastai"
+        "List inputs and outputs with their classes, counts and missing values (not `DataBlock.summary`)"
         return describe(self)
 
     @classmethod
     def from_name_re(cls,
-        path,     # Where a `Learner` keeps its files, and the folder of files without one
-        fnames,   # Files of pictures, as `get_image_files(path)`
-        pat,      # Regular expression whose first group is the label, searched in a file's name
+        path,     # Folder for the learner's files; file names without a folder are relative to it
+        fnames,   # Image files, for example `get_image_files(path)`
+        pat,      # Regular expression whose first group is the label; it is searched in a file's name
         **kwargs  # As for `from_name_func`
     ):
-        "Create from files and a regular expression of their names"
+        "Create loaders from files and a regular expression that finds the label in their names"
         return cls.from_name_func(path, fnames, RegexLabeller(pat), **kwargs)
 
     @classmethod
     def from_path_re(cls,
-        path,     # Where a `Learner` keeps its files, and the folder of files without one
-        fnames,   # Files of pictures, as `get_image_files(path)`
-        pat,      # Regular expression whose first group is the label, searched in a file's whole path
+        path,     # Folder for the learner's files; file names without a folder are relative to it
+        fnames,   # Image files, for example `get_image_files(path)`
+        pat,      # Regular expression whose first group is the label; it is searched in a file's whole path
         **kwargs  # As for `from_path_func`
     ):
-        "Create from files and a regular expression of their paths"
+        "Create loaders from files and a regular expression that finds the label in their paths"
         return cls.from_path_func(path, fnames, RegexLabeller(pat), **kwargs)

@@ -185,7 +185,7 @@ def check_range(bounds, scale):
     "`bounds` as two numbers; `None` is open"
     if bounds is None: return (-math.inf, math.inf)
     if not isinstance(bounds, (tuple,list)) or len(bounds)!=2:
-        raise TypeError(f'`range` is {bounds!r}; it takes the lowest and the highest value, as (0, 4), or None for '
+        raise TypeError(f'`range` is {bounds!r}; it takes the lowest and highest value, such as (0, 4), or None for '
                         'an end that is open.')
     low,high = (default if v is None else float(v) for v,default in zip(bounds, (-math.inf, math.inf)))
     if not low<high: raise ValueError(f'`range` is {bounds!r}; its first value must be below its second.')
@@ -197,7 +197,7 @@ def check_range(bounds, scale):
 class ScaledPart(NumberPart):
     "One or several numbers with a range, or on another scale, on which they are standardised"
     def __init__(self, name, *args,
-        range=None,     # The lowest and the highest value, as (0, 4); `None` for an end that is open
+        range=None,     # The lowest and the highest value, such as (0, 4); `None` for an open end
         scale='linear', # 'linear', 'log' or 'log1p'
         **kwargs
     ):

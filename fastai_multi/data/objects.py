@@ -142,7 +142,7 @@ class LookedForPart(Part):
         raise BadItem(f'{self.what} is {short_repr(v)}; it takes a list of classes, or True for all of them.')
     def refuse_classes(self, v):
         raise BadItem(f'{self.what} is {short_repr(v)}, and these objects have no classes: give True, or an output '
-                      'with classes, as ObjectsBlock(kind=CategoryBlock).')
+                      'with classes, such as ObjectsBlock(kind=CategoryBlock).')
 
 # %% ../../nbs/23_data.objects.ipynb #ob230018
 class ObjectBoxPart(BoxPart):

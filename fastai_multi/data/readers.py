@@ -255,7 +255,7 @@ class OutputReader(Transform):
     "Read the targets of a row: a dict by output, or the only target if it has no name"
     def __init__(self,
         cols=None, /,           # The columns of the only target, without a name (or a dict instead of keywords)
-        label_delim:str=None,   # Separates the tags in a cell, as '|': for all outputs, or a dict by output
+        label_delim:str=None,   # Separates the tags in a cell, such as '|': for all outputs, or a dict by output
         pref:dict=None,         # Folder by output, for outputs whose column names a file: a mask
         flags:list=(),          # Outputs whose columns are tags: 1 where an item has the tag
         **columns               # Output and its column or columns: `kind='kind', at=['x','y']`

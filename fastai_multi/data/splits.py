@@ -183,7 +183,7 @@ def classes_in(name, v):
 class FoldSplit:
     "A split into folds that keep groups together and spread the values of outputs evenly; one fold validates"
     def __init__(self,
-        shares,       # The share of each fold, as [.2]*5
+        shares,       # The share of each fold, such as [.2]*5
         fold=0,       # The fold for validation
         groups=None,  # Column whose equal values stay in one fold
         strata=None,  # By output, its reader: an object with `table(df)`; values keep their share in each fold
@@ -268,7 +268,7 @@ def checked_splitter(splitter):
     "`splitter`, or raise"
     if callable(splitter): return splitter
     raise TypeError(f'`splitter` is {short_repr(splitter)}; it takes a function from the table to two lists of '
-                    'positions, as `RandomSplitter()`. For positions of rows: valid_idx=[…].')
+                    'positions, such as `RandomSplitter()`. For positions of rows: valid_idx=[…].')
 
 def strata_reader(name, readers, df):
     "What reads the values by which the output, or the column, `name` is stratified"

@@ -300,7 +300,7 @@ class BoxSummary(PartSummary, part=BoxPart):
         w,h = data.input_size
         self.find(data, f'{n:,} of {len(sides):,} boxes have a side below {few_pixels} pixels in the input of '
                   f'{w} × {h}; the shortest has {cell_text(sides.min())}.',
-                  'Use a larger input, as `Resize(…)` with more pixels, or cut large '
+                  'Use a larger input, such as `Resize(…)` with more pixels, or cut large '
                   'pictures into tiles: a backbone sees little of so small an object.', n=n, of=len(sides),
                   shortest=float(sides.min()), input=(w,h))
 

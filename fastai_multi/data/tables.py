@@ -228,7 +228,7 @@ def columns_by_leaf(parts, columns):
 def check_output_columns(outputs, columns):
     "Raise unless `columns` fits outputs by name"
     if not outputs:
-        raise ValueError('`outputs` is empty: give at least one block by output, as `dict(kind=CategoryBlock)`.')
+        raise ValueError('`outputs` is empty: give at least one block by output, such as `dict(kind=CategoryBlock)`.')
     if columns is None: return
     if not isinstance(columns, dict):
         raise TypeError(f'`columns` is {columns!r}; with several outputs it is a dict by output.')
@@ -237,7 +237,7 @@ def check_output_columns(outputs, columns):
 def check_one_output(outputs):
     "Raise unless `outputs` is one block"
     if outputs is None:
-        raise ValueError("`outputs` is missing: names of columns, as ['kind', 'price'], a dict of blocks, as "
+        raise ValueError("`outputs` is missing: names of columns, such as ['kind', 'price'], a dict of blocks, as "
                          '`dict(kind=CategoryBlock)`, or a block with its column in `columns`.')
     if not callable(outputs) and not isinstance(outputs, TransformBlock):
         raise TypeError(f'`outputs` is {outputs!r}; it takes a dict of blocks by output, as '

@@ -97,7 +97,7 @@ class ReportSplit:
         return part.encode(self.raw[key][k])
     def where_items(self): return take(self.pairs[0][0].items, self.rows)
     def which(self, k): # Position in `rows`
-        "An item in words, as `row 17`"
+        "An item in words, such as `row 17`"
         return which_item(self.pairs[0][0].items, int(self.rows[k]))
 
 # %% ../../nbs/21d_data.values.ipynb #5e25de13
