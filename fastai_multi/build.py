@@ -45,7 +45,7 @@ def check_learner_arguments(
     kwargs, # Arguments that `multi_learner` does not have itself
     own     # The names of those that it has
 ):
-    "Raise for an argument that neither `multi_learner` nor `Learner` takes; fastai's names are answered with ours"
+    "Raise if neither `multi_learner` nor `Learner` takes an argument; for a name of fastai, give the name used here"
     for k in kwargs:
         if k in _fastai_names: refuse_fastai_argument(k)
     names = dict.fromkeys([*own, *learner_arguments()])    # some stand in both
@@ -71,7 +71,7 @@ def refuse_fastai_argument(k):
 
 # %% ../nbs/75_build.ipynb #7899765e
 class EncoderOptions:
-    "What `multi_learner` was told about encoders"
+    "The options of `multi_learner` for the encoder of one input"
     def __init__(self,
         arch=None, # For this input: a constructor, a name, a module or what builds one
         depth:int=None, # How many stages of a picture's backbone are kept
@@ -91,7 +91,7 @@ class EncoderOptions:
 
 # %% ../nbs/75_build.ipynb #4ff4a0d8
 class Modality(Attributed, ForPart):
-    "What one kind of input means to a learner: its encoder, and how to recognise a raw value; a subclass "
+    "What a kind of input means to a learner: its encoder, and how to recognise a raw value; a subclass "
     "names its kind by `part=`"
     has_stages = False         # `depth` and `split` are about this input
     options = ()               # The arguments of `multi_learner` that its encoder reads
@@ -342,18 +342,18 @@ def smoothing_by_output(
     if not isinstance(label_smoothing, dict):
         label_smoothing = {n: label_smoothing for n,t in tasks.items() if t.smooths and n not in own}
         if not label_smoothing:
-            raise ValueError('`label_smoothing` is for categories with the default loss; there is none.')
+            raise ValueError('`label_smoothing` is for categories with the default loss, and no output is one.')
     check_keys(label_smoothing, tasks, 'output in `label_smoothing`')
     for n,v in label_smoothing.items():
         if not tasks[n].smooths or n in own: refuse_smoothing(own.get(n), n, tasks[n].part.kind)
-        if not 0<=v<1: raise ValueError(f'`label_smoothing` of output {n!r} is {v}; it is a share from 0 to below 1.')
+        if not 0<=v<1: raise ValueError(f'`label_smoothing` of output {n!r} is {v}; it must be at least 0 and below 1.')
     return label_smoothing
 
 # %% ../nbs/75_build.ipynb #46abc3a0
 def refuse_smoothing(loss, name=None, kind=None):
     if loss is None:
         raise ValueError(f'`label_smoothing` is for categories; output {name!r} is {kind}.')
-    raise ValueError('`label_smoothing` is for the default loss, and there is a loss of yours: give it to that, as '
+    raise ValueError('`label_smoothing` works with the default loss, and you passed your own: give it to your loss, as '
                      'CrossEntropyLossFlat(label_smoothing=0.1).')
 
 # %% ../nbs/75_build.ipynb #a2959418
@@ -371,9 +371,9 @@ def refuse_weights_of_own_loss(name, task, loss_func):
     "Raise if output `name` has a loss of the user's, which would not see the weights"
     if loss_func is None: return
     if isinstance(loss_func, dict) and name not in loss_func: return
-    raise ValueError(f'`class_weights` is for categories and tags with the default loss; output {name!r} '
+    raise ValueError(f'`class_weights` works with the default loss of categories and tags; output {name!r} '
                      f'is {task.part.kind} '
-                     'and has a loss of yours: give the weights to that.')
+                     'and has your own loss: give the weights to that loss.')
 
 def given_losses(loss_func, outputs # `loss_func` as a learner is given it; the outputs' names
                 ) -> set:
@@ -406,7 +406,7 @@ def multi_loss(
     "The loss of a learner: a `MultiLoss`, or the one loss that the user passed for all outputs"
     weights = as_dict(weights, 'loss_weights', 'dict(box=2.)')
     if weights and not desc.named:
-        raise ValueError('`loss_weights` is for several outputs by name; these data have one without a name.')
+        raise ValueError('`loss_weights` is for named outputs; these data have one output without a name.')
     if loss_func is None or isinstance(loss_func, dict):
         check_keys(weights, desc.outputs, 'output in `loss_weights`')
         losses = output_losses(tasks, loss_func, class_weights, smoothing_by_output(label_smoothing, tasks, loss_func))
@@ -417,7 +417,7 @@ def multi_loss(
     check_learner_loss(loss_func)
     if label_smoothing: refuse_smoothing(loss_func)
     if desc.named: refuse_single_loss(loss_func, desc.outputs)
-    if weights: raise ValueError('Give the weights to your own loss, or pass `loss_func` as a dict by output.')
+    if weights: raise ValueError('Apply the weights in your own loss, or pass `loss_func` as a dict by output.')
     return loss_func
 
 # %% ../nbs/75_build.ipynb #44c31591

@@ -142,7 +142,7 @@ def plot_reliability(
     bins:int=10, # Of equal width
     ax=None # Axes to draw on
 ):
-    """Draw the share of right answers over the confidence: on the dashed line they are equal
+    """Plot accuracy over confidence; on the dashed line they are equal
 
     A larger point stands for more items."""
     table = reliability(confidence, right, bins)
@@ -278,7 +278,7 @@ class Calibration:
         bins:int=10, # Of equal width
         ax=None # Axes to draw on
     ):
-        "Draw the share of right answers over the confidence: on the dashed line they are equal"
+        "Plot accuracy over confidence; on the dashed line they are equal"
         sure = self.outputs[check_in(name, self.outputs, 'output')].confidence
         if sure is None: raise ValueError(f'Output {name!r} has no probabilities; these have: '
                                           f'{[n for n,o in self.outputs.items() if o.confidence is not None]}.')

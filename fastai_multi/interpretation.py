@@ -19,7 +19,7 @@ from .learner import *
 
 # %% ../nbs/82_interpretation.ipynb #8ac1ee5f
 class MultiInterpretation:
-    "What a learner of several outputs says of its items; `interp[name]` interprets one output"
+    "Interpret the predictions of a learner with several outputs; `interp[name]` interprets one output"
     def __init__(self,
         learn:MultiLearner, # The learner
         dl, # The loader of the items, with labels
@@ -38,7 +38,7 @@ class MultiInterpretation:
         cbs=None, # Callbacks for the prediction
         shuffle:bool=False # Predict in batches of random items; the items stay in the loader's order
     ):
-        "Predict the items of a loader once, and keep what is needed to look at them"
+        "Predict the items of a loader once, and keep what the methods below need"
         check_is_multi(learn)
         dl = ifnone(dl, learn.dls[ds_idx])
         dl = dl.new(shuffle=shuffle, drop_last=False)
@@ -103,13 +103,13 @@ class MultiInterpretation:
         with self.learn.no_bar(): self.learn.show_results(dl=dl, max_n=len(places), shuffle=False, **kwargs)
 
     def slices(self,
-        columns, # Columns of the table, one or several: each is looked at by itself
-        n:int=4, # A column of more numbers than this is cut into so many ranges
-        max_values:int=20, # At most this many values of a column, the most frequent ones
-        metrics:bool=True, # Each metric of the epoch table too; `False`: the score of each output alone, which is quick
+        columns, # One or several columns of the table; each is used by itself
+        n:int=4, # Cut a numeric column into at most so many ranges
+        max_values:int=20, # Use at most so many values of a column, the most frequent ones
+        metrics:bool=True, # Include each metric of the epoch table; `False`: only each output's score, which is quick
         resamples:int=100 # Samples of the bootstrap, for the intervals of these metrics; 0: no intervals
     ) -> pd.DataFrame: # A row by column, value, output and metric: items, the metric, and its interval
-        "How good each output is on the parts of the table that share a value"
+        "Compute each output's metrics on groups of items that share a value of a column"
         table = self._table()
         rows = []
         for c in L(columns):
@@ -145,7 +145,7 @@ class MultiInterpretation:
                          f'{type(self.items).__name__}.')
 
     def disagreements(self, k:int=9) -> pd.DataFrame: # The rarest first; `place` is for `interp.show`
-        "Items with two predicted classes that stand together seldom among the true ones"
+        "Find items whose two predicted classes rarely occur together among the true ones"
         named = {n: o.classes() for n,o in self.outputs.items()}
         named = {n: c for n,c in named.items() if c is not None}
         if len(named)<2: raise ValueError('`disagreements` compares outputs of one class, and there are '
@@ -156,13 +156,13 @@ class MultiInterpretation:
         return res.sort_values('lift').drop_duplicates('place').head(k).reset_index(drop=True)
 
     def summary(self) -> pd.DataFrame: # A row by output
-        "Each output's mean score with its interval, and its mean loss"
+        "Return each output's mean score with its interval, and its mean loss"
         rows = {n: dict(score=o.score_name, **interval(o.scores().numpy()), loss=float(o.losses.nanmean()))
                 for n,o in self.outputs.items()}
         return pd.DataFrame(rows).T
 
     def compare(self, other) -> pd.DataFrame: # A `MultiInterpretation` of the same items; a row by shared output
-        "Scores of two learners on the same items, and their difference with its interval, item by item"
+        "Compare the scores of two learners on the same items, with the interval of their difference"
         check_same_items(self, other)
         rows = {}
         for n in [n for n in self.outputs if n in other.outputs]:

@@ -90,7 +90,7 @@ class ProbeOutput(NamedTuple):
     labels:int=0 # How many labels it was fitted to
 
 class ProbeResult(dict):
-    "What the probe found, by output; printed as a table"
+    "The losses that the probe found, by output; prints as a table"
     n = 0              # items
     is_part = False    # whether there are more in the training split
 

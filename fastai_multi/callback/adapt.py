@@ -78,7 +78,7 @@ def own_callback(cb, learn):
 
 # %% ../../nbs/71_callback.adapt.ipynb #ecc7d078
 class LossWatch(Callback):
-    "Warn at the end of an epoch of the first loss in it that is NaN or infinite: of which output, in which batch"
+    "Warn after an epoch about its first NaN or infinite loss: of which output, in which batch"
     run_before = Recorder
     def before_train(self): self._start()
     def before_validate(self): self._start()
@@ -138,10 +138,10 @@ def check_best(cb):
 
 # %% ../../nbs/71_callback.adapt.ipynb #e2257ecf
 class ModalityDropout(Callback):
-    "Leave inputs of training items out at random; every item keeps at least one input"
+    "Drop inputs of training items at random; every item keeps at least one input"
     order = 100    # after MixUp, which blends what is there
     def __init__(self,
-        p=0.2 # The share of items that lose an input: a number for every input, or a dict by input
+        p=0.2 # Fraction of items that lose an input: a number, or a dict by input
     ):
         check_dropout(p)
         self.p = p

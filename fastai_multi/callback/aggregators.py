@@ -69,7 +69,7 @@ def check_aggregator(spec): return check_in(_plain_name(spec), aggregators(), 'a
 
 def make_aggregator(spec, # A name or an object
                     n:int, # How many tasks
-                    kwargs:dict # For the aggregator named
+                    kwargs:dict # Passed to the aggregator of that name
                    ):
     "The aggregator `spec` for `n` tasks"
     if not isinstance(spec, str): return spec
@@ -117,7 +117,7 @@ class GramianWeights:
     "An aggregator as a function from Gramians to weights"
     def __init__(self, spec, # A name, or an aggregator or a weighting of TorchJD
                  n:int, # How many tasks
-                 kwargs:dict): # For the aggregator named
+                 kwargs:dict): # Passed to the aggregator of that name
         self.n = n
         self.agg = make_aggregator(spec, n, kwargs)
         self.name = spec if isinstance(spec, str) else type(spec).__name__

@@ -19,12 +19,12 @@ def averaged(states:list) -> dict: # State dicts of one model, the best first
     return res
 
 class ModelSoup(TrackerCallback):
-    "At the end of a training, give the model the average weights of its best epochs"
+    "Average the weights of the best epochs at the end of training"
     order = 61    # after `SaveModelCallback`, whose best epoch it may contain
     def __init__(self,
         n=3,                  # How many epochs to average
-        monitor='valid_loss', # The column of the epoch table that says which are best
-        comp=None             # `np.less` or `np.greater`; by the column's name if `None`
+        monitor='valid_loss', # The column of the epoch table that ranks the epochs
+        comp=None             # `np.less` or `np.greater`; `None`: chosen by the column's name
     ):
         if not isinstance(n, int) or n<1:
             raise ValueError(f'`n` is {n!r}; ModelSoup averages so many epochs, 1 or more.')

@@ -61,11 +61,11 @@ def check_part_names(parts, base):
 class PlainTextBlock(PartsBlock):
     "A `TransformBlock` for a text; its vocabulary comes from the training split"
     def __init__(self,
-        tok=None,            # Of fastai or Hugging Face, a model's folder or name, or a callable `str -> list`
-        vocab:list=None,     # The vocabulary; default: the words of the training texts
-        max_vocab:int=30000, # Size of the vocabulary at most; the most frequent words are kept
-        min_freq:int=2,      # Words that occur less often are unknown
-        max_len:int=256      # Longer texts are cut to this many tokens
+        tok=None,            # A tokenizer (fastai, Hugging Face), a model's folder or name, or a callable `str -> list`
+        vocab:list=None,     # The vocabulary; `None`: the words of the training texts
+        max_vocab:int=30000, # Maximum size of the vocabulary; it keeps the most frequent words
+        min_freq:int=2,      # Rarer words count as unknown
+        max_len:int=256      # Maximum length of a text in tokens; longer texts are cut
     ):
         self.numericaliser = Numericaliser(tok, vocab, max_vocab, min_freq, max_len)
         super().__init__({'text': self.make_part('text', True)}, Inputs, bare=True)
@@ -75,7 +75,7 @@ class PlainTextBlock(PartsBlock):
 
 # %% ../../nbs/18_data.block.ipynb #b3618ca0
 class FeaturesBlock(PartsBlock):
-    "A `TransformBlock` for plain numbers (a value, a vector, a tensor of fixed shape), which stay as they are"
+    "A `TransformBlock` for plain numbers (a value, a vector, a tensor of fixed shape), which are not rescaled"
     def __init__(self): super().__init__({'vector': self.make_part('vector', True)}, Inputs, bare=True)
     def make_part(self, name, is_input):
         "A part of plain numbers"
@@ -100,7 +100,7 @@ class ImageTextBlock(PartsBlock):
     @delegates(PlainTextBlock)
     def __init__(self,
         tok=None,         # See `PlainTextBlock`
-        vocab=None,       # The vocabulary; default: the words of the training texts
+        vocab=None,       # The vocabulary; `None`: the words of the training texts
         img_cls=PILImage, # Class of the pictures
         **kwargs
     ):
@@ -110,7 +110,7 @@ class ImageTextBlock(PartsBlock):
 
 # %% ../../nbs/18_data.block.ipynb #2a055d86
 class MultiOutputBlock(PartsBlock):
-    "A `TransformBlock` for several named targets; its getter returns a dict, a `Series` or a tuple in order"
+    "A `TransformBlock` for several named targets; its getter returns a dict, a `Series`, or a tuple in order"
     def __init__(self, /,
         **blocks # Name and block of each output: any fastai target block, as class or instance
     ):
@@ -119,11 +119,11 @@ class MultiOutputBlock(PartsBlock):
 
 # %% ../../nbs/18_data.block.ipynb #19cd7b9e
 class NumberBlock(PartsBlock):
-    "A `TransformBlock` for numbers with a range or on another scale; metrics and predictions are in your units"
+    "A `TransformBlock` for numbers with a range or a scale; metrics and predictions are in your units"
     def __init__(self,
         range=None,     # The lowest and the highest value, such as (0, 4); `None` for an open end
-        scale='linear', # 'linear'; 'log' for positive numbers over orders of magnitude; 'log1p' for counts, 0 included
-        n_out=None      # How many numbers; `None`: as many as there are
+        scale='linear', # 'linear'; 'log' for positive numbers that span orders of magnitude; 'log1p' for counts
+        n_out=None      # Number of values; `None`: as many as the data have
     ):
         self.range = range
         self.scale = scale
@@ -136,7 +136,7 @@ class NumberBlock(PartsBlock):
 
 # %% ../../nbs/18_data.block.ipynb #02fa3e14
 class WeightBlock(PartsBlock):
-    "How much each item counts: a number from 0 up, 1 if missing; for use in a `MultiOutputBlock`"
+    "The weight of each item, for use in a `MultiOutputBlock`: a number of at least 0; 1 if missing"
     def __init__(self): super().__init__({'weight': self.make_part('weight', False)}, Outputs, bare=True)
     def make_part(self, name, is_input):
         "A part of weights"
@@ -144,7 +144,7 @@ class WeightBlock(PartsBlock):
 
 # %% ../../nbs/18_data.block.ipynb #px180031
 class PointsBlock(PartsBlock):
-    "Points as `PointBlock` takes them, of which some are each other's mirror image"
+    "A `PointBlock` some of whose points swap in a mirrored image, such as left and right eye"
     def __init__(self,
         flip_pairs=None # Pairs of positions, such as `[(0,1)]`, that swap in a mirrored image; `[]`: none
     ):
@@ -155,12 +155,12 @@ class PointsBlock(PartsBlock):
         return PointsPart(name, flip_pairs=self.flip_pairs, is_input=is_input)
 
 class SegmentationBlock(PartsBlock):
-    "Masks as `MaskBlock` takes them, with a choice of how their files are read"
+    "A `MaskBlock` with options for how its files are read"
     def __init__(self,
         codes=None,       # The classes' names
-        values=None,      # The number in the file for each of `codes`; default: 0, 1, 2, …
-        void=None,        # The number in the file, or several, of pixels without a label; or one of `codes`
-        resize:bool=False # Scale a mask of the same shape to the size of its picture; `False` refuses it
+        values=None,      # The pixel value of each of `codes` in the file; `None`: 0, 1, 2, …
+        void=None,        # The pixel value or values that mean no label; or one of `codes`
+        resize:bool=False # Resize a mask whose aspect ratio matches its image; `False` raises an error instead
     ):
         self.options = dict(codes=codes, values=values, void=void, resize=resize)
         super().__init__({'mask': self.make_part('mask', False)}, Outputs, bare=True)
@@ -170,10 +170,10 @@ class SegmentationBlock(PartsBlock):
 
 # %% ../../nbs/18_data.block.ipynb #25dbe8c2
 class OneOutputBlock(PartsBlock):
-    "Any single fastai target block, as a target without a name; missing labels and checks as in `MultiOutputBlock`"
+    "Any fastai target block as the only target, without a name; handles missing labels like `MultiOutputBlock`"
     def __init__(self,
-        block,        # `CategoryBlock` and the like, as class or instance
-        name:str=None # Its name in messages and in `describe`; default: its kind
+        block,        # A target block such as `CategoryBlock`, as class or instance
+        name:str=None # Its name in messages and in `describe`; `None`: its kind
     ):
         part = part_of('target', block)
         if part.members: refuse_bare_group(part)

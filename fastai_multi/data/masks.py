@@ -26,9 +26,9 @@ class MaskPart(ImagePart):
     kind,sign,spatial,drawn,side_by_side = 'mask','■',True,True,True
     def __init__(self, name, *args,
         codes=None,   # The classes' names
-        values=None,  # The number in the file for each of `codes`; default: 0, 1, 2, …
+        values=None,  # The pixel value of each of `codes` in the file; `None`: 0, 1, 2, …
         void=None,    # A number in the file, or several, of pixels without a label; or one of `codes`
-        resize=False, # Scale a mask of the same shape to the size of its picture; `False` refuses it
+        resize=False, # Resize a mask whose aspect ratio matches its image; `False` raises an error instead
         **kwargs
     ):
         super().__init__(name, *args, img_cls=PILMask, **kwargs)
