@@ -163,7 +163,7 @@ class MultiLearner(Answering, Explaining, Tiling, Resuming, Bundling, ExportingL
         probe:bool=True, # First fit new heads on frozen features, if there are any
         lrs:dict=None, # Learning rates by output, by input or for 'trunk', kept in all epochs
         cache=True, # Keep the features of frozen epochs in memory; a number: those of so many augmented passes
-        resume=False, # Continue an interrupted call after its last whole epoch; or the name of the file for that
+        resume=False, # Resume an interrupted call after its last complete epoch; or the name of the file to use
         **kwargs # Passed to `fit_one_cycle`
     ):
         "Probe frozen features, then train the whole model; print which outputs a constant answer beats"

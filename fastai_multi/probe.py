@@ -272,13 +272,13 @@ def fit_probe(
 def check_can_probe(learn):
     "Raise unless the learner has frozen features to fit"
     if can_probe(learn): return
-    raise ValueError('There is nothing to probe: a probe needs an encoder that is pretrained, or a text with the '
+    raise ValueError('There is nothing to probe: a probe needs a pretrained encoder, or a text with the '
                      "built-in encoder, and an output with a built-in head. Train from the start, "
                      "learn.fit_one_cycle(…).")
 
 # %% ../nbs/74_probe.ipynb #a440b023
 class FrozenBatchNorm(Callback):
-    "Let the batch norms of pretrained encoders keep their statistics"
+    "Keep the batch norm statistics of pretrained encoders fixed"
     run_after = TrainEvalCallback
     def before_train(self):
         model = getattr(self.learn.model, 'module', self.learn.model)
@@ -289,7 +289,7 @@ class FrozenBatchNorm(Callback):
 
 # %% ../nbs/74_probe.ipynb #b5400012
 class EpochZero(Callback):
-    "The scores before the first step as epoch 0 of the epoch table, and as the learner's `probe_scores`"
+    "Show the scores before the first step as epoch 0 of the epoch table, and keep them as `learn.probe_scores`"
     order = 70    # when tables and bars are there
     def before_fit(self):
         recorder = self.learn.recorder
@@ -313,7 +313,7 @@ class EpochZero(Callback):
 
 # %% ../nbs/74_probe.ipynb #9dddd257
 def usual_rate(model, probed:bool) -> float: # Whether the heads start at a probe
-    "The rate that `fine_tune` takes: 6e-3 for a model of pictures after a probe, else 2e-3"
+    "The default learning rate of `fine_tune`: 6e-3 for an image model after a probe, else 2e-3"
     reads_pictures = len(getattr(model, 'trunks', ()))>0
     if probed and reads_pictures: return 6e-3
     return 2e-3
@@ -353,7 +353,7 @@ def beside_baselines(
     dl=None, # Loader with labels
     cbs=None # Callbacks for the learner's own run
 ) -> pd.DataFrame: # A row by metric; columns `learner`, `constant`, and where there is one `text` and `probe`
-    "What `evaluate` gives, and the same of the baselines"
+    "Compare the scores of `evaluate` with those of the baselines"
     complete_priors(learn)
     watch = ConstantBaseline()
     text = TextScores(TextBaseline(learn))
