@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MoreClasses', 'more_classes', 'refuse_gone', 'check_keep', 'check_same_inputs', 'check_old_outputs', 'refuse_unnamed',
            'refuse_output_gone', 'check_new', 'classes_that_grow', 'refuse_more_classes', 'fitting_loaders',
-           'is_other_order', 'grown_losses', 'refuse_one_loss', 'values_at', 'grown_weights', 'grown_metrics',
+           'is_other_order', 'grown_losses', 'refuse_loss_of_all', 'values_at', 'grown_weights', 'grown_metrics',
            'other_metrics', 'copied_callbacks', 'without_learner', 'put_thresholds', 'NewSplit', 'score_bias',
            'class_shares', 'mean_of_old', 'start_new_classes', 'start_new_outputs', 'OldItems', 'in_place',
            'GrowthReport', 'Growth', 'refuse_without_items', 'check_grew', 'NewParts', 'bigger_model', 'bigger_learner',
@@ -157,7 +157,7 @@ def grown_losses(
     old = learn.loss_func
     if losses is not None and not isinstance(losses, dict): return losses
     if not isinstance(old, MultiLoss):
-        if new or losses: refuse_one_loss(old, new)
+        if new or losses: refuse_loss_of_all(old, new)
         return old
     res = {n: deepcopy(f) for n,f in old.funcs.items() if n not in reweighed}
     for n,more in classes.items():
@@ -166,7 +166,7 @@ def grown_losses(
         setattr(res[n].func, learn.tasks[n].weight_arg, values_at(w, more))
     return {**res, **(losses or {})}
 
-def refuse_one_loss(old, new):
+def refuse_loss_of_all(old, new):
     raise ValueError(f'The learner has one loss of yours for all outputs, {short_repr(old)}, which does not know {new}: '
                      'pass `loss_func`, a function of the predictions and targets of all outputs.')
 

@@ -217,6 +217,31 @@ def test_masks_and_objects(shapes):
     quiet(held, lambda: held.fit(1, 1e-3))
     assert math.isfinite(first(cb.term for cb in held.cbs if isinstance(cb, KeepAnswers)))
 
+def mask_loaders(path, codes, n=12):
+    "Pictures whose left half is of the last class, drawn into `path`"
+    rows = []
+    for i in range(n):
+        at = np.zeros((24,24), dtype=np.uint8)
+        at[:,:12] = len(codes)-1
+        for folder,values in (('images', at*80), ('masks', at)):
+            (path/folder).mkdir(exist_ok=True)
+            Image.fromarray(values).save(path/folder/f'{i}.png')
+        rows.append(dict(file=f'images/{i}.png', where=f'masks/{i}.png'))
+    return MultiDataLoaders.from_df(pd.DataFrame(rows), path, image='file', outputs=dict(where=MaskBlock(codes=codes)), bs=4,
+                                    num_workers=0, seed=0, device='cpu')
+
+def test_masks_get_classes(tmp_path):
+    (tmp_path/'old').mkdir()
+    (tmp_path/'new').mkdir()
+    learn = multi_learner(mask_loaders(tmp_path/'old', ['ground','tree']), simple_cnn(2, width=8))
+    quiet(learn, lambda: learn.fit(1, 1e-3))
+    new = learn.add_class(mask_loaders(tmp_path/'new', ['ground','car','tree']))
+    x = learn.dls.one_batch()[:1]
+    assert same(first(answers(new, *x))[:,[0,2]], first(answers(learn, *x)))
+    quiet(new, lambda: new.fit(2, 1e-2))
+    assert same(first(answers(new, *x))[:,[0,2]], first(answers(learn, *x)))
+    assert 'where_accuracy' in new.growth().table.index
+
 def test_text_models_of_hugging_face(shapes, tmp_path):
     save_bert(tmp_path/'bert')
     text = dict(image=None, text='caption', text_block=PlainTextBlock(tok=str(tmp_path/'bert'), max_len=32))
