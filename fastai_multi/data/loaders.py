@@ -15,8 +15,10 @@ from fastai.data.block import CategoryBlock
 from fastai.data.transforms import get_image_files
 from ..core import *
 from .parts import *
+from .csvfile import *
 from .sources import *
 from .splits import *
+from .edits import with_edits
 from .load import *
 from .readers import *
 from .infer import *
@@ -175,21 +177,6 @@ class MultiDataLoaders(NamedLoaders, JoiningLoaders, ReportingLoaders, DataLoade
 
     @classmethod
     @delegates(DataLoaders.from_dblock)
-    def from_dblock(cls,
-        dblock,   # A `DataBlock` with any blocks; fastai's flat form gets a `MultiDL` too
-        source,   # What its `get_items` takes; the items themselves without one
-        path='.', # Where a `Learner` keeps its files
-        **kwargs
-    ):
-        "Create from a `DataBlock`"
-        check_dblock_arguments(kwargs)
-        kwargs = check_batch_size(check_batch_size(kwargs), 'val_bs')
-        try: dls = dblock.dataloaders(source, path=path, **merge(dict(dl_type=MultiDL), kwargs))
-        except BadItem as e: raise ValueError(f'{e} (Found in the first item of the training split.)') from e
-        return cls(*dls.loaders, path=dls.path, device=dls.device)
-
-    @classmethod
-    @delegates(DataLoaders.from_dblock)
     def from_df(cls,
         df,                 # A row for each item
         path='.',           # Where a `Learner` keeps its files, and where the pictures' folder is
@@ -221,6 +208,7 @@ class MultiDataLoaders(NamedLoaders, JoiningLoaders, ReportingLoaders, DataLoade
         img_cls=PILImage,   # Class of the pictures
         text_block=None,    # How texts are read, as `PlainTextBlock(max_len=64)`
         objects=None,       # A second table, or its CSV file, with a row for each object of an `ObjectsBlock`
+        edits=None,         # Corrected labels and bad items: the file of `Edits`, as 'edits.csv'
         **kwargs
     ):
         "Create from a table"
@@ -240,6 +228,8 @@ class MultiDataLoaders(NamedLoaders, JoiningLoaders, ReportingLoaders, DataLoade
         pictures = Path(path) if folder is None else Path(path)/folder
 
         y_block,y_columns = output_block(outputs, columns)
+        edited = with_edits(df, edits, path, y_columns, label_delim)
+        df = edited.table
         x_block = input_block(image, text, features, img_cls, text_block, cat_names, cont_names, procs)
         get_x = InputReader(image, text, features, pictures, suff, cat_names, cont_names)
         get_y = output_reader(df, y_block, y_columns, label_delim, pictures)
@@ -248,8 +238,8 @@ class MultiDataLoaders(NamedLoaders, JoiningLoaders, ReportingLoaders, DataLoade
 
         splitter = row_split(df, get_y.readers, valid_pct, seed, valid_col, valid_value, valid_idx, splitter, folds,
                              fold, column_names(df, groups), stratify)
-        dblock = DataBlock((x_block, y_block), get_x=get_x, get_y=get_y, splitter=splitter, item_tfms=item_tfms,
-                           batch_tfms=batch_tfms)
+        dblock = DataBlock((x_block, y_block), get_x=get_x, get_y=get_y, splitter=edited.splitter(splitter),
+                           item_tfms=item_tfms, batch_tfms=batch_tfms)
         return cls.from_dblock(dblock, df, path=path, **kwargs)
 
     @classmethod
@@ -381,6 +371,21 @@ class MultiDataLoaders(NamedLoaders, JoiningLoaders, ReportingLoaders, DataLoade
             kwargs['valid_col'] = 'is_valid'
         return cls.from_df(df, path, outputs=outputs, columns=columns, **kwargs)
 
+    @classmethod
+    @delegates(DataLoaders.from_dblock)
+    def from_dblock(cls,
+        dblock,   # A `DataBlock` with any blocks; fastai's flat form gets a `MultiDL` too
+        source,   # What its `get_items` takes; the items themselves without one
+        path='.', # Where a `Learner` keeps its files
+        **kwargs
+    ):
+        "Create from a `DataBlock`"
+        check_dblock_arguments(kwargs)
+        kwargs = check_batch_size(check_batch_size(kwargs), 'val_bs')
+        try: dls = dblock.dataloaders(source, path=path, **merge(dict(dl_type=MultiDL), kwargs))
+        except BadItem as e: raise ValueError(f'{e} (Found in the first item of the training split.)') from e
+        return cls(*dls.loaders, path=dls.path, device=dls.device)
+
     def test_dl(self,
         test_items, # As the loaders were made from: rows of a table, files of pictures, a data set
         *args, **kwargs
@@ -393,7 +398,7 @@ class MultiDataLoaders(NamedLoaders, JoiningLoaders, ReportingLoaders, DataLoade
         return super().test_dl(items, *args, **kwargs)
 
 for _name in ('from_csv','from_folder','from_path_func','from_name_func','from_lists','from_dsets','from_hf'):
-    setattr(MultiDataLoaders, _name, delegates(to=MultiDataLoaders.from_df)(getattr(MultiDataLoaders, _name)))
+    delegates(to=MultiDataLoaders.from_df)(vars(MultiDataLoaders)[_name].__func__)
 
 # %% ../../nbs/22_data.loaders.ipynb #f01ds001
 def kfold_dls(
