@@ -47,7 +47,7 @@ class GrownHead(nn.Module):
 
 # %% ../nbs/77h_grown.ipynb #gr77h0010
 class GrownModel(MultiModel):
-    "A `MultiModel` that got outputs or classes; it keeps the old ones, and while `is_still` training changes only the new"
+    "A `MultiModel` that got outputs or classes; it keeps the old ones; while `is_still` training changes only the new"
     kept = ()           # The old outputs
     grown = ()          # Those of them that got classes
     is_still = False    # Whether everything that is old stands still
@@ -113,8 +113,8 @@ class GrownModel(MultiModel):
 def check_no_children(name, children):
     "Raise if the heads of other outputs read the scores of output `name`"
     if not children: return
-    raise ValueError(f'Output {name!r} cannot get classes: the heads of {children} come `after` it and read a score for '
-                     'each class that it has now. Train a new learner with all classes.')
+    raise ValueError(f'Output {name!r} cannot get classes: the heads of {children} come `after` it and read a score '
+                     'for each class that it has now. Train a new learner with all classes.')
 
 # %% ../nbs/77h_grown.ipynb #gr77h0011
 def grown_model(model:nn.Module # A `MultiModel`
