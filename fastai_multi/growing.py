@@ -259,7 +259,7 @@ class Growing:
 
     def add_output(self,
         dls, # Loaders with the learner's inputs and outputs, and the new ones; old labels may be missing in them
-        keep='freeze', # 'freeze': all that is old stands still; 'distil': a term of the loss holds old answers; or `None`
+        keep='freeze', # 'freeze': all that is old stands still; 'distil': a term of the loss holds answers; or `None`
         heads=None, # For what is new, as in `multi_learner`: hidden sizes, options or a module, by output
         loss_func=None, # For what is new, by output; or one for all outputs
         loss_weights=None, # How much the new losses count, by output

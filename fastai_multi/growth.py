@@ -53,8 +53,8 @@ def more_classes(
     return MoreClasses(list(new), [new.index(v) for v in old], [new.index(v) for v in added])
 
 def refuse_gone(name, added, gone, classes):
-    raise ValueError(f'Output {name!r} has the new classes {short_repr(added)}, and the classes {short_repr(gone)} that '
-                     'the learner knows have gone. If a class has another name now, rename it in the table; if the new '
+    raise ValueError(f'Output {name!r} has the new classes {short_repr(added)}, and the classes {short_repr(gone)} '
+                     'that the learner knows have gone. If a class has another name now, rename it in the table; if the new '
                      f'data have no item of it, give the block all of them: vocab={short_repr(classes, 300)}.')
 
 # %% ../nbs/77j_growth.ipynb #gr77j0009
@@ -295,7 +295,7 @@ class Growth:
 
 def refuse_without_items():
     raise ValueError('The validation items by which old outputs are judged do not travel in a file, and no report was '
-                     'made before this learner was exported: call growth() before export(), or evaluate() both learners.')
+                     'made before this learner was exported: call growth() before export(), or compare(old, new).')
 
 def check_grew(growth):
     "Raise for a learner that did not grow"

@@ -54,7 +54,7 @@ class Kept(ForPart):
     def distance(self, pred, old): # Raw predictions: those of the model that is trained, and of the old one
         "How far answers are from the old ones: a number, 0 where they are equal"
         raise ValueError(f"Output {self.name!r} ({self.part.kind}) has no distance to old answers for keep='distil'. "
-                         "Pass keep='freeze', or give its kind a subclass of `fastai_multi.keeping.Kept` with `distance`.")
+                         "Pass keep='freeze', or give its kind a subclass of `keeping.Kept` with `distance`.")
 
 class KeptClass(Kept, part=CategoryPart):
     "A category"
