@@ -54,8 +54,8 @@ def more_classes(
 
 def refuse_gone(name, added, gone, classes):
     raise ValueError(f'Output {name!r} has the new classes {short_repr(added)}, and the classes {short_repr(gone)} '
-                     'that the learner knows have gone. If a class has another name now, rename it in the table; if the new '
-                     f'data have no item of it, give the block all of them: vocab={short_repr(classes, 300)}.')
+                     'that the learner knows have gone. If a class has another name now, rename it in the table; if '
+                     f'the new data have no item of it, give the block all of them: vocab={short_repr(classes, 300)}.')
 
 # %% ../nbs/77j_growth.ipynb #gr77j0009
 def check_keep(keep):
