@@ -60,7 +60,8 @@ class ChoiceForm(TextForm):
     def build(self):
         choices = [(self.no_label, ''), *[(c, c) for c in self.options['classes']], (self.new_class, None)]
         self.list = self.widgets.Dropdown(options=choices, layout=full_width(self.widgets))
-        self.new = self.widgets.Text(placeholder='name of the new class', layout=full_width(self.widgets, display='none'))
+        hidden = full_width(self.widgets, display='none')
+        self.new = self.widgets.Text(placeholder='name of the new class', layout=hidden)
         self.list.observe(self.show_new, names='value')
         self.fields = [self.list, self.new]
         self.view = self.widgets.VBox(self.fields, layout=full_width(self.widgets))
