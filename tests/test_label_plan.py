@@ -92,8 +92,8 @@ def test_one_plain_output_and_text_alone(table, shapes):
     df = table.assign(kind=pd.read_csv(shapes/'items.csv').kind.to_numpy())
     dls = loaders(df, shapes, image=None, item_tfms=None, text='caption', outputs=CategoryBlock, columns='kind')
     learn = multi_learner(dls)
-    plan = label_plan(learn, df.assign(kind=None), 6)
-    assert len(plan)==6 and plan.output.nunique()==1
+    plan = label_plan(learn, df.assign(kind=None), 4)
+    assert len(plan)==4 and plan.output.nunique()==1
 
 def test_a_kind_that_says_nothing_is_taken_as_unknown(learn, table):
     class Told(type(learn.tasks['kind'])): pass
