@@ -22,9 +22,9 @@ from benchmarks.sets import read_set
 RESULTS = Path(__file__).parent/'results'/'labels.csv'
 COLUMNS = ['set', 'way', 'budget', 'seed', 'output', 'labels', 'metric']
 SIZES = dict(drawn=600, fashion=1000)
-BUDGETS = (60, 150, 300)
+BUDGETS = (150, 300, 600)
 WAYS = ('random', 'least sure', 'label_plan')
-START = 30           # items with all labels at the start
+START = 60           # items with all labels at the start
 
 class Pool:
     "A set whose training labels are hidden, but for those of a few items"

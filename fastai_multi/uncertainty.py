@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['OutputUncertainty', 'uncertainty_of', 'yes_no_entropy', 'CategoryUncertainty', 'TagsUncertainty', 'MaskUncertainty',
-           'ObjectsUncertainty', 'GroupUncertainty', 'in_means', 'NumberUncertainty', 'PointsUncertainty',
-           'BoxUncertainty', 'Squeeze', 'as_rows', 'SeenItems']
+           'ObjectsUncertainty', 'GroupUncertainty', 'NumberUncertainty', 'PointsUncertainty', 'average',
+           'BoxUncertainty', 'Squeeze', 'as_rows', 'watched_modules', 'Space', 'SeenItems']
 
 # %% ../nbs/86a_uncertainty.ipynb #86a00001
 from fastai.basics import *
@@ -37,7 +37,7 @@ class OutputUncertainty:
         "`n`, 0 if the learner is sure, 1 if it knows nothing; `None` for a kind without probabilities"
 
     def errors(self, preds:Tensor, targs:Tensor) -> Tensor: # `n,…` of labelled items
-        "`n`, how far predictions are from the truth, in units of what a constant answer is off on average"
+        "`n`, how far predictions are from the truth: 0 right, 1 as far as a constant answer on average"
 
 def uncertainty_of(task) -> OutputUncertainty: # A `Task`
     "How unsure the learner is of an output, by the class of its task or the nearest base class"
@@ -80,26 +80,25 @@ class GroupUncertainty(OutputUncertainty, task=GroupTask):
         return torch.stack(found).mean(0)
 
 # %% ../nbs/86a_uncertainty.ipynb #86a00009
-def in_means(off): # `n`, how far answers are off; and constant answers
-    "How far answers are off, in units of how far constant ones are"
-    answers,constants = off
-    return answers/constants[~constants.isnan()].mean().clamp(min=1e-8)
-
 class NumberUncertainty(OutputUncertainty, task=NumberTask):
-    "One or several numbers: their mean absolute error"
+    "One or several numbers: the absolute error over that of the mean"
     measured = True
     def errors(self, preds, targs):
         targs = targs.float().reshape(len(targs), -1)
         off = (preds.float().reshape(targs.shape)-targs).abs().mean(1)
-        return in_means((off, (targs-targs.nanmean(0)).abs().mean(1)))
+        return off/average((targs-targs.nanmean(0)).abs().mean(1))
 
 class PointsUncertainty(OutputUncertainty, task=PointsTask):
-    "Points: how far they are from where they should be"
+    "Points: the distance over that of the mean points"
     measured = True
     def errors(self, preds, targs):
         targs = targs.float().reshape(len(targs), -1, 2)
         off = (preds.float().reshape(targs.shape)-targs).norm(dim=-1).nanmean(1)
-        return in_means((off, (targs-targs.nanmean(0)).norm(dim=-1).nanmean(1)))
+        return off/average((targs-targs.nanmean(0)).norm(dim=-1).nanmean(1))
+
+def average(off): # `n`, NaN where something is missing
+    "The mean, never 0"
+    return off.nanmean().clamp(min=1e-8)
 
 class BoxUncertainty(OutputUncertainty, task=BoxTask):
     "One box: what its overlap (IoU) lacks; of several boxes nothing"
@@ -110,35 +109,59 @@ class BoxUncertainty(OutputUncertainty, task=BoxTask):
 
 # %% ../nbs/86a_uncertainty.ipynb #86a00012
 class Squeeze:
-    "A random linear map to at most `width` numbers, the same for a seed"
+    "Random linear maps to at most `width` numbers, one for each source of features, the same for a seed"
     width = 128
     def __init__(self, seed:int=0):
         self.seed = seed
-        self.map = None
+        self.maps = {}
 
-    def __call__(self, x:Tensor) -> Tensor: # `n,d` to `n,width`
+    def __call__(self, name:str, x:Tensor) -> Tensor: # The source; `n,d` to `n,width`
         if x.shape[1]<=self.width: return x
-        if self.map is None:
+        if name not in self.maps:
             generator = torch.Generator().manual_seed(self.seed)
-            self.map = torch.randn(x.shape[1], self.width, generator=generator)/self.width**.5
-        return x@self.map
+            self.maps[name] = torch.randn(x.shape[1], self.width, generator=generator)/self.width**.5
+        return x@self.maps[name]
 
 def as_rows(x): # A tensor, or a group of them
     "`x` as one row of numbers for each item"
     rows = [untyped(o).float().flatten(1) for o in flat((x,)) if isinstance(o, Tensor)]
     return torch.cat(rows, 1).nan_to_num(0.).cpu()
 
+def watched_modules(model) -> tuple: # Modules, and a hook for each
+    "Where to catch what the heads of a model start from"
+    wides = list(getattr(model, 'wides', {}).values())
+    if wides: return wides, lambda m,i,o: i[0]
+    return list(getattr(model, 'views', {}).values()), lambda m,i,o: dict(fused=o)
+
+# %% ../nbs/86a_uncertainty.ipynb #86a00015
+class Space:
+    "Unit vectors of items, in which the features of every source count alike"
+    def __init__(self, sources:dict): # By source `n,d`
+        self.means = {n: x.mean(0) for n,x in sources.items()}
+        self.scales = {n: self.scale(x, self.means[n]) for n,x in sources.items()}
+
+    def scale(self, x, mean):
+        "The mean length of what is about the mean; of items that all look the same, not their rounding"
+        least = 1e-3*x.square().sum(1).mean().sqrt()+1e-9
+        return torch.maximum((x-mean).square().sum(1).mean().sqrt(), least)
+
+    def __call__(self, sources:dict) -> Tensor: # `n,d`
+        parts = [(x-self.means[n])/self.scales[n] for n,x in sources.items()]
+        parts.append(torch.full_like(parts[0][:,:1], 1e-3))    # items at the mean are alike
+        return F.normalize(torch.cat(parts, 1), dim=1)
+
+# %% ../nbs/86a_uncertainty.ipynb #86a00017
 class SeenItems:
     "What a learner sees of a loader's items, how unsure it is of them, and the targets of the kinds that are measured"
     def __init__(self,
         learn, # A `MultiLearner`
-        squeeze:Squeeze # The map of the vectors
+        squeeze:Squeeze # The maps of the features
     ):
         self.learn = learn
         self.squeeze = squeeze
         self.uncertainties = {n: uncertainty_of(t) for n,t in learn.tasks.items()}
         self.measured = [n for n,u in self.uncertainties.items() if u.measured]
-        self.vectors = []
+        self.sources = defaultdict(list)
         self.unsure = defaultdict(list)
         self.preds = defaultdict(list)
         self.targs = defaultdict(list)
@@ -147,28 +170,29 @@ class SeenItems:
     def add(self, dl, with_labels=False): # A loader whose order is that of the items
         "Predict the items of a loader"
         model = self.learn.model
-        device = self.learn.dls.device
-        if device is not None: model.to(device)
-        views = getattr(self.learn.plain_model, 'views', None)
-        views = list(views.values()) if views is not None else []
-        with eval_mode(model), Hooks(views, lambda m,i,o: o, cpu=False) as hooks, dl.dataset.set_split_idx(1):
-            for b in dl: self._add_batch(dl, to_device(b, first(model.parameters()).device), hooks, with_labels)
+        if self.learn.dls.device is not None: model.to(self.learn.dls.device)
+        device = first(model.parameters()).device
+        with eval_mode(model), Hooks(*watched_modules(self.learn.plain_model)) as hooks, dl.dataset.set_split_idx(1):
+            for b in dl: self.add_batch(dl, to_device(b, device), hooks, with_labels)
 
-    def _add_batch(self, dl, b, hooks, with_labels):
+    def add_batch(self, dl, b, hooks, with_labels):
+        "Predict a batch"
         x,y = name_batch(b[:dl.n_inp], b[dl.n_inp:] if with_labels else (), self.learn.description)
         raw = self.learn.model(*x)
         if self.learn.calibration is not None: raw = tempered(raw, self.learn.calibration.temperatures)
         preds = by_name(self.learn.loss_func.activation(raw), self.learn.tasks)
-        seen = hooks.stored if len(hooks.hooks) else [raw]
-        self.vectors.append(self.squeeze(as_rows(tuple(seen))))
+        seen = list(hooks.stored) or [dict(predictions=raw)]
+        for i,found in enumerate(seen):
+            for n,v in found.items(): self.sources[f'{i} {n}'].append(self.squeeze(f'{i} {n}', as_rows(v)))
         for n,u in self.uncertainties.items():
-            found = u.of(preds[n])
-            if found is not None: self.unsure[n].append(untyped(found).float().cpu())
-        if with_labels: self._add_targets(y[0], preds)
+            unsure = u.of(preds[n])
+            if unsure is not None: self.unsure[n].append(untyped(unsure).float().cpu())
+        if with_labels: self.add_targets(y[0], preds)
 
-    def _add_targets(self, y, preds):
-        targs = {n: y[0] if isinstance(y, PlainTarget) else y for n in self.learn.tasks}
-        if isinstance(y, Named) and not isinstance(y, PlainTarget): targs = {n: y[n] for n in self.learn.tasks}
+    def add_targets(self, y, preds):
+        "Keep which targets of a batch are labels, and those of the kinds that are measured"
+        if isinstance(y, PlainTarget): y = y[0]
+        targs = by_name(y, self.learn.tasks)
         for n,t in self.learn.tasks.items():
             self.labelled[n].append(t.labelled(targs[n]).cpu())
             if n not in self.measured: continue
@@ -177,15 +201,17 @@ class SeenItems:
 
     def close(self):
         "Make one tensor of each"
-        self.vectors = torch.cat(self.vectors)
-        for found in (self.unsure, self.preds, self.targs, self.labelled):
+        for found in (self.sources, self.unsure, self.preds, self.targs, self.labelled):
             for n in found: found[n] = torch.cat(found[n])
         return self
 
-    def errors(self, name):
-        "How far the answers for an output are off, and the vectors of these items"
+    def where(self, here): # A mask of the items
+        "The features of some of the items, by source"
+        return {n: x[here] for n,x in self.sources.items()}
+
+    def errors(self, name) -> Tensor: # `n`, between 0 and 1; NaN without a label
+        "How far the answers for an output are off"
         here = self.labelled[name]
-        if not here.any(): return torch.zeros(0), self.vectors[:0]
-        found = self.uncertainties[name].errors(self.preds[name][here], self.targs[name][here])
-        known = ~found.isnan()
-        return found[known].clamp(0, 1), self.vectors[here][known]
+        res = torch.full((len(here),), math.nan)
+        if here.any(): res[here] = self.uncertainties[name].errors(self.preds[name][here], self.targs[name][here])
+        return res.clamp(0, 1)
