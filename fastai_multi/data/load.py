@@ -8,6 +8,7 @@ __all__ = ['refuse_no_batch', 'MultiDL', 'check_n_predictions', 'DrawnBy', 'own_
 # %% ../../nbs/15_data.load.ipynb #221367ab
 from fastcore.all import *
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from contextlib import nullcontext
 from fastai.torch_core import batch_to_samples
 from fastai.data.load import SkipItemException
@@ -113,7 +114,20 @@ class MultiDL(TfmdDL):
         if isinstance(res, MultiDL): res.after_batch.seen_sizes = self.after_batch.seen_sizes
         return res
 
+    def over(self, dataset): # A `Datasets` of items like those of the loader
+        "This loader over other items, all else shared: for a batch by `create_batches`, without the cost of `new`"
+        res = copy(self)
+        res.dataset = dataset
+        res.n = len(dataset)
+        return res
+
     def __getstate__(self): return {**self.__dict__, '_encoded_items': None}
+
+    def __repr__(self):
+        where = f'{len(self.dataset):,} items, in batches of {self.bs}, on {self.device}'
+        if self.parts is None: return f'{type(self).__name__}: {where}'
+        names = [', '.join(p.name for p in leaf_parts([e])) for e in self.parts]
+        return f"{type(self).__name__}: {where}: {', '.join(names[:self.n_inp])} -> {', '.join(names[self.n_inp:])}"
 
     def _one_pass(self):
         if self.parts is None: return super()._one_pass()
