@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OutputUncertainty', 'uncertainty_of', 'yes_no_entropy', 'CategoryUncertainty', 'TagsUncertainty', 'MaskUncertainty',
            'ObjectsUncertainty', 'GroupUncertainty', 'NumberUncertainty', 'PointsUncertainty', 'average',
-           'BoxUncertainty', 'Squeeze', 'as_rows', 'watched_modules', 'Space', 'SeenItems']
+           'BoxUncertainty', 'Squeeze', 'as_vectors', 'watched_modules', 'Space', 'SeenItems']
 
 # %% ../nbs/86a_uncertainty.ipynb #86a00001
 from fastai.basics import *
@@ -122,7 +122,7 @@ class Squeeze:
             self.maps[name] = torch.randn(x.shape[1], self.width, generator=generator)/self.width**.5
         return x@self.maps[name]
 
-def as_rows(x): # A tensor, or a group of them
+def as_vectors(x): # A tensor, or a group of them
     "`x` as one row of numbers for each item"
     rows = [untyped(o).float().flatten(1) for o in flat((x,)) if isinstance(o, Tensor)]
     return torch.cat(rows, 1).nan_to_num(0.).cpu()
@@ -183,7 +183,7 @@ class SeenItems:
         preds = by_name(self.learn.loss_func.activation(raw), self.learn.tasks)
         seen = list(hooks.stored) or [dict(predictions=raw)]
         for i,found in enumerate(seen):
-            for n,v in found.items(): self.sources[f'{i} {n}'].append(self.squeeze(f'{i} {n}', as_rows(v)))
+            for n,v in found.items(): self.sources[f'{i} {n}'].append(self.squeeze(f'{i} {n}', as_vectors(v)))
         for n,u in self.uncertainties.items():
             unsure = u.of(preds[n])
             if unsure is not None: self.unsure[n].append(untyped(unsure).float().cpu())
