@@ -43,12 +43,13 @@ from .answering import *
 # Base classes too are imported by name, for Tab
 from .answering import Answering
 from .explaining import Explaining
+from .growing import Growing
 from .resume import Resuming
 from .tiles import Tiling
 import inspect, warnings
 
 # %% ../nbs/78_learner.ipynb #62649e8c
-class MultiLearner(Answering, Explaining, Tiling, Resuming, Bundling, ExportingLearner):
+class MultiLearner(Answering, Explaining, Growing, Tiling, Resuming, Bundling, ExportingLearner):
     "A fastai `Learner` whose inputs, predictions and targets have names"
     def __init__(self,
         dls:DataLoaders, # Loaders of any form that `describe` knows

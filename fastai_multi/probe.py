@@ -152,12 +152,16 @@ class WideFit:
         device = first(model.parameters()).device
         dense = {n: x.to_dense() if x.is_sparse else x for n,x in xs.items()}
         self.wide.cpu()
-        self.wide.fit(dense)
+        if not self._is_kept(key): self.wide.fit(dense)
         self.blocks = self.wide.blocks(dense)
         self.wide.to(device)
         self.used = trained_inputs(model, list(self.blocks))
         self.grams = {n: gram(stored(self.blocks[n])) for n in self.used}
         self.spaces = {}
+
+    def _is_kept(self, key):
+        "Whether the head of an output that the learner keeps reads these features as they are scaled"
+        return any(self.learn.plain_model.wide_of.get(n)==key for n in kept_outputs(self.learn))
 
     def space(self, shares, rows):
         "The coordinates of the items `rows` with inputs weighed by `shares`"
