@@ -38,7 +38,7 @@ class Coverage:
 
     def likeness(self, vectors):
         "How alike items are to those that the gain is summed over, `k,m`"
-        return (vectors@self.points.T).clamp(min=0).square()
+        return (vectors@self.points.T).clamp(min=0).pow(4)
 
     def add(self, name:str, vectors:Tensor): # `k,d`
         "Items whose label for an output is known from now on"
