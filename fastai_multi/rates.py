@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['part_parameters', 'free_parameters', 'layers_within', 'HoldStill', 'group_rates', 'PartGroup', 'PartSplit',
-           'refuse_overlap', 'check_rates', 'count_params', 'PartsLearner']
+           'rate_text', 'refuse_overlap', 'check_rates', 'count_params', 'PartsLearner']
 
 # %% ../nbs/76_rates.ipynb #8ac94d61
 from fastai.basics import *
@@ -96,6 +96,16 @@ class PartSplit:
         usual = group_rates(lr, groups[-1].base+1)
         return [lrs.get(g.label, usual[g.base]) for g in groups]
 
+# %% ../nbs/76_rates.ipynb #fh760002
+def rate_text(lr): # A number, a slice, or several numbers
+    "Learning rates as they were given"
+    if isinstance(lr, slice):
+        if lr.start is None: return f'slice({lr.stop:g})'
+        return f'slice({lr.start:g}, {lr.stop:g})'
+    if is_listy(lr): return ', '.join(rate_text(o) for o in lr)
+    return f'{lr:g}'
+
+
 # %% ../nbs/76_rates.ipynb #54870494
 def refuse_overlap(a, b):
     raise ValueError(f'The parts {a!r} and {b!r} share parameters: give a rate to one of them.')
@@ -103,7 +113,7 @@ def refuse_overlap(a, b):
 def check_rates(lrs, model):
     "Raise unless `lrs` holds a positive number for each named part"
     if not isinstance(lrs, dict):
-        raise TypeError(f'`lrs` is {lrs!r}; it takes a dict by part, as dict(kind=1e-2, trunk=1e-5).')
+        raise TypeError(f'`lrs` is {lrs!r}; it takes a dict by part, such as dict(kind=1e-2, trunk=1e-5).')
     for n,lr in lrs.items():
         check_in(n, [*model.heads, *model.encoders, 'trunk'], 'part in `lrs`')
         if not isinstance(lr, (int,float)) or not lr>0:
@@ -116,11 +126,11 @@ def count_params(params):
     return sum(p.numel() for p in params)
 
 class PartsLearner(Learner):
-    "A `Learner` whose outputs and inputs are frozen by name, and learn at rates of their own"
+    "A `Learner` that can freeze outputs and inputs by name and give them their own learning rates"
     held = ()    # Names of the parts that are frozen by name
 
-    def freeze(self, *names): # Outputs, inputs or 'trunk'; without names, all groups but the last, as in fastai
-        "Freeze the named parts until `unfreeze` names them"
+    def freeze(self, *names): # Outputs, inputs or 'trunk'; without names: all groups but the last, as in fastai
+        "Freeze the named parts until you unfreeze them by name"
         if not names: return self.freeze_to(-1)
         for n in names: part_parameters(self.plain_model, n)
         self._hold([*self.held, *names])
@@ -144,7 +154,7 @@ class PartsLearner(Learner):
             for p in part_parameters(self.plain_model, n): p.requires_grad_(False)
 
     def rates(self, lr, lrs:dict=None): # As `fit_one_cycle` takes it; rates by output, by input or for the 'trunk'
-        "`lr` with rates by name: for each parameter group, to be passed to `fit` and `fit_one_cycle`"
+        "Combine `lr` with rates by name into a rate for each parameter group, for `fit` and `fit_one_cycle`"
         if not lrs: return lr
         check_rates(lrs, self.plain_model)
         if not isinstance(self.splitter, PartSplit) or self.splitter.names!=tuple(lrs): self._split_by(lrs)
@@ -174,9 +184,9 @@ class PartsLearner(Learner):
         if self.held: self.add_cb(HoldStill())
 
     def summary_groups(self,
-        lr=None # Learning rate or rates as `fit` takes them; those of the last fit, or the learner's own, if `None`
+        lr=None # Learning rates as for `fit`; `None`: those of the last fit, or the learner's own
     ) -> pd.DataFrame: # A row by group: `group`, `parameters`, `trainable`, `lr`
-        "The optimizer's parameter groups: how much is in each, how much of it is trained, and at what rate"
+        "List the optimizer's parameter groups: their size, how much of it is trained, and the learning rate"
         groups = [list(g) for g in L(self.splitter(self.model))]
         names = [f'group {i+1}' for i in range(len(groups))]
         if self.splitter is split_params: names = list(self.plain_model.named_groups())
