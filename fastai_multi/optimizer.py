@@ -33,7 +33,7 @@ def fused_step(params, states, hyper, wd): # Parameters and their states; the hy
 
 # %% ../nbs/48a_optimizer.ipynb #46b864e0
 class FusedAdam(Optimizer):
-    "fastai's `Adam` with decoupled weight decay: the same steps, hyperparameters and state, in one operation for a group"
+    "fastai's `Adam` with decoupled weight decay: the same steps and state, in one operation for a group"
     def __init__(self,
         params, # Parameters, or lists of them: the groups
         lr, # Learning rate, or one for each group

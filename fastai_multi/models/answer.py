@@ -14,7 +14,12 @@ from .heads import *
 from .stack import *
 
 # %% ../../nbs/41a_models.answer.ipynb #e309eda6
-def predict_one(head, features, maps, wide=None): # A head; features `bs,c`; a function of how it reads maps; wide features
+def predict_one(
+    head,     # A module
+    features, # `bs,c`
+    maps,     # A function that gives the maps for the head's `reads_map`
+    wide=None # Wide features, where the view has some
+):
     "What one head says"
     given = [features]
     how = getattr(head, 'reads_map', False)
