@@ -210,7 +210,7 @@ class Review:
         key=None          # Column that names an item; `None`: as the file says, else that of the first picture
     ):
         self.widgets = import_widgets()
-        if key is None and Path(file).exists(): key = Edits(file).key
+        if key is None and as_file(file).exists(): key = Edits(file).key
         self.items = ReviewItems(source, items, k, table, key)
         self.edits = Edits(file, key=self.items.key)
         self.place = 0
