@@ -286,7 +286,7 @@ class Review:
         if output in self.item.asked: line += ' &larr; look at this'
         line += f'<br><small>label: {escape(in_words(label, editor.delim))} &middot; learner: '
         line += escape(in_words(said, editor.delim))
-        if output in self.item.losses: line += f' &middot; loss {self.item.losses[output]:.3g}'
+        if output in self.item.losses: line += f' &middot; loss {self.item.losses[output]:.2f}'
         head = self.widgets.HTML(f'<div class=review-head>{line}</small></div>')
         if not editor.form: return [head]
         options = editor.options(self.size)
