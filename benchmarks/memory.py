@@ -1,8 +1,8 @@
 """The memory that training holds at its peak, beside a bare loop: `python -m benchmarks.memory`
 
-A ResNet-18 on drawn pictures of 96 pixels with four outputs, batches of 32, one epoch. Each way runs in a process of its
-own: megabytes at the peak beyond what the process held when model and loaders were there. The bare loop runs twice: the
-difference is noise. The rows go to benchmarks/results/memory.csv."""
+A ResNet-18 on drawn pictures of 96 pixels with four outputs, batches of 32, one epoch. Each way runs in a process of
+its own: megabytes at the peak beyond what the process held when model and loaders were there. The bare loop runs
+twice: the difference is noise. The rows go to benchmarks/results/memory.csv."""
 import argparse, resource, subprocess, sys, tempfile
 from fastai.vision.all import *
 from fastai_multi import *

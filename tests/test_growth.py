@@ -18,7 +18,8 @@ def test_a_question_for_each_class_not_for_each_row(monkeypatch):
     assert len(asked)<200 and gc.isenabled()
     assert list(dls.vocab['k0'])==[str(i) for i in range(10)]
 
-@pytest.mark.parametrize('values', [['b','a',None,'b'], [3,1,math.nan,3], [True,False,True,None], ['a',None,math.nan,'b']])
+@pytest.mark.parametrize('values', [['b','a',None,'b'], [3,1,math.nan,3], [True,False,True,None],
+                                    ['a',None,math.nan,'b']])
 def test_the_same_classes_as_one_by_one(values):
     df = pd.DataFrame(dict(x=np.arange(24.), k=pd.Series(values*6, dtype=object)))
     dls = MultiDataLoaders.from_df(df, image=None, features=['x'], outputs=dict(k=CategoryBlock), bs=4, num_workers=0)
