@@ -142,6 +142,10 @@ class Modality(Attributed, ForPart):
         "The batch that the model reads"
         return x
 
+    def given(self, x, stats): # What the model reads; mean and standard deviation of pictures, or `None`
+        "What an exported model gets for it"
+        return x
+
 # %% ../nbs/75_build.ipynb #4ecf55b5
 def modality_of(part # The input's `Part`
                ) -> Modality:
@@ -173,6 +177,12 @@ class ImageModality(PictureAttributed, Modality, part=ImagePart):
         if stats is None: return x
         mean,std = stats
         return (x-mean)/std
+
+    def given(self, x, stats):
+        "Pictures from 0 to 1"
+        if stats is None: return x
+        mean,std = stats
+        return x*std+mean
 
     @property
     def n_channels(self):
