@@ -37,6 +37,8 @@ TABLES = dict(defaults=dict(title='What the default learns', by=['set','output',
                                        text='A training step of each configuration above, timed in turns'),
               exports=dict(title='Files of ONNX and torch.export', command='python -m benchmarks.exports',
                            text='The largest difference from the learner, or the refusal; milliseconds for one item'),
+              predict=dict(title='One prediction beside the call of the model', command='python -m benchmarks.predict',
+                           text='Milliseconds of the processor, and what is beyond the model or the loop'),
               serve=dict(title='Requests to the service', command='python -m benchmarks.serve',
                          text='Memory, errors and times after each thousand requests of 16 clients'),)
 

@@ -21,6 +21,7 @@ from .answerfile import *
 from .answers import *
 from .calibration import *
 from .callback.adapt import *
+from .direct import *
 from .build import *
 
 # %% ../nbs/77c_answering.ipynb #76ea2790
@@ -59,6 +60,7 @@ class Answering(Answered):
         head='`learn.model.heads`: one for each output',
         body='`learn.model.encoders`: one for each input')
     calibration = None    # what `calibrate` found, for the weights of that moment
+    direct = None         # a `DirectPrediction`, from the first `predict` on
 
     def fit(self, *args, **kwargs):
         self.calibration = None
@@ -88,8 +90,7 @@ class Answering(Answered):
         activation = partial(self._activate, act)
         res = super().get_preds(ds_idx, dl, with_input, with_decoded, with_loss, act=activation, inner=inner,
                                 reorder=reorder, cbs=cbs, **kwargs)
-        pad_ids = {**self.pad_ids, **pad_ids_of(self.output_parts)}
-        return tuple(pad_all(plain_targets(o), pad_ids) for o in res)
+        return tuple(map(self._one_tensor_each, res))
 
     def _activate(self, act, preds):
         "Raw predictions through the outputs' activations, or through those in `act`"
@@ -112,9 +113,13 @@ class Answering(Answered):
     ) -> Prediction: # A tuple: an `Answer`, tensors, probabilities or values (of one plain target as fastai)
         "Predict one item: `answer,targets,probs = learn.predict(item)`; `answer.to_dict()` is plain JSON"
         check_one_item(rm_type_tfms)
-        dl = item_dl(self.dls, item, self.modalities)
-        answers = Answers(dl, self.tasks, self.named)
-        inp,preds,_,dec = self._watched_preds(dl, with_input=True)
+        found = None
+        if coverage is None and not with_input: found = self._predict_directly(item)
+        if found is None:
+            dl = item_dl(self.dls, item, self.modalities)
+            answers = Answers(dl, self.tasks, self.named)
+            inp,preds,_,dec = self._watched_preds(dl, with_input=True)
+        else: answers,preds,dec = found
         decoded = row(dec, 0)
         values = row(preds, 0)
         answer = answers.answer(decoded, values, 0)
@@ -123,6 +128,23 @@ class Answering(Answered):
         res = (said, decoded, values)
         if with_input: res = (decoded_input(dl, inp, self.modalities), *res)
         return Prediction(res, answer)
+
+    def _predict_directly(self, item):
+        "The `Answers`, predictions and decoded predictions of one item; `None` where only `get_preds` may answer"
+        if self.direct is None: self.direct = DirectPrediction()
+        found = self.direct(self, item)
+        if found is None: return None
+        answers,x,raw = found
+        preds = self._activate(None, raw)
+        dec = getcallable(self.loss_func, 'decodes')(preds)
+        watch = AbsentInputs()
+        watch.count(x, self.modalities)
+        for sentence in watch.sentences(self.model): warnings.warn(sentence, stacklevel=3)
+        return answers, self._one_tensor_each(preds), self._one_tensor_each(dec)
+
+    def _one_tensor_each(self, x):
+        "Predictions or targets by name, rows of different lengths padded to one tensor"
+        return pad_all(plain_targets(x), {**self.pad_ids, **pad_ids_of(self.output_parts)})
 
     def _watched_preds(self, dl, **kwargs):
         "Predictions of a loader's items, with a warning of inputs that are absent"

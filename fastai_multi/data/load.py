@@ -8,6 +8,7 @@ __all__ = ['refuse_no_batch', 'MultiDL', 'check_n_predictions', 'DrawnBy', 'own_
 # %% ../../nbs/15_data.load.ipynb #221367ab
 from fastcore.all import *
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from contextlib import nullcontext
 from fastai.torch_core import batch_to_samples
 from fastai.data.load import SkipItemException
@@ -111,6 +112,13 @@ class MultiDL(TfmdDL):
                 kwargs = merge(dict(weights=self.weights, sampler=self.sampler), kwargs)
         res = super().new(dataset, cls, **kwargs)
         if isinstance(res, MultiDL): res.after_batch.seen_sizes = self.after_batch.seen_sizes
+        return res
+
+    def over(self, dataset): # A `Datasets` of items like those of the loader
+        "This loader over other items, all else shared: for a batch by `create_batches`, without the cost of `new`"
+        res = copy(self)
+        res.dataset = dataset
+        res.n = len(dataset)
         return res
 
     def __getstate__(self): return {**self.__dict__, '_encoded_items': None}

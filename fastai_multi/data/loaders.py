@@ -17,6 +17,7 @@ from ..core import *
 from .parts import *
 from .sources import *
 from .splits import *
+from .edits import with_edits
 from .load import *
 from .readers import *
 from .infer import *
@@ -221,6 +222,7 @@ class MultiDataLoaders(NamedLoaders, JoiningLoaders, ReportingLoaders, DataLoade
         img_cls=PILImage,   # Class of the pictures
         text_block=None,    # How texts are read, as `PlainTextBlock(max_len=64)`
         objects=None,       # A second table, or its CSV file, with a row for each object of an `ObjectsBlock`
+        edits=None,         # Corrected labels and bad items: the file of `Edits`, as 'edits.csv'
         **kwargs
     ):
         "Create from a table"
@@ -240,6 +242,8 @@ class MultiDataLoaders(NamedLoaders, JoiningLoaders, ReportingLoaders, DataLoade
         pictures = Path(path) if folder is None else Path(path)/folder
 
         y_block,y_columns = output_block(outputs, columns)
+        edited = with_edits(df, edits, path, y_columns, label_delim)
+        df = edited.table
         x_block = input_block(image, text, features, img_cls, text_block, cat_names, cont_names, procs)
         get_x = InputReader(image, text, features, pictures, suff, cat_names, cont_names)
         get_y = output_reader(df, y_block, y_columns, label_delim, pictures)
@@ -248,8 +252,8 @@ class MultiDataLoaders(NamedLoaders, JoiningLoaders, ReportingLoaders, DataLoade
 
         splitter = row_split(df, get_y.readers, valid_pct, seed, valid_col, valid_value, valid_idx, splitter, folds,
                              fold, column_names(df, groups), stratify)
-        dblock = DataBlock((x_block, y_block), get_x=get_x, get_y=get_y, splitter=splitter, item_tfms=item_tfms,
-                           batch_tfms=batch_tfms)
+        dblock = DataBlock((x_block, y_block), get_x=get_x, get_y=get_y, splitter=edited.splitter(splitter),
+                           item_tfms=item_tfms, batch_tfms=batch_tfms)
         return cls.from_dblock(dblock, df, path=path, **kwargs)
 
     @classmethod
