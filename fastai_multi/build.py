@@ -170,7 +170,14 @@ class ImageModality(PictureAttributed, Modality, part=ImagePart):
         if isinstance(raw, (np.ndarray, Tensor)): return raw.ndim>1
         return isinstance(raw, (Path, bytes, Image.Image)) or is_image_dict(raw) or hasattr(raw, 'read')
     def typed(self, t): return t.as_subclass(self.part.tensor_type)
-    def example(self, dl, n): return torch.rand(n, *dl.blank_value(self.part).shape[-3:])
+    def example(self, dl, n): return torch.rand(n, *self.shape_in(dl))
+
+    def shape_in(self, dl):
+        "The shape `c,h,w` of the pictures in batches of `dl`; of a blank one if it has no items"
+        if not len(dl): return dl.blank_value(self.part).shape[-3:]
+        x = dl.new(bs=min(8, dl.bs), shuffle=False, drop_last=False).one_batch()[0]
+        if isinstance(x, Named): x = x[self.name]
+        return x.shape[-3:]
 
     def prepared(self, x, stats):
         "Pictures from 0 to 1, normalised as the model knows them"

@@ -62,6 +62,14 @@ def test_pictures_alone_with_points(shapes, tmp_path):
     res = learn.to_onnx(tmp_path/'model.onnx')
     assert res.difference<1e-5 and res.outputs==dict(kind='float32 batch,4', corner='float32 batch,1,2')
 
+def test_pictures_keep_the_size_of_their_files(shapes, tmp_path):
+    "No item transform gives a size: the files are all 64 by 64 in one table and 48 by 48 in the other"
+    for size in (64, 48):
+        folder = multi_shapes(tmp_path/str(size), n=10, size=size, seed=0)
+        dls = MultiDataLoaders.from_csv(folder, image='file', outputs=dict(kind=CategoryBlock), bs=4, num_workers=0)
+        learn = randomised(multi_learner(dls, simple_cnn(2, 4)))
+        assert learn.to_program(tmp_path/'model.pt2').inputs==dict(image=f'float32 batch,3,{size},{size}')
+
 def test_an_lstm_reads_texts_of_one_length(shapes, tmp_path):
     learn = randomised(multi_learner(loaders(shapes, text='caption'), text='lstm'))
     with pytest.raises(ValueError, match='pass tokens=64'): learn.to_onnx(tmp_path/'any.onnx')

@@ -198,9 +198,11 @@ class AbsentInputs(Callback):
     "Count the items without an input, in words if an input is absent in all items or the model never trained so"
     order = 101    # what the model gets
     def __init__(self): self.counts = {}
-    def before_batch(self):
-        x = self.xb[0]
-        for n,m in self.learn.modalities.items():
+    def before_batch(self): self.count(self.xb[0], self.learn.modalities)
+
+    def count(self, x, modalities): # The inputs of a batch; their modalities by name
+        "Count the items of a batch"
+        for n,m in modalities.items():
             here = m.here(x[n] if isinstance(x, Named) else x)
             n_absent,n_items = self.counts.get(n, (0,0))
             self.counts[n] = (n_absent+(~here).sum(), n_items+len(here))
