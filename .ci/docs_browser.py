@@ -112,6 +112,12 @@ def switched(page):
     page.wait_for_load_state()
     if language()!='ko': raise AssertionError('the link to Korean leads to a page in another language')
 
+def epochs_fit(page):
+    "The table of epochs of the quick start, with four outputs, fits a desktop's window"
+    table = page.locator('.text_html', has=page.locator('th', has_text='train_')).first
+    inner,outer = table.evaluate('e => [e.scrollWidth, e.clientWidth]')
+    if inner>outer+1: raise AssertionError(f'the table of epochs takes {inner} px and has {outer}')
+
 def main():
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument('--site', default=Path(__file__).resolve().parent.parent/'_docs', type=Path)
@@ -150,7 +156,8 @@ def main():
                     for check in (lambda: visit.open('search.html?q=multi_learner',
                                                      finds('multi_learner', ['learner.html'])),
                                   lambda: visit.open('index.html', typed('multi_learner', 'learner.html')),
-                                  lambda: visit.open('ko/tutorial.quickstart.html', switched), *asked):
+                                  lambda: visit.open('ko/tutorial.quickstart.html', switched),
+                                  lambda: kind=='phone' or visit.open('tutorial.quickstart.html', epochs_fit), *asked):
                         try: check()
                         except Exception as e: visit.faults.append(f'asked at {size["width"]} px: {e}')
                 faults += [f'[{kind}, {scheme}] {f}' for f in visit.faults]

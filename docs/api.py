@@ -156,6 +156,7 @@ def table(obj, node=None, module=None):
 def summary(obj):
     "First line of its own docstring"
     if inspect.isclass(obj) and not obj.__dict__.get('__doc__'): return ''
+    if isinstance(obj, (classmethod,staticmethod)): obj = obj.__func__
     return plain_docstring(inspect.getdoc(obj)).strip().split('\n')[0]
 
 # Pages
@@ -182,6 +183,25 @@ def methods(cls, module, apart=()):
         node = nodes(module).get(f'{cls.__name__}.{n}')
         if node and (f.__doc__ or any(v for v in explained(f, node, module).values())): yield n
 
+def inherited(cls):
+    "A table of the methods that a class has from other classes of ours, with links to where they are explained"
+    rows = []
+    seen = set(vars(cls))
+    for base in cls.__mro__[1:]:
+        if not is_public(base): continue
+        for n in methods(base, base.__module__):
+            if n in seen: continue
+            link = f'{{py:meth}}`{n} <{base.__module__}.{base.__name__}.{n}>`'
+            rows.append(f'| {link} | {cell(summary(inspect.getattr_static(base, n)))} |')
+        seen.update(vars(base))
+    if not rows: return ''
+    return '\n'.join(['| from other modules | |', '|---|---|', *rows])
+
+def is_public(cls):
+    "Whether a class has a place on a page of ours"
+    if not cls.__module__.startswith(f'{lib.name}.'): return False
+    return cls.__name__ in importlib.import_module(cls.__module__).__all__
+
 def markdown(name, module, apart=(), level=8):
     "All that a page says of `name`, as MyST. `apart`: methods which are shown elsewhere"
     obj,raw,home,node = locate(name, module)
@@ -190,6 +210,7 @@ def markdown(name, module, apart=(), level=8):
         init = init_node(obj)
         body.append(table(obj, init, home))
         body += [markdown(f'{name}.{n}', home, level=level-2) for n in methods(obj, home, apart)]
+        body.append(inherited(obj))
         return directive('class', f'{name}{signature(obj, init)}', '\n\n'.join(filter(None, body)), module, level)
     if isinstance(obj, property): return directive('property', name, body[0], module, level)
     kind = 'function' if '.' not in name else 'method'

@@ -65,9 +65,11 @@ class own_show_docs(Processor):
         return obj is not None and type(obj).__name__!='Function'
 
 def clean_html(h):
-    "A table without the style sheet that pandas and fastai send with each, its numbers in four digits"
+    """A table without the style sheet that pandas and fastai send with each, its numbers in four digits; a heading such
+    as `kind_accuracy` may break after `_`, so that a table of epochs fits"""
     h = re.sub(r'<(style|script)\b.*?</\1>', '', h, flags=re.S)
     h = re.sub(r'(?<=<td>)-?\d+\.\d{5,}(?=</td>)', lambda m: f'{float(m[0]):.4g}', h)
+    h = re.sub(r'(?<=<th>)[^<]+(?=</th>)', lambda m: m[0].replace('_', '_<wbr>'), h)
     return re.sub(r' border="1"| class="dataframe"', '', h)
 
 class tidy_outputs(Processor):

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['check_item_size', 'lone_input', 'raw_item', 'check_activations', 'first_block_step', 'raw_dataset', 'raw_dl',
            'is_source_item', 'item_dl', 'check_has_predictions', 'in_units', 'row', 'Answers', 'table_cell',
-           'decoded_input', 'raw_inputs', 'plot_answer', 'augmented_preds', 'pad_ids_of', 'one_tensor', 'pad_all',
-           'ThresholdChoice', 'choose_threshold', 'outputs_with_threshold', 'check_has_threshold', 'choose_thresholds']
+           'decoded_input', 'raw_inputs', 'check_predicts', 'plot_answer', 'augmented_preds', 'pad_ids_of',
+           'one_tensor', 'pad_all', 'ThresholdChoice', 'choose_threshold', 'outputs_with_threshold',
+           'check_has_threshold', 'choose_thresholds']
 
 # %% ../nbs/70_answers.ipynb #798ea2fa
 from fastai.basics import *
@@ -238,6 +239,12 @@ def raw_inputs(dl):
         res[part.name] = v
     return res
 
+def check_predicts(learn):
+    "Raise unless `learn` is something that predicts: people pass the answer itself"
+    if hasattr(learn, 'dls'): return
+    raise TypeError(f'`learn` is a {type(learn).__name__}; it takes a learner, which predicts the item itself: '
+                    'plot_answer(learn, item).')
+
 def plot_answer(
     learn, # A `MultiLearner`
     item, # What `predict` takes: a picture, `(image, text)`, a dict by input, a row of the table
@@ -246,6 +253,7 @@ def plot_answer(
     **kwargs # Passed to `Panel`, as `width`, the characters in a line
 ):
     "Draw the prediction for one item on its picture: boxes, points and masks in their place, the rest in lines below"
+    check_predicts(learn)
     dl = item_dl(learn.dls, item, learn.modalities)
     answers = Answers(dl, learn.tasks, learn.named)
     with learn.no_bar(): preds,_,decoded = learn.get_preds(dl=dl, with_decoded=True)

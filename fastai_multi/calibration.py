@@ -153,6 +153,7 @@ def plot_reliability(
     error = calibration_error(confidence, right, bins)
     ax.set(xlabel='confidence', ylabel='share of right answers', xlim=(0,1.02), ylim=(0,1.02),
            title=literal(f'{name}: calibration error {error:.3f}'))
+    make_legible(ax)
     return ax
 
 # %% ../nbs/70a_calibration.ipynb #9f0098d9
@@ -269,7 +270,7 @@ class Calibration:
                      **{'error': o.error, 'error before': o.error_before}) for o in self.outputs.values()]
         return pd.DataFrame(rows, index=list(self.outputs))
 
-    def __repr__(self): return self.table().to_string(float_format='%.3g', na_rep='')
+    def __repr__(self): return repr(frame_table(self.table(), '%.3g'))
     def _repr_html_(self): return self.table().to_html(float_format='%.3g', na_rep='')
 
     def plot(self,

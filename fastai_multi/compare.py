@@ -11,6 +11,7 @@ from fastai.basics import *
 from fastai.torch_core import get_random_states, set_random_states
 import time
 from .core import *
+from .figures import *
 from .losses import *
 from .columns import *
 
@@ -169,7 +170,9 @@ class SingleTaskComparison:
         if n<3: res.append(f"{n} seed{'s' if n>1 else ''} say little of the spread: three or more are better.")
         return res
 
-    def __repr__(self):
-        advice = '\n'.join(f'- {a}' for a in self.advice)
-        tables = [t.to_string(float_format='%.4g') for t in (self.table, self.cost)]
-        return '\n\n'.join([*tables, advice])
+    def overview(self) -> Overview:
+        "Scores, costs and advice"
+        advice = [f'- {a}' for a in self.advice]
+        return Overview([frame_table(self.table), '', frame_table(self.cost), '', *advice])
+    def __repr__(self): return repr(self.overview())
+    def _repr_html_(self): return self.overview()._repr_html_()

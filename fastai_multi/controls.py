@@ -108,7 +108,8 @@ class InputComparison:
                         color=palette['many'][0])
             ax.set(title=literal(o), xlabel=self.table.metric[o], yticks=range(len(sets)), ylim=(-.5, len(sets)-.5))
         axs[0].set_yticklabels([literal(s) for s in sets])
+        make_legible(*axs)
         return axs
 
     def _repr_html_(self): return self.table._repr_html_() + '<br>'.join(self.sentences())
-    def __repr__(self): return '\n'.join([self.table.to_string(float_format='%.4g'), *self.sentences()])
+    def __repr__(self): return '\n'.join([repr(frame_table(self.table)), *self.sentences()])

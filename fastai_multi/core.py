@@ -239,7 +239,7 @@ def format_value(v # A decoded value, or `absent`
                 ) -> str:
     "A decoded value in a few characters"
     if v is absent or v is None: return '–'
-    if isinstance(v, Tensor): v = _shape_text(v) if v.ndim>1 else v.tolist()
+    if isinstance(v, Tensor): v = _shape_text(v) if v.ndim>1 and v.numel()>4 else v.tolist()
     if isinstance(v, str): return v
     if isinstance(v, float): return f'{v:,.0f}' if 1e4<=abs(v)<1e9 else f'{v:.4g}'
     if isinstance(v, (list, tuple, L)): return _list_text([format_value(o) for o in v])

@@ -112,6 +112,7 @@ def plot_rates(
     ax.set(xscale='log', xlabel='learning rate of the part', ylabel='loss, minus that without steps',
            title='one part at a time', ylim=(-1.2*depth, depth))
     ax.legend(fontsize=8)
+    make_legible(ax)
     return ax
 
 # %% ../nbs/84a_curves.ipynb #84a00013
@@ -188,7 +189,8 @@ class LearningCurves:
         ax.plot(band.index, band['mean'], color=colour, lw=2, marker='o', ms=3)
         better = 'higher' if rows.up.iloc[0] else 'lower'
         ax.set(xlabel='epoch', ylabel=literal(rows.metric.iloc[0]), title=literal(f'{output} ({better} is better)'))
+        make_legible(ax)
         ax.xaxis.get_major_locator().set_params(integer=True)
 
-    def __repr__(self): return self.table.to_string(float_format='%.4g')
+    def __repr__(self): return repr(frame_table(self.table))
     def _repr_html_(self): return self.table.to_html(float_format='%.4g')

@@ -123,7 +123,7 @@ class DepthResults:
         "Means over seeds, a row for each depth and split"
         return self.runs.drop(columns='seed').groupby(['depth','split'], sort=False, dropna=False).mean().reset_index()
     def _repr_html_(self): return self.table._repr_html_()
-    def __repr__(self): return self.table.to_string(index=False, float_format='%.3f')
+    def __repr__(self): return repr(frame_table(self.table, '%.3f', index=False))
 
     def column(self, output, by='loss'):
         "The column of `output` for `by`: 'loss', or part of a metric's name"
@@ -163,6 +163,7 @@ class DepthResults:
         self.draw(axs[-1], 'ms')
         axs[-1].set(title='price', xlabel='depth', ylabel='ms a step', ylim=(0,None))
         if self.runs.split.nunique(dropna=False)>1: axs[0].legend(fontsize=7)
+        make_legible(*axs)
         return axs
 
     def draw(self,

@@ -205,6 +205,7 @@ def plot_matrix(
     for (i,j),n in np.ndenumerate(cm):
         text = f'{shares[i,j]:.2f}' if normalize else str(n)
         if n: ax.text(j, i, text, ha='center', va='center', color='white' if shares[i,j]>.5 else 'black')
+    make_legible(ax)
     return ax
 
 def matrix_axes(c, figsize=None, **kwargs):
@@ -266,6 +267,7 @@ class TagsInterpretation(OutputInterpretation, task=TagsTask):
             ax.plot(recall, precision, color=palette['many'][k%5], ls=['-','--'][k//5%2], label=literal(tag))
         ax.set(xlabel='recall', ylabel='precision', xlim=(0,1.02), ylim=(0,1.02), title=literal(self.name))
         ax.legend(fontsize=8)
+        make_legible(ax)
         return ax
 
 def ratio(a, b):
@@ -314,6 +316,7 @@ class NumberInterpretation(OutputInterpretation, task=NumberTask):
         ax.plot(ends, ends, color=palette['plain'], lw=1, ls='--')
         name = literal(self.name)
         ax.set(xlabel=f'true {name}', ylabel=f'predicted {name}', title=name)
+        make_legible(ax)
         return ax
 
     def plot_residuals(self, column:int=0, ax=None): # Which of several numbers; axes to draw on
@@ -323,6 +326,7 @@ class NumberInterpretation(OutputInterpretation, task=NumberTask):
         ax.axhline(0, color=palette['plain'], lw=1, ls='--')
         name = literal(self.name)
         ax.set(xlabel=f'true {name}', ylabel='predicted minus true', title=name)
+        make_legible(ax)
         return ax
 
 def quantile_ranges(values, n):
@@ -370,6 +374,7 @@ def plot_counts(values, what, title, ax=None, **kwargs):
     ax.axvline(values.mean(), color=palette['plain'], lw=1, ls='--', label=f'mean {values.mean():.3g}')
     ax.set(xlabel=literal(what), ylabel='items', title=literal(title))
     ax.legend(fontsize=8)
+    make_legible(ax)
     return ax
 
 class PointsInterpretation(OutputInterpretation, task=PointsTask):

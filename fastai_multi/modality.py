@@ -101,6 +101,7 @@ class ModalityCheck:
             ax.axvline(0, color=palette['plain'], lw=1, ls='--')
             ax.set(title=literal(o), xlabel=f'{self.plain[o].score_name}: worse by', yticks=range(len(keys)))
         axs[0].set_yticklabels([literal(f'{name} {change}') for name,change in keys])
+        make_legible(*axs)
         return axs
 
     def _repr_html_(self): return self.table._repr_html_() + '<br>'.join(self.sentences())

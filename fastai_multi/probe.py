@@ -14,6 +14,7 @@ from fastprogress.fastprogress import progress_bar
 from torch.nn.modules.batchnorm import _BatchNorm
 from typing import NamedTuple
 from .core import *
+from .figures import *
 from .targets import *
 from .models.multi import *
 from .batch import *
@@ -96,11 +97,11 @@ class ProbeResult(dict):
     def __repr__(self):
         of_all = ' (a random part of the training split)' if self.is_part else ''
         rows = [f'Probe on {self.n} items{of_all}: losses on items left out']
-        width = max([0, *map(len, self)])
+        width = max([0, *map(display_width, self)])
         for n,o in self.items():
             end = ''
             if not o.kept: end = '  kept at the prior: the fit is not clearly better'
-            rows.append(f'  {n:<{width}}  prior {o.prior:.4g}  probe {o.probe:.4g}{end}')
+            rows.append(f'  {padded(n, width)}  prior {o.prior:.4g}  probe {o.probe:.4g}{end}')
         return '\n'.join(rows)
 
 # %% ../nbs/74_probe.ipynb #a440b019

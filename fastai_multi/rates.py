@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['part_parameters', 'free_parameters', 'layers_within', 'HoldStill', 'group_rates', 'PartGroup', 'PartSplit',
-           'refuse_overlap', 'check_rates', 'count_params', 'PartsLearner']
+           'rate_text', 'refuse_overlap', 'check_rates', 'count_params', 'PartsLearner']
 
 # %% ../nbs/76_rates.ipynb #8ac94d61
 from fastai.basics import *
@@ -95,6 +95,16 @@ class PartSplit:
         groups = self.groups(model)
         usual = group_rates(lr, groups[-1].base+1)
         return [lrs.get(g.label, usual[g.base]) for g in groups]
+
+# %% ../nbs/76_rates.ipynb #fh760002
+def rate_text(lr): # A number, a slice, or several numbers
+    "Learning rates as they were given"
+    if isinstance(lr, slice):
+        if lr.start is None: return f'slice({lr.stop:g})'
+        return f'slice({lr.start:g}, {lr.stop:g})'
+    if is_listy(lr): return ', '.join(rate_text(o) for o in lr)
+    return f'{lr:g}'
+
 
 # %% ../nbs/76_rates.ipynb #54870494
 def refuse_overlap(a, b):

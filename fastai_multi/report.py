@@ -13,6 +13,7 @@ from fastai.basics import *
 from fastai.torch_core import get_random_states, set_random_states
 import itertools
 from .core import *
+from .figures import *
 from .targets import *
 from .terms import *
 from .losses import *
@@ -357,16 +358,21 @@ class TaskReport:
         even = not scale or 'no weights' in scale[0]
         return scale + GradientConflicts(self.names, grams, weights).advice(even)
 
-    def __repr__(self):
-        parts = [f'{len(self.names)} outputs, {self.n_batches} batches, gradients where all outputs '
-                 f'meet', self.table.to_string(float_format='%.3g')]
+    def overview(self) -> Overview:
+        "The tables, each below what it shows, and then the advice"
+        res = Overview([f'{len(self.names)} outputs, {self.n_batches} batches, gradients where all outputs meet',
+                        frame_table(self.table, '%.3g')])
         if len(self.names)>1 and self.cosines.notna().any().any():
-            parts.append('cosines of the gradients\n' + self.cosines.to_string(float_format='%.2f'))
-        parts.append('losses: of training items in training and in evaluation mode, of validation items, and of '
-                     'constant answers\n' + self.losses.to_string(float_format='%.3g'))
-        if self.scores is not None: parts.append('metrics\n' + self.scores.to_string(float_format='%.4g'))
-        parts.append('\n'.join(f'- {a}' for a in self.advice))
-        return '\n\n'.join(parts)
+            res += ['\ncosines of the gradients', frame_table(self.cosines, '%.2f')]
+        res += ['\nlosses: of training items in training and in evaluation mode, of validation items, and of constant '
+                'answers', frame_table(self.losses, '%.3g')]
+        if self.scores is not None: res += ['\nmetrics', frame_table(self.scores)]
+        res.append('')
+        res += [f'- {a}' for a in self.advice]
+        return res
+
+    def __repr__(self): return repr(self.overview())
+    def _repr_html_(self): return self.overview()._repr_html_()
 
 # %% ../nbs/72_report.ipynb #1a8e29ca
 def task_report(

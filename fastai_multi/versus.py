@@ -8,6 +8,7 @@ __all__ = ['paired_row', 'changes_of', 'LearnerComparison', 'shared_outputs', 'c
 # %% ../nbs/82a_versus.ipynb #82a00001
 from fastai.basics import *
 from .core import *
+from .figures import *
 from .itemmetrics import *
 from .interpretation import *
 
@@ -107,7 +108,7 @@ class LearnerComparison:
         self.second.show(places[:k], **kwargs)
 
     def __repr__(self):
-        return '\n\n'.join(o.to_string(float_format='%.4g', na_rep='') for o in (self.table, self.changes))
+        return '\n\n'.join(repr(frame_table(o)) for o in (self.table, self.changes))
     def _repr_html_(self):
         return ''.join(o.to_html(float_format='%.4g', na_rep='') for o in (self.table, self.changes))
 

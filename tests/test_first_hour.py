@@ -77,3 +77,19 @@ def test_a_regular_expression_names_the_label(names):
     assert set(dls.vocab)=={f.parent.name for f in names['files']}
     with pytest.raises(AssertionError, match='Failed to find'):
         MultiDataLoaders.from_path_re(names['path'], names['files'], r'(\d+)[.]png$')
+
+def test_a_table_that_is_written_in_another_way_reads_step_by_step(shapes, tmp_path):
+    "A Korean table with semicolons and decimal commas: each message names the next argument"
+    df = pd.read_csv(shapes/'items.csv').head(24)
+    table = pd.DataFrame({'파일': df.file, '모양': df.kind, '잉크(%)': [f'{o/100:.1f}'.replace('.', ',') for o in df.area]})
+    table.to_csv(tmp_path/'표.csv', sep=';', index=False, encoding='cp949')
+    shutil.copytree(shapes/'images', tmp_path/'images')
+    read = partial(MultiDataLoaders.from_csv, tmp_path, '표.csv', image='파일', outputs=['모양', '잉크(%)'], bs=8,
+                   num_workers=0)
+    given = {}
+    for words,more in (("Korean text with encoding='cp949'", dict(encoding='cp949')),
+                       ("columns: delimiter=';'", dict(delimiter=';')),
+                       ("read the file with decimal=','", dict(decimal=','))):
+        with pytest.raises(ValueError, match=re.escape(words)): read(**given)
+        given.update(more)
+    assert read(**given).c=={'모양': 4, '잉크(%)': 1}

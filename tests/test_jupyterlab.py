@@ -2,6 +2,7 @@
 from the first cell to the last, with nothing red, and Tab answers. It needs Debian's Chromium, which `bash .ci/docs`
 installs, and the extra `notebook`."""
 import json, os, re, shutil, subprocess, sys, time
+from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat, pytest
@@ -67,10 +68,14 @@ def browser():
 @pytest.fixture(scope='module')
 def lab(tmp_path_factory):
     "A JupyterLab of its own, with the notebook `hour.ipynb`: its address"
-    folder = tmp_path_factory.mktemp('lab')
     cells = [nbformat.v4.new_code_cell(c) for c in [*CELLS, 'plain.', 'learn.']]
+    with running_lab(tmp_path_factory.mktemp('lab'), cells, 'hour.ipynb') as address: yield address
+
+@contextmanager
+def running_lab(folder, cells, notebook):
+    "A JupyterLab in a folder, with a notebook of these cells: its address"
     kernel = dict(name='python3', display_name='Python 3', language='python')
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=dict(kernelspec=kernel)), folder/'hour.ipynb')
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=dict(kernelspec=kernel)), folder/notebook)
     homes = {n: folder/'jupyter'/n for n in ('CONFIG', 'DATA', 'RUNTIME')}
     for name,value in SETTINGS.items():
         file = folder/'settings/@jupyterlab'/f'{name}.jupyterlab-settings'
@@ -85,9 +90,7 @@ def lab(tmp_path_factory):
     with open(folder/'server.log', 'w') as log:
         server = subprocess.Popen([sys.executable, '-m', 'jupyterlab', *options], env=env, cwd=folder, stdout=log,
                                   stderr=log)
-    try:
-        address = address_of(homes['RUNTIME'], server, folder/'server.log')
-        yield address
+    try: yield address_of(homes['RUNTIME'], server, folder/'server.log')
     finally:
         server.terminate()
         server.wait(20)

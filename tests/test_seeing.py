@@ -1,4 +1,4 @@
-"The first hour: what Tab completes, what `?` explains, what a learner and its loaders look like, what answers look like"
+"The first hour: what Tab completes, what `?` explains, what a learner, its loaders and its answers look like"
 import importlib, inspect, pkgutil, re, time, warnings
 
 import pytest
@@ -56,8 +56,9 @@ def test_tab_knows_our_methods_and_the_names_of_outputs(completer):
     assert {'kind', 'box'} <= {*completions(completer, "heads['")}
 
 explained_calls = dict(multi_learner=multi_learner, MultiLearner=MultiLearner, fine_tune=MultiLearner.fine_tune,
-                       from_csv=MultiDataLoaders.from_csv, from_df=MultiDataLoaders.from_df, show_batch=MultiDL.show_batch,
-                       predict=MultiLearner.predict, ImageTextBlock=ImageTextBlock, TaskMonitor=TaskMonitor)
+                       from_csv=MultiDataLoaders.from_csv, from_df=MultiDataLoaders.from_df,
+                       show_batch=MultiDL.show_batch, predict=MultiLearner.predict,
+                       ImageTextBlock=ImageTextBlock, TaskMonitor=TaskMonitor)
 
 @pytest.mark.parametrize('name', explained_calls)
 def test_question_mark_explains_every_parameter(name):
@@ -111,19 +112,50 @@ def test_a_large_table_is_not_encoded_to_be_shown(shapes):
     assert dls.train.column_at_hand('kind', most=10) is None
     assert dls.train.column_at_hand('kind') is not None
 
+def test_empty_cells_of_pictures_and_texts_are_counted(shapes):
+    df = pd.read_csv(shapes/'items.csv')
+    df.loc[:4, 'caption'] = None
+    df.loc[5:6, 'file'] = None
+    dls = MultiDataLoaders.from_df(df, shapes, image='file', text='caption', outputs=dict(kind=CategoryBlock), bs=16,
+                                   num_workers=0)
+    image,text,_ = repr(dls).splitlines()[2:]
+    assert image.split()[-1]=='2' and text.split()[-1]=='5'
+
+def test_one_loader_says_what_it_holds(dls):
+    text = repr(dls.valid)
+    assert text.startswith('MultiDL: 16 items, in batches of 16')
+    assert text.endswith('image, text -> kind, tags, box, area')
+
+def test_factories_make_the_class_they_are_called_on(shapes):
+    class Mine(MultiDataLoaders): pass
+    dls = Mine.from_csv(shapes, 'items.csv', image='file', outputs=dict(kind=CategoryBlock), bs=16, num_workers=0)
+    assert type(dls) is Mine
+
 def test_vocab_and_c_are_dicts_by_name(dls):
-    assert list(dls.vocab['kind'])==list(describe(dls).outputs['kind'].vocab) and set(dls.vocab)=={'text', 'kind', 'tags'}
+    assert list(dls.vocab['kind'])==list(describe(dls).outputs['kind'].vocab)
+    assert set(dls.vocab)=={'text', 'kind', 'tags'}
     assert dls.c == dict(kind=len(dls.vocab['kind']), tags=len(dls.vocab['tags']), box=4, area=1)
 
 def test_a_learner_says_what_it_is(learn):
     text = repr(learn)
     n = sum(p.numel() for p in learn.model.parameters())
-    assert text.startswith('MultiModel: ') and f'{n/1000:.3g} K parameters' in text and 'simple_cnn, depth 3' in text and 'Optimizer: Adam' in text
+    assert text.startswith('MultiModel: ')
+    for words in (f'{n/1000:.3g} K parameters', 'simple_cnn, depth 3', 'Optimizer: Adam'): assert words in text
     for name in ('kind', 'tags', 'box', 'area'): assert re.search(rf'head +{name}', text)
     learn.model.encoders['image'].requires_grad_(False)
     assert re.search(r'image +simple_cnn.*frozen', repr(learn))
     learn.model.requires_grad_(True)
     assert repr(describe(learn))==repr(describe(learn.dls)) and '<table>' in learn._repr_html_()
+
+def test_rates_as_given_and_counts_in_short(dls):
+    learn = multi_learner(dls, simple_cnn, lr=slice(1e-5, 3e-3))
+    assert 'learning rate slice(1e-05, 0.003)' in repr(learn)
+    groups = learn.summary().split('\n\n')[1]
+    assert re.search(r'new layers +[0-9.]+ K +[0-9.]+ K +0[.]003', groups)
+
+def test_reports_are_tables_in_a_notebook(learn):
+    report = learn.task_report(1)
+    assert report._repr_html_().count('<table>')>=2 and 'losses: of training items' in repr(report)
 
 def test_wide_characters_align(shapes):
     df = pd.read_csv(shapes/'items.csv').assign(색=lambda d: d.kind.map(lambda o: f'색 {o}'))
@@ -161,6 +193,61 @@ def test_all_pictures_of_an_item_are_drawn(shapes):
     fig = plt.gcf()
     plt.close(fig)
     assert [len(ax.images) for ax in fig.axes]==[2, 2]
+
+@pytest.fixture(scope='module')
+def unlabelled(shapes, tmp_path_factory):
+    "A learner of every kind of output whose validation items have no labels"
+    df = pd.read_csv(shapes/'items.csv')
+    folder = tmp_path_factory.mktemp('masks')
+    for i in range(len(df)): PILMask.create(np.full((64,64), i%2, dtype=np.uint8)).save(folder/f'{i}.png')
+    df['mask'] = [str(folder/f'{i}.png') for i in range(len(df))]
+    df = df.assign(px=df.x1.astype(float), py=df.y1.astype(float), half=df.area/2)
+    names = ['kind', 'tags', 'x1', 'y1', 'x2', 'y2', 'area', 'mask', 'px', 'py', 'half']
+    df[names] = df[names].astype(object)
+    df.loc[:15, names] = None
+    blocks = dict(kind=CategoryBlock, tags=MultiCategoryBlock, box=BBoxBlock, area=RegressionBlock, point=PointBlock,
+                  price=NumberBlock(range=(0, 5000)), mask=MaskBlock(codes=['no', 'yes']))
+    columns = dict(box=['x1', 'y1', 'x2', 'y2'], point=['px', 'py'], price='half')
+    dls = MultiDataLoaders.from_df(df, shapes, image='file', outputs=blocks, columns=columns, label_delim='|', bs=16,
+                                   valid_idx=range(16), num_workers=0)
+    return multi_learner(dls, simple_cnn(2, width=4))
+
+def test_a_missing_truth_is_marked_for_every_kind(unlabelled):
+    fig = results(unlabelled, max_n=2)
+    texts = [t.get_text() for ax in fig.axes[1::2] for t in ax.texts]      # right: predicted
+    for name in unlabelled.dls.c:
+        lines = [t for t in texts if t.startswith(f'{name}: ')]
+        assert len(lines)==2 and all('no label' in t for t in lines), (name, lines)
+
+def test_empty_masks_are_counted(unlabelled):
+    mask = repr(unlabelled.dls).splitlines()[-1]
+    assert mask.split()[1]=='mask' and mask.split()[-1]=='16'
+
+def test_a_model_is_drawn_with_units_sizes_and_the_fusion(learn):
+    ax = learn.plot_model()
+    texts = ' | '.join(t.get_text() for t in ax.texts)
+    plt.close(ax.figure)
+    for words in ('reads 3 x 64 x 64', 'tokens', 'MACs: multiply-adds', 'concat\n', 'channels', 'In a head: '):
+        assert words in texts, words
+
+def test_plots_have_fonts_for_names_in_any_script(shapes):
+    df = pd.read_csv(shapes/'items.csv').assign(모양=lambda d: d.kind.map(lambda o: f'모양 {o}'))
+    dls = MultiDataLoaders.from_df(df, shapes, image='file', text='caption', outputs={'모양': CategoryBlock},
+                                   item_tfms=Resize(32), bs=16, seed=0, num_workers=0)
+    learn = multi_learner(dls, simple_cnn(2, width=4))
+    interp = MultiInterpretation.from_learner(learn)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter('always')
+        for draw in (interp['모양'].plot_confusion_matrix, interp['모양'].plot_calibration, learn.plot_model):
+            draw()
+            plt.gcf().canvas.draw()
+            plt.close('all')
+    assert not [w for w in seen if 'Glyph' in str(w.message)]
+
+def test_an_answer_in_place_of_a_learner_is_answered_in_words(learn, shapes):
+    file = shapes/'images/00000.jpg'
+    with learn.no_bar(): answer = learn.predict((file, 'a'))[0]
+    with pytest.raises(TypeError, match=r'plot_answer\(learn, item\)'): plot_answer(answer, file)
 
 def test_any_script_is_drawn_without_a_warning_for_each_character(learn, shapes):
     from fastai_multi.figures import legible, say_missing

@@ -99,6 +99,7 @@ def test_outputs_are_tidied():
     styled = '<style>a{}</style><table border="1" class="dataframe"><tr></tr></table>'
     assert stage.clean_html(styled) == '<table><tr></tr></table>'
     assert stage.clean_html('<td>0.123456</td><td>1.25</td>') == '<td>0.1235</td><td>1.25</td>'
+    assert stage.clean_html('<th>kind_loss</th><td>a_b</td>') == '<th>kind_<wbr>loss</th><td>a_b</td>'
 
 def test_outputs_are_stored_for_a_reader():
     from importlib.util import module_from_spec, spec_from_file_location

@@ -222,6 +222,7 @@ def plot_looks(looks:Looks, axs=None, # Three axes
     _plot_curves(looks, axs[1], looks.weights, 'weight', False)
     _plot_curves(looks, axs[2], looks.norms, 'length of the gradient where outputs meet', log)
     axs[0].legend()
+    make_legible(*axs)
     return axs
 
 def plot_cosines(looks:Looks, ax=None,
@@ -236,4 +237,5 @@ def plot_cosines(looks:Looks, ax=None,
                    extent=extent)
     ax.set(xlabel='step', yticks=range(len(names)), yticklabels=names, title='cosine of the gradients')
     ax.figure.colorbar(im, ax=ax)
+    make_legible(ax)
     return ax

@@ -35,7 +35,7 @@ def list_text(values, delim):
 
 # %% ../../nbs/19a_data.cells.ipynb #ce11a009
 class TextColumn:
-    "One column of texts; the base class of what reads the value of an edit as the cells of an output's columns"
+    "One column of texts; the base class of what reads a text as the cells of an output's columns"
     def __init__(self,
         output,      # The output, for messages
         cols,        # Its columns
@@ -53,6 +53,10 @@ class TextColumn:
         "As `read`; of an empty text nothing: no label"
         if not text.strip(): return [None for _ in self.cols]
         return self.read(text)
+    def text(self, cells) -> str: # One value for each column
+        "The text of what the cells hold, which `cells` reads"
+        if all(is_missing(v) for v in cells): return ''
+        return value_text(cells[0] if len(cells)==1 else cells, self.delim or '|')
     def classes(self, v) -> list:
         "The classes that a cell names"
         if self.delim is None: return [v]
@@ -107,6 +111,9 @@ class FlagColumns(NumberColumns):
         for t in tags:
             if t not in self.cols: self.refuse(text, f'names of columns, joined by {self.delim or "|"!r},')
         return [int(c in tags) for c in self.cols]
+    def text(self, cells):
+        if all(is_missing(v) for v in cells): return ''
+        return list_text([c for c,v in zip(self.cols, cells) if v==1], self.delim or '|')
 
 class NumberListColumn(NumberColumn):
     "One column of lists of numbers, or of lists of such lists"

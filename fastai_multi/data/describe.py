@@ -12,6 +12,7 @@ from fastai.vision.core import AddMaskCodes
 from ..figures import *
 from .parts import *
 from .inputs import *
+from .items import *
 from .elements import *
 from .load import *
 from weakref import ref
@@ -81,9 +82,25 @@ def items_text(loaders):
 def values_text(part, loaders) -> tuple: # A `Part`; the loaders of its data
     "What the values of a part are, and how many are missing, in words; '' where that would take long to find out"
     columns = [column_at_hand(dl, part.name) for dl in loaders]
-    if part.captions or not columns or columns[0] is None: return part_text(part).partition(', ')[2], ''
-    missing = sum(int(c.missing.sum()) for c in columns if c is not None)
-    return part.contents(columns[0].data), f'{missing:,}'
+    if part.captions or not columns or columns[0] is None:
+        return part_text(part).partition(', ')[2], count_text([missing_in_table(dl, part) for dl in loaders])
+    return part.contents(columns[0].data), count_text([int(c.missing.sum()) for c in columns if c is not None])
+
+def count_text(counts):
+    "The sum of counts in words, '' if one of them is `None`"
+    if not counts or None in counts: return ''
+    return f'{sum(counts):,}'
+
+def missing_in_table(dl, part, most=50_000): # A loader; a `Part`; read at most so many rows
+    "How many cells of a part are empty in the table; `None` if there is no table, or if it is long"
+    if not isinstance(dl, MultiDL) or dl.parts is None or len(dl.dataset)>most: return None
+    for tl,element in zip(dl.dataset.tls, dl.parts):
+        if element.tfm is None or part.name not in element.leaves: continue
+        if element.leaves[part.name].is_input!=part.is_input: continue
+        fs = list(tl.tfms.fs)
+        getters = fs[:fs.index(element.tfm)]
+        if getter_columns(getters, tl.items[:1]) is None: return None
+        return int(part.missing(raw_values(getters, element.tfm, tl.items)[part.name]).sum())
 
 def column_at_hand(dl, name):
     "The encoded values of a part, or `None` if they would take long or cannot be read"

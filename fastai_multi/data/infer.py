@@ -16,6 +16,11 @@ from numbers import Real
 from torch import Tensor
 
 # %% ../../nbs/17_data.infer.ipynb #9b0e17af
+def keyword(name):
+    "How code begins that gives an output its block: as a keyword, or as a key where the name is not an identifier"
+    if name.isidentifier(): return f'{name}='
+    return f'{name!r}: '
+
 class Guess:
     "What a column holds by its values: the block for it, the reason, and what to write if that is wrong"
     def __init__(self,
@@ -34,7 +39,7 @@ class Guess:
         start = name
         if self.doubt: start = f'check {name}'
         res = f'{start}: {self.kind} ({self.code}). {self.why}.'
-        if self.otherwise: res += f' {self.otherwise.format(name=name)}'
+        if self.otherwise: res += ' '+self.otherwise.replace('{name}=', keyword(name))
         return res
 
 _not_class = 'If these are quantities: {name}=RegressionBlock.'
@@ -118,7 +123,12 @@ def guess_words(name, values, label_delim=None):
 def refuse_to_infer(name, looks, say):
     raise ValueError(f'The block of output {name!r} cannot be inferred: its column {looks}. {say}')
 
-def say_block(name, block): return f'Name the block: outputs=dict({name}={block}, …).'
+def as_argument(name, block):
+    "The argument `outputs` that names a block, as code"
+    if name.isidentifier(): return f'outputs=dict({name}={block}, …)'
+    return f'outputs={{{name!r}: {block}, …}}'
+
+def say_block(name, block): return f'Name the block: {as_argument(name, block)}.'
 
 def check_words(name, values):
     "Raise if texts look like anything but words"
@@ -126,7 +136,11 @@ def check_words(name, values):
     if share(values, is_file_of_picture)>.9:
         refuse_to_infer(name, f'holds files of pictures, such as {example}',
                         'If they are masks, name the block and its classes: '
-                        f'outputs=dict({name}=MaskBlock(codes=[…]), …).')
+                        f'{as_argument(name, "MaskBlock(codes=[…])")}.')
+    if share(values, lambda v: re.fullmatch(r'[-+]?\d+,\d+', v.strip()))>.9:
+        refuse_to_infer(name, f'holds texts such as {example}: numbers with a decimal comma, or pairs of numbers',
+                        "For numbers, read the file with decimal=','. For pairs, turn them into lists of numbers and "
+                        + uncap(say_block(name, 'RegressionBlock(n_out=2)')))
     if share(values, lambda v: _numbers.fullmatch(v.strip()))>.9:
         refuse_to_infer(name, f'holds texts of several numbers, such as {example}, which can be a box, points or '
                         'run lengths', 'Turn them into lists of numbers and '+uncap(say_block(name, 'BBoxBlock')))
@@ -138,7 +152,7 @@ def check_words(name, values):
     if len(values)>=10 and len(set(values))==len(values):
         refuse_to_infer(name, f'holds a different text in each row, such as {example}, so that no class recurs',
                         f'If it is a text to read, it is an input: text={name!r}. '
-                        f'If each is a class: outputs=dict({name}=CategoryBlock, …).')
+                        f'If each is a class: {as_argument(name, "CategoryBlock")}.')
 
 def uncap(s): return s[0].lower()+s[1:]
 
@@ -149,7 +163,7 @@ def check_number_texts(name, values):
     looks = f'holds numbers as texts, such as {short_repr(values[0], 40)}'
     if texts: looks = f'holds numbers, and texts among them, such as {short_repr(texts[0], 40)}'
     refuse_to_infer(name, looks, f"For numbers: df[{name!r}] = pd.to_numeric(df[{name!r}], errors='coerce'). For "
-                    f'classes: outputs=dict({name}=CategoryBlock, …).')
+                    f'classes: {as_argument(name, "CategoryBlock")}.')
 
 def refuse_dates(name, example):
     refuse_to_infer(name, f'holds dates, such as {example}', f'Turn them into numbers, such as the year: '
@@ -173,8 +187,9 @@ def guess_lists(name, values):
     refuse_numbers(name, f'holds lists, such as {short_repr(values[0], 60)}', max(sizes))
 
 def refuse_numbers(name, looks, n):
-    if n==4: blocks = f'a box: {name}=BBoxBlock; four numbers: {name}=RegressionBlock(n_out=4)'
-    else: blocks = f'numbers: {name}=RegressionBlock(n_out={n}); boxes: {name}=BBoxBlock; points: {name}=PointBlock'
+    key = keyword(name)
+    if n==4: blocks = f'a box: {key}BBoxBlock; four numbers: {key}RegressionBlock(n_out=4)'
+    else: blocks = f'numbers: {key}RegressionBlock(n_out={n}); boxes: {key}BBoxBlock; points: {key}PointBlock'
     refuse_to_infer(name, looks, f'Name the block. {cap(blocks)}.')
 
 def cap(s): return s[0].upper()+s[1:]

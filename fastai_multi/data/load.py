@@ -123,6 +123,12 @@ class MultiDL(TfmdDL):
 
     def __getstate__(self): return {**self.__dict__, '_encoded_items': None}
 
+    def __repr__(self):
+        where = f'{len(self.dataset):,} items, in batches of {self.bs}, on {self.device}'
+        if self.parts is None: return f'{type(self).__name__}: {where}'
+        names = [', '.join(p.name for p in leaf_parts([e])) for e in self.parts]
+        return f"{type(self).__name__}: {where}: {', '.join(names[:self.n_inp])} -> {', '.join(names[self.n_inp:])}"
+
     def _one_pass(self):
         if self.parts is None: return super()._one_pass()
         self._n_inp = self.n_inp

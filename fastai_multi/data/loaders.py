@@ -15,6 +15,7 @@ from fastai.data.block import CategoryBlock
 from fastai.data.transforms import get_image_files
 from ..core import *
 from .parts import *
+from .csvfile import *
 from .sources import *
 from .splits import *
 from .edits import with_edits
@@ -173,21 +174,6 @@ def check_fits(dls, items):
 # %% ../../nbs/22_data.loaders.ipynb #2d5b7f80
 class MultiDataLoaders(NamedLoaders, JoiningLoaders, ReportingLoaders, DataLoaders):
     "`DataLoaders` for several inputs and outputs, with factory methods in the manner of `ImageDataLoaders`"
-
-    @classmethod
-    @delegates(DataLoaders.from_dblock)
-    def from_dblock(cls,
-        dblock,   # A `DataBlock` with any blocks; fastai's flat form gets a `MultiDL` too
-        source,   # What its `get_items` takes; the items themselves without one
-        path='.', # Where a `Learner` keeps its files
-        **kwargs
-    ):
-        "Create from a `DataBlock`"
-        check_dblock_arguments(kwargs)
-        kwargs = check_batch_size(check_batch_size(kwargs), 'val_bs')
-        try: dls = dblock.dataloaders(source, path=path, **merge(dict(dl_type=MultiDL), kwargs))
-        except BadItem as e: raise ValueError(f'{e} (Found in the first item of the training split.)') from e
-        return cls(*dls.loaders, path=dls.path, device=dls.device)
 
     @classmethod
     @delegates(DataLoaders.from_dblock)
@@ -385,6 +371,21 @@ class MultiDataLoaders(NamedLoaders, JoiningLoaders, ReportingLoaders, DataLoade
             kwargs['valid_col'] = 'is_valid'
         return cls.from_df(df, path, outputs=outputs, columns=columns, **kwargs)
 
+    @classmethod
+    @delegates(DataLoaders.from_dblock)
+    def from_dblock(cls,
+        dblock,   # A `DataBlock` with any blocks; fastai's flat form gets a `MultiDL` too
+        source,   # What its `get_items` takes; the items themselves without one
+        path='.', # Where a `Learner` keeps its files
+        **kwargs
+    ):
+        "Create from a `DataBlock`"
+        check_dblock_arguments(kwargs)
+        kwargs = check_batch_size(check_batch_size(kwargs), 'val_bs')
+        try: dls = dblock.dataloaders(source, path=path, **merge(dict(dl_type=MultiDL), kwargs))
+        except BadItem as e: raise ValueError(f'{e} (Found in the first item of the training split.)') from e
+        return cls(*dls.loaders, path=dls.path, device=dls.device)
+
     def test_dl(self,
         test_items, # As the loaders were made from: rows of a table, files of pictures, a data set
         *args, **kwargs
@@ -397,7 +398,7 @@ class MultiDataLoaders(NamedLoaders, JoiningLoaders, ReportingLoaders, DataLoade
         return super().test_dl(items, *args, **kwargs)
 
 for _name in ('from_csv','from_folder','from_path_func','from_name_func','from_lists','from_dsets','from_hf'):
-    setattr(MultiDataLoaders, _name, delegates(to=MultiDataLoaders.from_df)(getattr(MultiDataLoaders, _name)))
+    delegates(to=MultiDataLoaders.from_df)(vars(MultiDataLoaders)[_name].__func__)
 
 # %% ../../nbs/22_data.loaders.ipynb #f01ds001
 def kfold_dls(

@@ -101,7 +101,8 @@ class MaskPart(ImagePart):
     def draw(self, ax, v, colour, dashed=False, labels=None, vocab=()):
         if v is absent: return
         mask = untyped(v).long().cpu()    # h,w
-        colours = torch.tensor([to_rgb(o) for o in ['#000000', *palette['many']]])
+        many = [*palette['many'][2:], *palette['many'][:2]]    # those like right and wrong come last
+        colours = torch.tensor([to_rgb(o) for o in ['#000000', *many]])
         rgb = colours[torch.where(mask>0, (mask-1)%7+1, 0)]
         alpha = torch.where(mask>0, .6, 0.)    # class 0 is left clear
         ax.imshow(torch.cat([rgb, alpha[...,None]], -1).numpy(), interpolation='nearest')

@@ -22,6 +22,7 @@ from .inputs import *
 from .kinds import *
 from .outputs import *
 from .readers import *
+from .csvfile import *
 from .sources import *
 from .infer import *
 from .block import *
@@ -133,7 +134,7 @@ class RowPart(Part):
     def format(self, v):
         if v is absent: return format_value(v)
         return ' · '.join(f'{n} {format_value(o)}' for n,o in v.items())
-    def contents(self, data): return f'{len(self.cat_names)} columns of classes, {self.n_numbers} of numbers'
+    def contents(self, data): return f'columns: {len(self.cat_names)} of classes, {self.n_numbers} of numbers'
 
     def learned(self):
         return {**super().learned(), 'columns': self.column_names, 'classes': {n: [plain_class(o) for o in v]
