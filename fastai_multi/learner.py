@@ -19,6 +19,7 @@ from .data.describe import *
 from .data.loaders import *
 from .models.multi import *
 from .models.tree import *
+from .models.drawing import *
 from .targets import *
 from .losses import *
 from .columns import *
@@ -266,7 +267,7 @@ class MultiLearner(Answering, Explaining, Tiling, Resuming, Bundling, ExportingL
     # What it is made of
     def overview(self) -> Overview:
         "The model's parts, what is trained and how, and the data, in a few lines; the model does not run"
-        lr = f'Optimizer: {optimizer_name(self.opt_func)}, learning rate {self.lr}'
+        lr = f'Optimizer: {optimizer_name(self.opt_func)}, learning rate {rate_text(self.lr)}'
         metrics = f"Metrics: {', '.join(self.metrics.attrgot('name'))}"
         return Overview([*model_overview(self.plain_model), lr, metrics, *describe(self).overview()])
 
@@ -294,7 +295,9 @@ class MultiLearner(Answering, Explaining, Tiling, Resuming, Bundling, ExportingL
         "The model as a tree, with what is trained, the optimizer, the losses and the callbacks"
         if not isinstance(self.plain_model, MultiModel): return super().summary()
         callbacks = ', '.join(map(str, self.cbs.sorted('order')))
-        groups = self.summary_groups().to_string(index=False, float_format='%g')
+        groups = self.summary_groups()
+        for column in ('parameters', 'trainable'): groups[column] = groups[column].map(short_count)
+        groups = str(frame_table(groups, '%.3g', index=False))
         parts = [str(self.tree()), groups, f'Optimizer: {optimizer_name(self.opt_func)}',
                  f'Loss: {self.loss_func}', f'Callbacks: {callbacks}']
         return PrettyString('\n\n'.join(parts))
