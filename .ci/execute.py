@@ -48,7 +48,7 @@ def execute(path):
     "Run `path` from its folder and write its outputs; if a cell fails, what ran before it is written too"
     nb = nbformat.read(path, 4)
     start = time.perf_counter()
-    client = NotebookClient(nb, timeout=900, kernel_name='python3',
+    client = NotebookClient(nb, timeout=900, kernel_name='python3', store_widget_state=False,
                             resources=dict(metadata=dict(path=str(path.parent))))
     try: client.execute()
     finally:

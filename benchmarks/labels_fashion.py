@@ -1,5 +1,5 @@
-"""The ten top losses of `baseColour` on `fashion`, to look at: README's plain call with mobilenet_v2, then a table and a
-picture of the ten.
+"""The ten top losses of `baseColour` on `fashion`, to look at: README's plain call with mobilenet_v2, then a table, a
+picture of the ten and a page to correct them.
 
 Usage: python -m benchmarks.labels_fashion [--seed 0] [--n 800] [--out demo/labels_fashion]"""
 import argparse
@@ -38,6 +38,6 @@ def main():
     table.to_csv(args.out/'top_ten.csv')
     interp.show(places, ncols=5, figsize=(20, 13))
     plt.savefig(args.out/'top_ten.png', dpi=80)
-    return learn, interp
+    print(review_page(interp, args.out/'review.html', OUTPUT, k=10))
 
 if __name__ == '__main__': main()

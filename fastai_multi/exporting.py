@@ -122,12 +122,12 @@ def write_onnx_int8(learn, file, tokens=None) -> Exported: # As `to_onnx` of a l
 class ExportingLearner(PersistentLearner):
     "A `Learner` that writes its model for other programs"
     def to_onnx(self,
-        file, # The file to write, '.onnx'; its folders are made
-        tokens:int=None, # How many tokens every text has; `None`: any number, which an LSTM cannot do
-        tolerance:float=1e-5, # How far the file's answers may be from the learner's, beyond its own rounding
+        file, # The file to write, '.onnx'; missing folders are created
+        tokens:int=None, # Fix the number of tokens of every text, as an LSTM needs; `None`: any number
+        tolerance:float=1e-5, # Maximum difference between the file's answers and the learner's, beyond rounding
         int8:bool=False # The network in 8-bit integers: smaller and faster, and not quite the same
     ) -> Exported:
-        """Write the model as ONNX, checked against the learner; it needs `fastai_multi[onnx]`.
+        """Export the model as ONNX and check it against the learner (needs `fastai_multi[onnx]`).
 
         What the inputs and outputs mean (words, classes, statistics) is JSON in the file's metadata, under
         'fastai_multi.json'. Raises a `ValueError` for a model that cannot be traced, or whose answers differ.
@@ -138,9 +138,9 @@ class ExportingLearner(PersistentLearner):
         return write_onnx(self, file, tokens, tolerance)
 
     def to_program(self,
-        file, # The file to write, '.pt2'; its folders are made
+        file, # The file to write, '.pt2'; missing folders are created
         tokens:int=None, # As for `to_onnx`
         tolerance:float=1e-5 # As for `to_onnx`
     ) -> Exported:
-        "Write the model as a program of PyTorch, which `torch.export.load(file).module()` reads; checked as `to_onnx`"
+        "Export the model for `torch.export.load(file).module()`, and check it against the learner"
         return write_program(self, file, tokens, tolerance)

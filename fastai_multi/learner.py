@@ -44,20 +44,21 @@ from .answering import *
 # Base classes too are imported by name, for Tab
 from .answering import Answering
 from .explaining import Explaining
+from .growing import Growing
 from .resume import Resuming
 from .tiles import Tiling
 import inspect, warnings
 
 # %% ../nbs/78_learner.ipynb #62649e8c
-class MultiLearner(Answering, Explaining, Tiling, Resuming, Bundling, ExportingLearner, Guarding):
+class MultiLearner(Answering, Explaining, Growing, Tiling, Resuming, Bundling, ExportingLearner, Guarding):
     "A fastai `Learner` whose inputs, predictions and targets have names"
     def __init__(self,
-        dls:DataLoaders, # Loaders of any form that `describe` knows
+        dls:DataLoaders, # Loaders that `describe` can read
         model:nn.Module, # Takes the inputs as one tuple (or tensor); returns `Outputs` (or a tensor for a plain target)
-        loss_func=None, # By output, for outputs that should not use the default loss; or one loss for all
+        loss_func=None, # A dict by output, for outputs that should not use the default loss; or one loss for all
         metrics=None, # A dict by output of functions, `Metric`s or torchmetrics; `None` for good defaults
-        loss_weights:dict=None, # How much each output's loss counts, 1 where not given
-        class_weights:dict=None, # By output of classes or tags: 'balanced', or a weight by class
+        loss_weights:dict=None, # The weight of each output's loss; 1 where not given
+        class_weights:dict=None, # For categories and tags, by output: 'balanced', or a dict of weights by class
         label_smoothing=None, # A number for all categories, or a dict by output
         **kwargs # Passed to `Learner`
     ):
@@ -122,7 +123,7 @@ class MultiLearner(Answering, Explaining, Tiling, Resuming, Bundling, ExportingL
     # Training
     @delegates(Learner.fit)
     def fit(self, n_epoch, *args, **kwargs):
-        "As `Learner.fit`; raise if there is no batch, and say which outputs a constant answer beats"
+        "Train like `Learner.fit`; then print which outputs a constant answer beats"
         check_epochs(n_epoch)
         lr = args[0] if args else kwargs.get('lr')
         if lr is not None: check_rate(lr, len(self.splitter(self.model)))
@@ -138,12 +139,12 @@ class MultiLearner(Answering, Explaining, Tiling, Resuming, Bundling, ExportingL
 
     @delegates(Learner.lr_find)
     def lr_find(self, *args, **kwargs):
-        "As `Learner.lr_find`; raise if there is no batch to train on"
+        "Find a learning rate like `Learner.lr_find`"
         check_has_batch(self.dls.train)
         return super().lr_find(*args, **kwargs)
 
-    def probe(self) -> ProbeResult: # By output the losses on items left out; printed as a table
-        "Let each head start at a linear fit on frozen features, or at its prior where that is as good"
+    def probe(self) -> ProbeResult: # Losses on held-out items by output; prints as a table
+        "Fit each head linearly on frozen features, or start it at its prior where that is as good"
         res = self._fit_probe()
         if len(self.dls.loaders)>1 and len(self.dls.valid):
             with self.no_bar(): self.probe_scores = self.evaluate()
@@ -156,18 +157,18 @@ class MultiLearner(Answering, Explaining, Tiling, Resuming, Bundling, ExportingL
 
     def fine_tune(self,
         epochs:int, # Epochs of the whole model
-        base_lr:float=None, # Rate of frozen epochs; the whole model learns at half of it; `None`: see `usual_rate`
-        freeze_epochs:int=None, # Epochs before, of what is new alone; `None`: none after a probe, else one
-        lr_mult:float=100, # The first layers of a trained encoder learn so many times slower
-        pct_start:float=0.3, # Share of the steps in which the rate grows
-        div:float=5., # The rate starts so many times lower
-        probe:bool=True, # Fit the heads on frozen features first, where there are any and the heads are new
-        lrs:dict=None, # Rates by output, by input or for the 'trunk', which hold throughout
-        cache=True, # Frozen epochs take trained encoders' features from memory; a number: of so many augmented passes
-        resume=False, # Go on after the last whole epoch of an interrupted call; or the name of the file for that
+        base_lr:float=None, # Learning rate of frozen epochs, halved for the whole model; `None`: see `usual_rate`
+        freeze_epochs:int=None, # Epochs before that, of the new layers only; `None`: 0 after a probe, else 1
+        lr_mult:float=100, # Divides the learning rate of the first layers of a pretrained encoder
+        pct_start:float=0.3, # Fraction of the steps in which the learning rate grows
+        div:float=5., # Divides the learning rate at the start
+        probe:bool=True, # First fit new heads on frozen features, if there are any
+        lrs:dict=None, # Learning rates by output, by input or for 'trunk', kept in all epochs
+        cache=True, # Keep the features of frozen epochs in memory; a number: those of so many augmented passes
+        resume=False, # Resume an interrupted call after its last complete epoch; or the name of the file to use
         **kwargs # Passed to `fit_one_cycle`
     ):
-        "Probe what is trained or a text's words, then train all; say which outputs a constant answer beats"
+        "Probe frozen features, then train the whole model; print which outputs a constant answer beats"
         watch = ConstantBaseline()
         cbs = [FrozenBatchNorm(), watch, *L(kwargs.pop('cbs', None))]
         probe = probe and can_probe(self) and heads_are_new(self)
@@ -226,7 +227,7 @@ class MultiLearner(Answering, Explaining, Tiling, Resuming, Bundling, ExportingL
         dl=None, # Loader with labels
         cbs=None # Callbacks for this run only
     ) -> L: # The loss, then the metrics
-        "As `Learner.validate`"
+        "Compute the loss and the metrics, like `Learner.validate`"
         self._check_loader(ds_idx, dl)
         return super().validate(ds_idx, dl, cbs)
 
@@ -234,12 +235,12 @@ class MultiLearner(Answering, Explaining, Tiling, Resuming, Bundling, ExportingL
         ds_idx:int=1, # Which of the loaders, if `dl` is `None`
         dl=None, # Loader with labels
         cbs=None, # Callbacks for this run only
-        baseline:bool=False # A table: beside each value what simple baselines get
+        baseline:bool=False # Return a table with the scores of simple baselines beside each value
     ): # A dict, or a `DataFrame`: `valid_loss`, each output's loss and metrics, under the names of the epoch table
-        """What `validate` gives, by name.
+        """Compute the loss and the metrics of each output, by name.
 
         With `baseline=True` the columns are `learner`; `constant`, the same answer to every item (the mean, the base
-        rates, the commonest class); `text`, linear models of TF-IDF weights, where there is text; and `probe`, the
+        rates, the most frequent class); `text`, linear models of TF-IDF weights, where there is text; and `probe`, the
         linear models on frozen features, if `probe` or `fine_tune` fitted them or the heads are still new. NaN where
         a baseline has no answer."""
         self._check_loader(ds_idx, dl)
@@ -249,11 +250,11 @@ class MultiLearner(Answering, Explaining, Tiling, Resuming, Bundling, ExportingL
         return dict(zip(['valid_loss', *self.metrics.attrgot('name')], vals))
 
     def tune_thresholds(self,
-        by_tag:bool=False, # One threshold for each tag, in place of one for each output
+        by_tag:bool=False, # One threshold for each tag, instead of one for each output
         ds_idx:int=1, # Which of the loaders, if `dl` is `None`
         dl=None # Loader with labels
     ) -> dict: # By output of tags a `ThresholdChoice`: `threshold` (a number, or a dict by tag), `f1`, `before`
-        """Choose for each output of tags the probability above which a tag is predicted: that with the highest F1.
+        """Choose the probability above which a tag is predicted: the one with the highest F1, for each output of tags.
 
         Metrics, `predict`, `predict_df` and `show_results` use it from then on, also after `export`. Raises a
         `ValueError` if no output has a threshold."""
@@ -266,7 +267,7 @@ class MultiLearner(Answering, Explaining, Tiling, Resuming, Bundling, ExportingL
 
     # What it is made of
     def overview(self) -> Overview:
-        "The model's parts, what is trained and how, and the data, in a few lines; the model does not run"
+        "Summarise the model, the optimizer, the metrics and the data, without running the model"
         lr = f'Optimizer: {optimizer_name(self.opt_func)}, learning rate {rate_text(self.lr)}'
         metrics = f"Metrics: {', '.join(self.metrics.attrgot('name'))}"
         return Overview([*model_overview(self.plain_model), lr, metrics, *describe(self).overview()])
@@ -277,11 +278,11 @@ class MultiLearner(Answering, Explaining, Tiling, Resuming, Bundling, ExportingL
     def plot_model(self,
         ax=None # Axes to draw on; new ones of a fitting size if `None`
     ):
-        "A picture of the model: shared stages, where outputs leave them, what they own, and their heads"
+        "Draw the model: its inputs, shared stages, the stages of single outputs, the fusion and the heads"
         return plot_tree(self.tree(), ax)
 
     def tree(self) -> Tree:
-        "The model's parts on a batch of the training loader: see `model_tree`"
+        "List the parts of the model on a batch of the training loader: see `model_tree`"
         m = self.plain_model
         if not isinstance(m, MultiModel):
             raise TypeError(f'The tree is of a MultiModel, and this learner has a {type(m).__name__}: '
@@ -292,7 +293,7 @@ class MultiLearner(Answering, Explaining, Tiling, Resuming, Bundling, ExportingL
         return model_tree(m, *to_device(x, first(m.parameters()).device))
 
     def summary(self):
-        "The model as a tree, with what is trained, the optimizer, the losses and the callbacks"
+        "Show the model as a tree, its parameter groups, the optimizer, the losses and the callbacks"
         if not isinstance(self.plain_model, MultiModel): return super().summary()
         callbacks = ', '.join(map(str, self.cbs.sorted('order')))
         groups = self.summary_groups()
@@ -308,15 +309,17 @@ class MultiLearner(Answering, Explaining, Tiling, Resuming, Bundling, ExportingL
         dl=None, # Loader; the training one if `None`
         baselines:bool=False # Add `evaluate(baseline=True)`: each metric beside those of simple baselines
     ) -> TaskReport:
-        "What a few batches say: whether each output learns, whether its losses need balancing, and what to do; "
+        "Report from a few batches whether each output learns, whether the losses need balancing, and what to do; "
         "nothing is trained or changed"
         check_loader(dl)
         return task_report(self, n_batches, dl, baselines)
 
     def plot_tasks(self, cosines:bool=False): # Plot the cosines instead of losses, weights and norms
-        "What the last `TaskMonitor` recorded"
+        "Plot what the last `TaskMonitor` recorded"
         mon = vars(self.recorder).get('tasks') or getattr(self, 'task_monitor', None)
-        if mon is None: raise ValueError('No TaskMonitor has watched this learner: learn.fit(…, cbs=TaskMonitor()).')
+        if mon is None:
+            raise ValueError('No TaskMonitor has recorded a training of this learner: call '
+                             'learn.fit(…, cbs=TaskMonitor()) first.')
         return mon.plot_cosines() if cosines else mon.plot()
 
 # %% ../nbs/78_learner.ipynb #fe06a460
@@ -324,33 +327,33 @@ def plot_model(
     learn:MultiLearner, # Of a `MultiModel`
     ax=None # Axes to draw on; new ones of a fitting size if `None`
 ):
-    "A picture of a learner's model: shared stages, where outputs leave them, what they own, and their heads"
+    "Draw a learner's model: its inputs, shared stages, the stages of single outputs, the fusion and the heads"
     return learn.plot_model(ax)
 
 # %% ../nbs/78_learner.ipynb #0c96308b
 def multi_learner(
     dls:DataLoaders, # From `MultiDataLoaders`, a `DataBlock` of this package's blocks, or one of fastai's own blocks
-    arch=None, # Of the picture: a torchvision constructor, a timm name, `simple_cnn`, a module; or a dict by input
+    arch=None, # Image encoder: a torchvision constructor, a timm name, `simple_cnn`, a module; or a dict by input
     *,
-    depth=None, # How many stages of `arch` are kept (1: stem and first stage): a number, or one by output; `None`: all
-    split:int=None, # How many of these stages are shared; each output owns a copy of the others; `None`: all
-    text='bag', # Encoder of a text: 'bag', 'lstm', 'awd_lstm', a Hugging Face model's folder or name, or a module
-    fusion='concat', # How the inputs' features become one: 'concat', 'sum', 'gated', 'film', or a module
-    neck:int=128, # Width of a picture's features before they are fused with other inputs; 0 leaves them as they are
+    depth=None, # Number of stages of `arch` to keep (1: stem and first stage), or a dict by output; `None`: all
+    split:int=None, # Number of stages that the outputs share; each has its own copy of the others; `None`: all
+    text='bag', # Text encoder: 'bag', 'lstm', 'awd_lstm', the folder or name of a Hugging Face model, or a module
+    fusion='concat', # How to combine the inputs' features: 'concat', 'sum', 'gated', 'film', 'attention', or a module
+    neck:int=128, # Width of the image features before the fusion with other inputs; 0 keeps their own width
     heads:dict=None, # By output: hidden sizes, a dict of options (`hidden`, `p`, `bn`, `act`, `pool`), or a module
-    after:dict=None, # For each output: the outputs that its head also reads, a name or several
-    loss_func=None, # By output, for outputs that should not use the default loss; or one loss for all
-    loss_weights:dict=None, # How much each output's loss counts, 1 where not given
-    class_weights:dict=None, # By output of classes or tags: 'balanced', or a weight by class
-    label_smoothing=None, # A number for all categories, or a dict by output: the share spread over all classes
-    metrics=None, # By output; good defaults if `None`
-    modality_dropout=0., # The share of training items that lose an input, for every input or a dict by input
-    pretrained:bool=True, # Start from the weights that `arch` has, with their normalisation, then frozen first
-    weights=None, # A file of `arch`'s weights, in place of the library's
-    normalize:bool=True, # Add the normalisation that belongs to the weights
+    after:dict=None, # For each output: the output or outputs whose predictions its head also reads
+    loss_func=None, # A dict by output, for outputs that should not use the default loss; or one loss for all
+    loss_weights:dict=None, # The weight of each output's loss; 1 where not given
+    class_weights:dict=None, # For categories and tags, by output: 'balanced', or a dict of weights by class
+    label_smoothing=None, # Label smoothing of all categories, or a dict by output
+    metrics=None, # A dict of metrics by output; `None`: the defaults of each kind
+    modality_dropout=0., # The fraction of training items that lose an input, for every input or a dict by input
+    pretrained:bool=True, # Use the pretrained weights of `arch` and their normalisation, and freeze them at first
+    weights=None, # A file of weights for `arch`, instead of the library's
+    normalize:bool=True, # Normalise images with the statistics of the weights
     **kwargs # Passed to `Learner`: `opt_func`, `lr`, `cbs`, `path`, `wd`, `moms`, …
 ) -> MultiLearner:
-    "A `MultiLearner` for `dls`: one encoder for each input, their fusion, one head for each output"
+    "Build a `MultiLearner` for `dls`: an encoder for each input, their fusion, and a head for each output"
     check_learner_arguments(kwargs, inspect.signature(multi_learner).parameters)
     dls = multi_dls(dls)
     desc = describe(dls)

@@ -113,7 +113,7 @@ def refuse_overlap(a, b):
 def check_rates(lrs, model):
     "Raise unless `lrs` holds a positive number for each named part"
     if not isinstance(lrs, dict):
-        raise TypeError(f'`lrs` is {lrs!r}; it takes a dict by part, as dict(kind=1e-2, trunk=1e-5).')
+        raise TypeError(f'`lrs` is {lrs!r}; it takes a dict by part, such as dict(kind=1e-2, trunk=1e-5).')
     for n,lr in lrs.items():
         check_in(n, [*model.heads, *model.encoders, 'trunk'], 'part in `lrs`')
         if not isinstance(lr, (int,float)) or not lr>0:
@@ -126,11 +126,11 @@ def count_params(params):
     return sum(p.numel() for p in params)
 
 class PartsLearner(Learner):
-    "A `Learner` whose outputs and inputs are frozen by name, and learn at rates of their own"
+    "A `Learner` that can freeze outputs and inputs by name and give them their own learning rates"
     held = ()    # Names of the parts that are frozen by name
 
-    def freeze(self, *names): # Outputs, inputs or 'trunk'; without names, all groups but the last, as in fastai
-        "Freeze the named parts until `unfreeze` names them"
+    def freeze(self, *names): # Outputs, inputs or 'trunk'; without names: all groups but the last, as in fastai
+        "Freeze the named parts until you unfreeze them by name"
         if not names: return self.freeze_to(-1)
         for n in names: part_parameters(self.plain_model, n)
         self._hold([*self.held, *names])
@@ -154,7 +154,7 @@ class PartsLearner(Learner):
             for p in part_parameters(self.plain_model, n): p.requires_grad_(False)
 
     def rates(self, lr, lrs:dict=None): # As `fit_one_cycle` takes it; rates by output, by input or for the 'trunk'
-        "`lr` with rates by name: for each parameter group, to be passed to `fit` and `fit_one_cycle`"
+        "Combine `lr` with rates by name into a rate for each parameter group, for `fit` and `fit_one_cycle`"
         if not lrs: return lr
         check_rates(lrs, self.plain_model)
         if not isinstance(self.splitter, PartSplit) or self.splitter.names!=tuple(lrs): self._split_by(lrs)
@@ -184,9 +184,9 @@ class PartsLearner(Learner):
         if self.held: self.add_cb(HoldStill())
 
     def summary_groups(self,
-        lr=None # Learning rate or rates as `fit` takes them; those of the last fit, or the learner's own, if `None`
+        lr=None # Learning rates as for `fit`; `None`: those of the last fit, or the learner's own
     ) -> pd.DataFrame: # A row by group: `group`, `parameters`, `trainable`, `lr`
-        "The optimizer's parameter groups: how much is in each, how much of it is trained, and at what rate"
+        "List the optimizer's parameter groups: their size, how much of it is trained, and the learning rate"
         groups = [list(g) for g in L(self.splitter(self.model))]
         names = [f'group {i+1}' for i in range(len(groups))]
         if self.splitter is split_params: names = list(self.plain_model.named_groups())

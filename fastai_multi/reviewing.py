@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['OutputEditor', 'ClassesEditor', 'TagsEditor', 'LabelsEditor', 'NumberEditor', 'BoxEditor', 'PointsEditor',
            'MaskEditor', 'ObjectsEditor', 'flat_numbers', 'ReviewItem', 'ReviewItems', 'small_picture', 'learner_of',
-           'table_of', 'refuse_items', 'usual_key', 'unique_keys', 'editors_of', 'chosen', 'from_disagreements',
-           'from_plan', 'refuse_label', 'overlay']
+           'table_of', 'is_plan', 'refuse_labels', 'refuse_items', 'usual_key', 'unique_keys', 'editors_of', 'chosen',
+           'from_disagreements', 'from_plan', 'refuse_label', 'overlay']
 
 # %% ../nbs/82b_reviewing.ipynb #82b00002
 from fastai.basics import *
@@ -164,7 +164,8 @@ class ReviewItems:
     ):
         self.learn,self.interp = learner_of(source, items)
         dl = self.learn.dls.train
-        self.table = table_of(self.learn.dls, self.interp, table)
+        self.table = table_of(self.learn.dls, self.interp, items, table)
+        self.is_other_table = table is not None
         self.inputs = dl.input_reader
         self.key = ifnone(key, usual_key(self.inputs, self.table))
         self.keys = unique_keys(self.table, self.key)
@@ -179,7 +180,7 @@ class ReviewItems:
         return ReviewItem(self.keys[place], self.table.iloc[place], asked, self.losses_at(place), said)
     def losses_at(self, place) -> dict:
         "By output the loss of an item that was predicted with its label"
-        if self.interp is None: return {}
+        if self.interp is None or self.is_other_table: return {}
         here = np.flatnonzero(self.interp.index==self.table.index[place])
         if len(here)!=1: return {}
         losses = {n: float(o.losses[here[0]]) for n,o in self.interp.outputs.items()}
@@ -222,15 +223,26 @@ def learner_of(source, items):
     if items is None or isinstance(items, str): return source,MultiInterpretation.from_learner(source)
     return source,None
 
-def table_of(dls, interp, table):
-    "The table of the items: the one given, or all rows of the loaders"
-    if table is not None: return table
-    tables = [interp.items] if interp is not None else []
-    tables += [dl.items for dl in dls.loaders]
+def table_of(dls, interp, items, table):
+    "The table of the items: the one given, the interpreted items, or for a plan all rows of the loaders"
+    if table is not None: tables = [table]
+    elif interp is not None and not is_plan(items): tables = [interp.items]
+    else: tables = [dl.items for dl in dls.loaders]
     for t in tables:
         if not isinstance(t, pd.DataFrame): refuse_items(t)
-    res = pd.concat(tables)
-    return res[~res.index.duplicated()]
+    res = pd.concat(tables) if len(tables)>1 else tables[0]
+    if res.index.has_duplicates: refuse_labels(res.index)
+    return res
+
+def is_plan(items):
+    "Whether `items` names rows of the loaders' table, and not places in an interpretation"
+    if items is None or isinstance(items, str): return False
+    return not isinstance(items, pd.DataFrame) or 'place' not in items
+
+def refuse_labels(index):
+    v = index[index.duplicated()][0]
+    raise ValueError(f'The row label {v!r} stands twice in the table, and a review names rows by their labels: '
+                     'make the loaders from df.reset_index(drop=True).')
 
 def refuse_items(items):
     raise TypeError(f'A review corrects the rows of a table, and the items of these loaders are '

@@ -1,5 +1,5 @@
 "What goes wrong outside the program: a full disk, a picture that vanishes, a worker or memory that is gone, a NaN"
-import errno, io, os, signal
+import errno, io, os, subprocess, sys
 import pytest, torch
 from fastai.vision.all import *
 from fastai_multi import *
@@ -72,14 +72,30 @@ def test_a_picture_that_vanishes_during_an_epoch_is_named(shapes, tmp_path, work
     learn.fit(1)
     assert any(not torch.equal(a, b) for a,b in zip(weights, learn.model.parameters()))
 
-def test_a_worker_that_is_killed_stops_the_training_and_the_next_one_runs(shapes):
-    learn = learner(shapes, workers=1)
-    class Kill(Callback):
-        def after_batch(self):
-            for o in torch.multiprocessing.active_children(): os.kill(o.pid, signal.SIGKILL)
-    with pytest.raises(RuntimeError, match='worker.*killed|exited unexpectedly'): learn.fit(1, cbs=Kill())
+killing = """
+import os, signal, sys, torch
+from fastai.vision.all import *
+from fastai_multi import *
+dls = MultiDataLoaders.from_csv(sys.argv[1], image='file', outputs=dict(kind=CategoryBlock), item_tfms=Resize(32),
+                                bs=8, num_workers=1)
+learn = multi_learner(dls, simple_cnn(2, 8))
+class Kill(Callback):
+    def after_batch(self):
+        if self.iter==1: os.kill(torch.multiprocessing.active_children()[0].pid, signal.SIGKILL)
+with learn.no_bar(), learn.no_logging():
+    try: learn.fit(1, cbs=Kill())
+    except RuntimeError as e: print(e)
     learn.fit(1)
-    assert np.isfinite(learn.evaluate()['valid_loss'])
+    print(learn.evaluate()['valid_loss'])
+"""
+
+def test_a_worker_that_is_killed_stops_the_training_and_the_next_one_runs(shapes):
+    "In a process of its own: PyTorch raises the error at any moment after the worker has died"
+    run = subprocess.run([sys.executable, '-c', killing, str(shapes)], capture_output=True, text=True, timeout=300)
+    assert run.returncode==0, run.stderr
+    loss = run.stdout.strip().splitlines()[-1]
+    assert re.search('worker.*(killed|exited unexpectedly)', run.stdout)
+    assert np.isfinite(float(loss))
 
 def test_a_loss_that_is_nan_is_named_and_the_best_weights_stay(shapes, tmp_path):
     learn = learner(shapes, tmp_path)

@@ -71,8 +71,8 @@ def test_weights_and_smoothing_together():
     (dict(class_weights=dict(size='balanced')), "`class_weights` is for categories and tags"),
     (dict(class_weights=dict(tags=dict(rar=2.))), "Unknown class of output 'tags' in `class_weights` 'rar'"),
     (dict(label_smoothing=dict(size=.1)), "`label_smoothing` is for categories; output 'size' is number"),
-    (dict(label_smoothing=.1, loss_func=dict(kind=CrossEntropyLossFlat())), 'there is none'),
-    (dict(label_smoothing=dict(kind=.1), loss_func=dict(kind=CrossEntropyLossFlat())), 'there is a loss of yours')])
+    (dict(label_smoothing=.1, loss_func=dict(kind=CrossEntropyLossFlat())), 'no output is one'),
+    (dict(label_smoothing=dict(kind=.1), loss_func=dict(kind=CrossEntropyLossFlat())), 'you passed your own')])
 def test_options_of_losses_that_cannot_be(kw, words):
     with pytest.raises((ValueError,KeyError)) as e: multi_learner(loaders(), **kw)
     assert words in str(e.value)

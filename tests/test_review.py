@@ -1,6 +1,7 @@
 """Labels corrected in a real browser, in JupyterLab and on the page without a kernel: an edit, an undo, a reload
 or a restart, and the file of edits read back by `apply_edits`. It needs Debian's Chromium and the extra `notebook`."""
-import os, re
+import os
+from importlib.util import find_spec
 from pathlib import Path
 import nbformat, pandas as pd, pytest
 from fastai.vision.all import *
@@ -144,6 +145,19 @@ def run_cells(page):
     assert page.evaluate('window.cellsRun')==''
     page.wait_for_selector('.review select', timeout=60_000)
 
+def draw_a_box(page, widget):
+    "Draw a box with the mouse, as anywidget allows; returns its corners"
+    widget.get_by_role('button', name='Draw it').click()
+    page.wait_for_selector('.review-drawing')
+    frame = widget.locator('.review-picture').bounding_box()
+    page.mouse.move(frame['x']+frame['width']*.25, frame['y']+frame['height']*.5)
+    page.mouse.down()
+    page.mouse.move(frame['x']+frame['width']*.75, frame['y']+frame['height']*.875)
+    page.mouse.up()
+    page.wait_for_selector('.review-drawing', state='detached')
+    page.wait_for_function("!['5', '7'].includes(document.querySelector('.review input[placeholder=none]').value)")
+    return [int(widget.get_by_label(n, exact=True).input_value()) for n in ('x1', 'y1', 'x2', 'y2')]
+
 def test_the_widget_in_jupyterlab(browser, path):
     pytest.importorskip('jupyterlab', reason='JupyterLab is not installed: pip install fastai_multi[notebook]')
     pytest.importorskip('ipywidgets', reason='ipywidgets is not installed: pip install fastai_multi[notebook]')
@@ -160,6 +174,9 @@ def test_the_widget_in_jupyterlab(browser, path):
         new = next(k for k in sorted(set(df.kind)) if k!=old)
         widget.locator('select').first.select_option(new)
         for n,v in dict(x1=5, y1=6, x2=70, y2=71.5).items(): widget.get_by_label(n, exact=True).fill(str(v))
+        box = [5, 6, 70, 71.5]
+        if find_spec('anywidget'): box = draw_a_box(page, widget)
+        else: assert 'pip install anywidget' in widget.inner_text()
         if folder := os.environ.get('SCREENSHOTS'): page.screenshot(path=f'{folder}/review-lab.png')
         widget.get_by_role('button', name='Next').click()
         page.wait_for_function("document.querySelector('.review').innerText.includes('2 of 3')")
@@ -179,5 +196,5 @@ def test_the_widget_in_jupyterlab(browser, path):
         assert page.locator(RED).all_inner_texts()==[]
         page.close()
     fixed = apply_edits(df, edits, dict(box=['x1', 'y1', 'x2', 'y2']), '|')
-    assert fixed.kind[16]==new and fixed.loc[16, ['x1', 'y1', 'x2', 'y2']].tolist()==[5, 6, 70, 71.5]
+    assert fixed.kind[16]==new and fixed.loc[16, ['x1', 'y1', 'x2', 'y2']].tolist()==box
     assert len(fixed)==len(df)

@@ -130,7 +130,7 @@ class MultiMix(MixHandler):
     what = 'MixUp'
     def __init__(self,
         alpha:float, # Parameter of the Beta distribution that shares are drawn from
-        text:str='features' # 'features' blends what the text encoder returns; 'keep' leaves every item its own text
+        text:str='features' # 'features' blends the output of the text encoder; 'keep' leaves each item its own text
     ):
         check_mix_options(alpha, text)
         super().__init__(float(alpha))
@@ -233,7 +233,7 @@ def check_blendable(what, ys, loss_func):
 
 # %% ../../nbs/60_callback.mixup.ipynb #082d3ec2
 class MultiMixUp(MultiMix):
-    "[MixUp](https://arxiv.org/abs/1710.09412) of pictures, vectors and texts' features"
+    "[MixUp](https://arxiv.org/abs/1710.09412) of images, vectors and text features"
     def __init__(self, alpha:float=.4, # As in `MixUp`
                  text:str='features'): # As in `MultiMix`
         super().__init__(alpha, text)
@@ -247,11 +247,11 @@ class MultiMixUp(MultiMix):
 def check_pictures(pictures):
     "Raise a `ValueError` unless there are `pictures`"
     if pictures: return
-    raise ValueError('CutMix needs a picture among the inputs; for texts and vectors there is MixUp.')
+    raise ValueError('CutMix needs an image input; for texts and vectors use MixUp.')
 
 # %% ../../nbs/60_callback.mixup.ipynb #bbb63b33
 class MultiCutMix(MultiMix):
-    "[CutMix](https://arxiv.org/abs/1905.04899) of pictures; vectors and texts' features are blended in the same shares"
+    "[CutMix](https://arxiv.org/abs/1905.04899) of images; vectors and text features are blended in the same ratio"
     what = 'CutMix'
     def __init__(self, alpha:float=1., # As in `CutMix`
                  text:str='features'): # As in `MultiMix`
@@ -290,12 +290,12 @@ class MultiCutMix(MultiMix):
 
 # %% ../../nbs/60_callback.mixup.ipynb #614c4854
 class MultiMixUpOrCutMix(MultiMix):
-    "For each batch either `MultiMixUp` or `MultiCutMix`, at random"
+    "Apply `MultiMixUp` or `MultiCutMix` to each batch, at random"
     what = 'MixUp or CutMix'
     def __init__(self,
         mixup_alpha:float=.4, # As in `MultiMixUp`
         cutmix_alpha:float=1., # As in `MultiCutMix`
-        p_cutmix:float=.5, # Share of the batches that are blended by CutMix
+        p_cutmix:float=.5, # Probability of CutMix for a batch
         text:str='features' # As in `MultiMix`
     ):
         super().__init__(mixup_alpha, text)

@@ -184,7 +184,7 @@ def refuse_all_values(f, parts):
     name = getattr(f, '__name__', type(f).__name__)
     names = [p.name for p in parts if p.is_input]
     raise ValueError(f'The transform {name!r} takes values of any type, and there is no picture among the inputs '
-                     f'{names}: it would run on targets too. Annotate its argument, as `x:TensorText`, or give it to '
+                     f'{names}: it would run on targets too. Annotate its argument: `x:TensorText`, or give it to '
                      f'one part: OnPart({names[0]!r}, {name}).')
 
 # %% ../../nbs/13_data.pipeline.ipynb #px180021

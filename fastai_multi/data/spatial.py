@@ -302,7 +302,7 @@ class PointsPart(CoordinatesPart):
     "Points, the same number in every item"
     kind,n,plural,sign,marks,tensor_type = 'points',1,'points','●',('●','×'),TensorPoint
     def __init__(self, name, *args,
-        flip_pairs=None, # Pairs of points that are each other's mirror image, as `[(0,1)]`; `[]`: there are none
+        flip_pairs=None, # Pairs of points that are each other's mirror image, such as `[(0,1)]`; `[]`: there are none
         **kwargs
     ):
         super().__init__(name, *args, **kwargs)
@@ -395,7 +395,7 @@ def common_length(rows) -> int: # Tensors
 def checked_pairs(pairs) -> list:
     "`flip_pairs` as pairs of whole numbers, each number once; or raise a `ValueError`"
     try: res = [(index(a),index(b)) for a,b in pairs]
-    except (TypeError, ValueError) as e: raise wrong_pairs(pairs, 'it takes pairs of positions, as [(0,1)]') from e
+    except (TypeError, ValueError) as e: raise wrong_pairs(pairs, 'it takes pairs of positions, such as [(0,1)]') from e
     positions = [i for pair in res for i in pair]
     if len(positions)!=len(set(positions)): raise wrong_pairs(pairs, 'each point can be in one pair only')
     return res

@@ -169,7 +169,7 @@ class Numericaliser:
     pad_id,unk_id = 0,1
     def __init__(self,
         tok=None,           # A fastai or Hugging Face fast tokenizer, or a function `str -> list` (`split_words`)
-        vocab:list=None,    # The vocabulary; default: the words of the training texts
+        vocab:list=None,    # The vocabulary; `None`: the words of the training texts
         max_vocab:int=30000,# Most frequent words to keep
         min_freq:int=2,     # Words seen less often are unknown
         max_len:int=256     # Tokens beyond this are cut
