@@ -78,7 +78,7 @@ def own_callback(cb, learn):
 
 # %% ../../nbs/71_callback.adapt.ipynb #ecc7d078
 class LossWatch(Callback):
-    "Warn after an epoch, or where training stops, about the first NaN or infinite loss: of which output, in which batch"
+    "Warn after an epoch, or where training stops, about the first loss that is NaN or infinite"
     run_before = Recorder
     def before_train(self): self._start()
     def before_validate(self): self._start()
