@@ -59,7 +59,7 @@ def _total_of_means(s, n, w):
 
 # %% ../nbs/54_columns.ipynb #605b9efa
 class OutputLoss(Metric):
-    "The mean of one output's loss, unweighted, over what is labelled"
+    "The mean of one output's unweighted loss over its labelled items"
     direction = 'min'
     def __init__(self, output:str, # The output's name
                  name:str=None, # The column's name, `output_loss` if not given
@@ -86,7 +86,7 @@ def _rest(learn, step):
 
 # %% ../nbs/54_columns.ipynb #cd2bd99f
 class ValidLoss(AvgLoss):
-    "The weighted sum of the means of the outputs' losses, over what is labelled"
+    "The weighted sum of the outputs' mean losses over their labelled items"
     direction = 'min'
     def __init__(self):
         self.sums = LossSums()

@@ -47,7 +47,7 @@ def assign_places(
 
 # %% ../nbs/62_detection.ipynb #ob620014
 class ObjectsLoss:
-    "FCOS's loss of a head for objects, for each picture; what is not known of an object costs nothing"
+    "FCOS's loss for an objects head, per image; missing labels of an object add no loss"
     ignores_missing = True
     mixable = False
     def __init__(self,
@@ -152,13 +152,13 @@ def place_scores(logits, centre, cell) -> Tensor: # `…,places,c`, `…,places`
     return torch.where(cell[...,:1].isnan(), 0., scores)
 
 class Detector:
-    "Reads the objects of each picture from the predictions of a head for objects"
+    "Decode the objects of each image from the predictions of an objects head"
     def __init__(self,
-        least:float=0.05, # Boxes of a lower score are dropped
-        nms:float=0.6, # Of two boxes of a class that overlap by more, the surer stays
-        most:int=100, # The surest objects of a picture that are kept
-        candidates:int=1000, # The surest boxes that are compared with each other
-        same:float=0.5 # In an answer, of two boxes of any class that overlap by more, the surer stays
+        least:float=0.05, # Drop boxes with a lower score
+        nms:float=0.6, # Drop the less confident of two boxes of a class that overlap by more
+        most:int=100, # Keep at most so many objects per image
+        candidates:int=1000, # Compare at most so many boxes per image
+        same:float=0.5 # In an answer, drop the less confident of two boxes of any class that overlap by more
     ):
         self.least = least
         self.nms = nms

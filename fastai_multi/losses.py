@@ -65,7 +65,7 @@ class GroupLoss:
     "The sum of one loss for each member of a named group, for each item; a member without a label costs nothing"
     ignores_missing = True
     def __init__(self, losses:dict, # For each member its loss, as `MultiLoss` takes them by output
-                 weights:dict=None): # How much each member's loss counts; 1 where not given
+                 weights:dict=None): # Weight of each member's loss; 1 where not given
         self.terms = {n: OutputTerm(n, l) for n,l in losses.items()}
         self.weights = check_keys(dict(weights or {}), losses, 'member in `weights`')
 
@@ -184,9 +184,9 @@ def check_reduction(v):
 
 # %% ../nbs/52_losses.ipynb #7b013df4
 class MultiLoss:
-    "The weighted sum of one loss per output, over the labels that there are"
+    "The weighted sum of one loss per output, over labelled items"
     def __init__(self, losses:dict, # For each output its loss: one of fastai's, a module, or a function `(pred, targ)`
-                 weights:dict=None, # How much each output's loss counts; 1 where not given
+                 weights:dict=None, # Weight of each output's loss; 1 where not given
                  named:bool=True, # Predictions and targets have names; `False` for one plain target, a tensor
                  reduction:str='mean', # 'mean', 'sum' or 'none' (a value for each item)
                  activations:dict=None, # By output, where the loss has no `activation`: makes probabilities or values

@@ -34,7 +34,7 @@ class BadRequest(ValueError):
         self.status = status
 
 class Limits:
-    "What a request may hold"
+    "The limits of a request"
     def __init__(self,
         max_bytes:int=10_000_000, # Of the whole request
         max_pixels:int=40_000_000, # Of a picture, width times height
@@ -86,8 +86,8 @@ def checked_item(learn, fields:dict, limits) -> dict: # A `MultiLearner`; texts 
 
 # %% ../nbs/88_serve.ipynb #e031c506
 class Batcher:
-    "Predicts what waits, together"
-    def __init__(self, learn, batch_size:int=16, wait:float=.002): # Seconds in which the first request waits for others
+    "Collect waiting requests and predict them in one batch"
+    def __init__(self, learn, batch_size:int=16, wait:float=.002): # Seconds that the first request waits for others
         self.learn = learn
         self.batch_size = batch_size
         self.wait = wait
@@ -204,7 +204,7 @@ def import_fastapi():
     except ImportError as e: raise ImportError(f'The service needs {e.name}: pip install fastai_multi[serve].') from e
 
 class Counters:
-    "What `/metrics` says"
+    "The counters that `/metrics` reports"
     def __init__(self, prometheus):
         self.registry = prometheus.CollectorRegistry()
         self.requests = prometheus.Counter('predict_requests', 'Requests by HTTP status', ['status'],
@@ -241,10 +241,10 @@ async def answered(request, learn, batcher, limits):
 
 def make_app(
     learn:MultiLearner, # From `load_bundle`
-    limits:Limits=None, # What a request may hold
-    batch_size:int=16 # How many items are predicted together at most
+    limits:Limits=None, # Limits of a request
+    batch_size:int=16 # Maximum number of items in a batch
 ):
-    "The service as a FastAPI application; raises an `ImportError` without `fastai_multi[serve]`"
+    "Make the service as a FastAPI application; raises an `ImportError` without `fastai_multi[serve]`"
     fastapi,prometheus = import_fastapi()
     from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
     limits = limits or Limits()

@@ -69,12 +69,12 @@ def touches_seam(box, frame, size, near=1.):
 class Tiling:
     "What a learner says about a picture that is too large for it"
     def predict_tiles(self,
-        image,         # A large picture: a file, a PIL image, or an array
+        image,         # A large image: a file, a PIL image, or an array
         tile:int=512,  # Side of a tile, in pixels
-        overlap:int=64,# Pixels that neighbours share: as large as a usual object
+        overlap:int=64,# Overlap of neighbouring tiles in pixels: about the size of an object
         output=None    # The output of objects; `None`: the only one
     ) -> list:         # A dict for each object, as in the answer of `predict`
-        "The objects of a large picture, found tile by tile and merged over the seams, in the picture's pixels"
+        "Find the objects of a large image tile by tile and merge them across seams; boxes are in pixels of the image"
         part = objects_part(self, output)
         im = image
         if not isinstance(im, Image.Image): im = PILImage.create(image)

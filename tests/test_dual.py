@@ -69,3 +69,15 @@ def test_a_model_of_texts_alone_is_refused(tmp_path):
                                      intermediate_size=8)
     transformers.BertModel(config).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match='BertModel, which has no two halves'): dual_encoders(tmp_path)
+
+@pytest.mark.parametrize('options', [dict(depth=2), dict(split=1), dict(depth=dict(colour=1)), dict(weights='x.pth'),
+                                     dict(pretrained=False)])
+def test_what_an_encoder_cannot_use_is_refused(folder, shapes, options):
+    dls = MultiDataLoaders.from_csv(shapes, 'items.csv', image='file', text='caption', seed=0, bs=16, num_workers=0,
+                                    outputs=dict(colour=CategoryBlock, area=RegressionBlock), item_tfms=Resize(32),
+                                    text_block=PlainTextBlock(tok=str(folder), max_len=16))
+    dual = dual_encoders(folder)
+    with pytest.raises(ValueError, match="input 'image'.*DualImageEncoder"):
+        multi_learner(dls, dict(image=dual.image), text=dual.text, **options)
+    with pytest.raises(ValueError, match="pass one of the two"):
+        multi_learner(dls, dict(image=dual.image, text=dual.text), text='lstm')

@@ -54,9 +54,9 @@ def size_of(file):
 # %% ../../nbs/24_data.annotations.ipynb #ob240009
 def read_coco(
     file,          # The JSON file
-    folder=None,   # Folder of the pictures; default: `images` beside the file, or where the file is
-    path=None      # What the names of files in the tables begin from; default: the folder of the JSON file
-) -> tuple:        # Two `DataFrame`s: pictures and objects
+    folder=None,   # Folder of the images; `None`: `images` beside the file, or the file's folder
+    path=None      # File names in the tables are relative to it; `None`: the folder of the JSON file
+) -> tuple:        # Two `DataFrame`s: images and objects
     "Read a COCO file of objects (Lin et al. 2014, arXiv 1405.0312)"
     file = Path(file)
     path = Path(ifnone(path, file.parent))
@@ -110,10 +110,10 @@ def coco_object(a, file, names, source):
 # %% ../../nbs/24_data.annotations.ipynb #ob240013
 def read_voc(
     folder,         # Folder of the XML files
-    images=None,    # Folder of the pictures; default: `JPEGImages` or `images` beside the folder, or the folder
-    path=None,      # What the names of files in the table begin from; default: the folder of the pictures
-    one_based=None  # Whether corners count from 1; `None`: yes, unless one is below 1
-) -> tuple:         # Two `DataFrame`s: pictures and objects
+    images=None,    # Folder of the images; `None`: `JPEGImages` or `images` beside the folder, or the folder
+    path=None,      # File names in the tables are relative to it; `None`: the folder of the images
+    one_based=None  # Whether coordinates start at 1; `None`: yes, unless one is below 1
+) -> tuple:         # Two `DataFrame`s: images and objects
     "Read the XML files of Pascal VOC (Everingham et al. 2010)"
     folder = Path(folder)
     images = voc_images(folder, images)
@@ -169,9 +169,9 @@ def voc_object(o, picture, file):
 # %% ../../nbs/24_data.annotations.ipynb #ob240017
 def read_yolo(
     path,         # Folder that holds `images` and `labels`
-    names=None    # The classes in the order of their numbers, or a dict by number; default: those in the folder
-) -> tuple:       # Two `DataFrame`s: pictures and objects
-    "Read a folder in the manner of YOLO"
+    names=None    # The classes in order, or a dict by number; `None`: those listed in the folder
+) -> tuple:       # Two `DataFrame`s: images and objects
+    "Read a folder in YOLO's layout"
     path = Path(path)
     names = yolo_names(path, names)
     files = sorted(get_image_files(path/'images')) if (path/'images').is_dir() else []

@@ -164,12 +164,12 @@ def _draw(path, n, size, seed, missing):
 # %% ../../nbs/83_data.shapes.ipynb #4da0e7ba
 def multi_shapes(
     path,             # Folder to draw in; created if it does not exist
-    n:int=500,        # Number of pictures
-    size=128,         # Width and height of a picture in pixels: a number, or `(width, height)`
-    seed:int=42,      # Other seeds give other pictures
-    missing:float=0., # Share of cells left empty: each caption and each label independently
+    n:int=500,        # Number of images
+    size=128,         # Size of an image in pixels: a number, or `(width, height)`
+    seed:int=42,      # Random seed; the same seed draws the same images
+    missing:float=0., # Fraction of captions and labels to leave empty, each independently
 ) -> Path:            # `path`, with `items.csv`, `boxes.csv` and the pictures in `images/`
-    "Draw a data set of shapes (picture, caption, kind, colour, tags, box, area) unless it is there already"
+    "Draw a dataset of shapes (image, caption, kind, colour, tags, box, area), unless it already exists"
     path = Path(path)
     if not isinstance(size, (tuple,list)): size = (size, size)
     size = tuple(int(s) for s in size)

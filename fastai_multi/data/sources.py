@@ -15,7 +15,9 @@ from ..core import *
 from .files import *
 from .csvfile import *
 from .readers import *
+from fastai.data.transforms import image_extensions
 from collections import ChainMap
+from itertools import islice
 import os, re, warnings, numpy as np, pandas as pd
 from torch import Tensor
 
@@ -71,7 +73,7 @@ def check_files(reader, df, path, folder):
         if isinstance(f, (str,Path)) and str(f).strip(): rows.setdefault(str(f), i)
     missing = list(missing_files(rows))
     if not missing: return
-    if len(missing)==len(rows): refuse_folder(missing[0], reader.pref, path, folder)
+    if len(missing)==len(rows): refuse_folder(missing[0], reader, path, folder)
     refuse_files(missing, rows)
 
 # %% ../../nbs/19_data.sources.ipynb #738f9cbc
@@ -83,13 +85,29 @@ def refuse_files(missing, rows):
     raise ValueError(f'`image`: {len(missing)} of {len(rows)} files {are} not there: {found}. Leave out these rows, or '
                      'empty the cell: that is an item without a picture.')
 
-def refuse_folder(file, pref, path, folder):
+def similar_file(file, path, most=20_000):
+    "A picture below `path` with the name of `file`, in any folder and with any suffix; `None` if there is none"
+    names = {Path(file).name, Path(file).stem}
+    for f in islice(Path(path).rglob('*'), most):
+        if f.suffix.lower() in image_extensions and not names.isdisjoint({f.name, f.stem}): return f
+
+def arguments_for(found, file, path, suff):
+    "A sentence with the arguments that read the picture `found` where the table says `file`; '' without one"
+    if found is None: return ''
+    args = []
+    if found.parent!=Path(file).parent: args.append(f'folder={found.parent.relative_to(path).as_posix()!r}')
+    if found.name!=Path(file).name and (suff or not Path(file).suffix): args.append(f'suff={found.suffix!r}')
+    if not args: return f' There is {str(found)!r}.'
+    return f" There is {str(found)!r}: pass {', '.join(args)}."
+
+def refuse_folder(file, reader, path, folder):
     why = ''
     where = 'or in `folder` within it'
-    if not Path(pref).exists(): why = f' There is no folder {str(pref)!r}.'
+    if not Path(reader.pref).exists(): why = f' There is no folder {str(reader.pref)!r}.'
     if folder is not None: where = f'and there in `folder`, {str(folder)!r}'
     raise ValueError(f'`image`: there is no file {file!r}, nor any other of the table.{why} Files are looked for in '
-                     f'`path`, {str(path)!r}, {where}; `suff` is put after their names.')
+                     f'`path`, {str(path)!r}, {where}; `suff` is put after their names.'
+                     + arguments_for(similar_file(file, path), file, path, reader.suff))
 
 # %% ../../nbs/19_data.sources.ipynb #f05e143b
 def file_within(file, path) -> str:

@@ -14,7 +14,7 @@ from ..core import *
 
 # %% ../../nbs/30_models.encoder.ipynb #9bd5da34
 class Encoder(nn.Module):
-    "Base class of this package's encoders, with the defaults of the attributes that the model reads"
+    "Base class of encoders, with defaults for the attributes that the model reads"
     n_features = None # Channels of the last map, or length of the vector; `None` if it is not known
     pretrained = False # Whether the weights are trained
     stats = None # Mean and standard deviation of the images that the weights expect
@@ -139,7 +139,7 @@ class AbsentVector(nn.Module):
 
 # %% ../../nbs/30_models.encoder.ipynb #4e9e6a16
 class OwnEncoder(Encoder):
-    "A user's module that gives `n_features`; a missing input gives zeros"
+    "Wrap your own module, which gives `n_features`; a missing input gives zeros"
     def __init__(self, module, n_features,
                  pad_id:int=None # The padding of token numbers, for an encoder of texts
                 ):
