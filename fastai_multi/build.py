@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['learner_arguments', 'check_learner_arguments', 'EncoderOptions', 'Modality', 'modality_of', 'has_image_suffix',
-           'ImageModality', 'TextModality', 'RowModality', 'VectorModality', 'arch_by_input', 'check_read', 'unusual',
-           'check_neck', 'add_norm', 'input_column', 'deepest', 'build_encoders', 'output_losses', 'loss_options',
-           'smoothing_by_output', 'class_weight_tensors', 'refuse_weights_of_own_loss', 'given_losses',
-           'check_learner_loss', 'refuse_single_loss', 'multi_loss', 'with_losses']
+           'ImageModality', 'TextModality', 'RowModality', 'VectorModality', 'arch_by_input', 'check_read',
+           'refuse_ignored', 'check_untrained', 'unusual', 'check_neck', 'add_norm', 'input_column', 'deepest',
+           'build_encoders', 'output_losses', 'loss_options', 'smoothing_by_output', 'class_weight_tensors',
+           'refuse_weights_of_own_loss', 'given_losses', 'check_learner_loss', 'refuse_single_loss', 'multi_loss',
+           'with_losses']
 
 # %% ../nbs/75_build.ipynb #04a27eab
 from fastai.basics import *
@@ -105,6 +106,10 @@ class Modality(Attributed, ForPart):
                              f"multi_learner(dls, arch={{{self.name!r}: module}}).")
         return options.arch
 
+    def ignores(self, option:str, arch) -> bool: # One of `options`; what `arch` gives for this input, or `None`
+        "Whether the encoder in `arch` has no use for this argument"
+        return False
+
     def recognises(self, raw) -> bool:
         "Whether a lone raw value, given to `predict`, can be this input"
         return False
@@ -165,6 +170,7 @@ class ImageModality(PictureAttributed, Modality, part=ImagePart):
     form = 'picture'
     hint = ''
     options = ('depth','split','weights')
+    def ignores(self, option, arch): return isinstance(arch, Encoder) and not arch.has_stages
     def recognises(self, raw):
         if isinstance(raw, str): return has_image_suffix(raw)
         if isinstance(raw, (np.ndarray, Tensor)): return raw.ndim>1
@@ -208,6 +214,7 @@ class ImageModality(PictureAttributed, Modality, part=ImagePart):
 class TextModality(TextAttributed, Modality, part=TextPart):
     "A text, encoded by the encoder named in `text`"
     options = ('text',)
+    def ignores(self, option, arch): return arch is not None
     free_axes = {1: 'tokens'}
     form = 'text'
     hint = ''
@@ -275,11 +282,27 @@ _about = dict(depth="the stages of a picture's encoder, and these data have no p
               weights="the weights of a picture's encoder, and these data have no picture",
               text="a text's encoder, and these data have no text")
 
-def check_read(modalities, **options):
-    "Raise for one of the `options` of encoders, where it is not `None`, that no input reads"
+def check_read(modalities, arch, **options):
+    "Raise for one of the `options` of encoders, where it is not `None`, that no input reads; `arch` is by input"
     for k,v in options.items():
-        if v is None or any(k in m.options for m in modalities.values()): continue
-        raise ValueError(f'`{k}` is about {_about[k]}: the inputs are {list(modalities)}.')
+        if v is None: continue
+        readers = [n for n,m in modalities.items() if k in m.options]
+        if not readers: raise ValueError(f'`{k}` is about {_about[k]}: the inputs are {list(modalities)}.')
+        if all(modalities[n].ignores(k, arch.get(n)) for n in readers): refuse_ignored(k, readers[0], arch[readers[0]])
+
+def refuse_ignored(option, name, encoder):
+    given = f'input {name!r} has an encoder that you give in `arch`, {type(encoder).__name__}'
+    if option=='text': raise ValueError(f'`text` names an encoder, and {given}: pass one of the two.')
+    raise ValueError(f'`{option}` is about the stages of a backbone, and {given}, which has none that can be read or '
+                     f'cut: leave `{option}` out, or pass a torchvision constructor or a timm name as `arch`.')
+
+def check_untrained(arch, pretrained): # Encoders by input; as in `multi_learner`
+    "Raise if encoders that come with trained weights are to start without"
+    trained = [n for n,e in arch.items() if isinstance(e, Encoder) and getattr(e, 'pretrained', False)]
+    if pretrained or not trained: return
+    raise ValueError(f'`pretrained`=False is for encoders that are built by their name, and that of input '
+                     f'{trained[0]!r}, {type(arch[trained[0]]).__name__}, has trained weights already: leave it out, '
+                     'or pass an encoder with random weights.')
 
 def unusual(text):
     "The encoder of texts, or `None` for the usual one"

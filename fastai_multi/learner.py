@@ -362,7 +362,8 @@ def multi_learner(
     heads = check_keys(as_dict(heads, 'heads', 'dict(kind=[64])'), tasks, 'output in `heads`')
     check_neck(neck)
     arch = arch_by_input(arch, modalities)
-    check_read(modalities, depth=depth, split=split, weights=weights, text=unusual(text))
+    check_read(modalities, arch, depth=depth, split=split, weights=weights, text=unusual(text))
+    check_untrained(arch, pretrained)
     encoders = build_encoders(dls, modalities, arch, depth=deepest(depth, tasks), text=text, pretrained=pretrained,
                               weights=weights)
     for n,t in tasks.items(): t.check_head(heads.get(n))

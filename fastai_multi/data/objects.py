@@ -405,7 +405,7 @@ def check_object_names(name, outputs):
 
 # %% ../../nbs/23_data.objects.ipynb #ob230029
 class ObjectsBlock(GroupBlock):
-    "A `TransformBlock` for a picture's objects: boxes, each with its own named outputs; see the room `data.objects`"
+    "A `TransformBlock` for the objects in an image: boxes, each with its own named outputs; see `data.objects`"
     part_class = ObjectsPart
     reads_rows = True     # A second table may hold its values: see `with_objects`
     def make_part(self, name, is_input):
