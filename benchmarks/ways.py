@@ -4,7 +4,7 @@ from statistics import median
 import pandas as pd
 
 def rounds(ways:dict, n:int, clock=time.process_time) -> dict: # Functions by name; how many rounds
-    "Seconds of each way in each round; the order rotates. Time of the processor: other work on the machine is not in it"
+    "Seconds of each way in each round; the order rotates. By the time of the processor, other work is not in it"
     names = list(ways)
     res = {k: [] for k in names}
     for k in names: ways[k]()

@@ -39,6 +39,8 @@ TABLES = dict(defaults=dict(title='What the default learns', by=['set','output',
                            text='The largest difference from the learner, or the refusal; milliseconds for one item'),
               predict=dict(title='One prediction beside the call of the model', command='python -m benchmarks.predict',
                            text='Milliseconds of the processor, and what is beyond the model or the loop'),
+              step=dict(title='A training step beside a plain Learner and a loop', command='python -m benchmarks.step',
+                        text='Milliseconds of the processor for a step, and what is beyond the loop and the Learner'),
               serve=dict(title='Requests to the service', command='python -m benchmarks.serve',
                          text='Memory, errors and times after each thousand requests of 16 clients'),)
 

@@ -103,7 +103,7 @@ class NumberSets(OutputSets, task=NumberTask):
     def region(self, pred, q, frame=None): return self.task.to_user(pred-q),self.task.to_user(pred+q)
 
 class BoxSets(OutputSets, task=BoxTask):
-    "A box grown, or shrunk, on all sides until the true box lies inside it"
+    "Boxes enlarged, or shrunk, on all sides so that they contain the true box"
     def nonconformity(self, preds, targs):
         if self.task.part.many: return None
         low = preds[:,:2]-targs[:,:2]
@@ -119,7 +119,7 @@ def reliability(
     right:Tensor, # `m`, 0 or 1
     bins:int=10 # Of equal width
 ) -> pd.DataFrame: # A row by bin that is not empty: `items`, `confidence`, `right`
-    "Confidence and share of right answers by bins of confidence"
+    "Compute mean confidence and accuracy in bins of confidence"
     place = (confidence.float()*bins).long().clamp(0, bins-1)
     table = pd.DataFrame(dict(bin=place, confidence=confidence, right=right)).groupby('bin')
     res = table.agg(items=('right','size'), confidence=('confidence','mean'), right=('right','mean'))
@@ -161,7 +161,7 @@ def fit_temperature(
     raw:Tensor, # Logits, `n,c`
     targs:Tensor # Classes, `n`; `IGNORE` without a label
 ) -> float:
-    "The number that logits are divided by so that cross-entropy is lowest; 1 without labels"
+    "Find the temperature for the logits that minimises the cross-entropy; 1 without labels"
     here = present(targs)
     if not here.any(): return 1.
     logits = untyped(raw[here]).float()

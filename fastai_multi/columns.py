@@ -120,8 +120,10 @@ class SmoothLoss(AvgSmoothLoss):
         step = step_of(learn)
         if step is None: return super().accumulate(learn)
         self.count += 1
-        new = sum_processes(self._smoothed(step)).cpu()
-        rest = sum_processes(_rest(learn, step)).cpu()/max(num_distrib(), 1)
+        both = [sum_processes(self._smoothed(step)).flatten(), sum_processes(_rest(learn, step)).reshape(1)]
+        both = torch.cat(both).cpu()    # asks the device once
+        new = both[:-1].view(2, -1)
+        rest = both[-1]/max(num_distrib(), 1)
         self.sums = self.beta*self.sums + (1-self.beta)*new
         self.rest = self.beta*self.rest + (1-self.beta)*rest
     def _smoothed(self, step):

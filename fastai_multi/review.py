@@ -210,7 +210,7 @@ class Review:
         key=None          # Column that names an item; `None`: as the file says, else that of the first picture
     ):
         self.widgets = import_widgets()
-        if key is None and Path(file).exists(): key = Edits(file).key
+        if key is None and as_file(file).exists(): key = Edits(file).key
         self.items = ReviewItems(source, items, k, table, key)
         self.edits = Edits(file, key=self.items.key)
         self.place = 0
@@ -286,7 +286,7 @@ class Review:
         if output in self.item.asked: line += ' &larr; look at this'
         line += f'<br><small>label: {escape(in_words(label, editor.delim))} &middot; learner: '
         line += escape(in_words(said, editor.delim))
-        if output in self.item.losses: line += f' &middot; loss {self.item.losses[output]:.3g}'
+        if output in self.item.losses: line += f' &middot; loss {self.item.losses[output]:.2f}'
         head = self.widgets.HTML(f'<div class=review-head>{line}</small></div>')
         if not editor.form: return [head]
         options = editor.options(self.size)

@@ -6,7 +6,7 @@
 __all__ = ['OutputEditor', 'ClassesEditor', 'TagsEditor', 'LabelsEditor', 'NumberEditor', 'BoxEditor', 'PointsEditor',
            'MaskEditor', 'ObjectsEditor', 'flat_numbers', 'ReviewItem', 'ReviewItems', 'small_picture', 'learner_of',
            'table_of', 'is_plan', 'refuse_labels', 'refuse_items', 'usual_key', 'unique_keys', 'editors_of', 'chosen',
-           'from_disagreements', 'from_plan', 'refuse_label', 'overlay']
+           'from_disagreements', 'from_plan', 'check_choice', 'refuse_label', 'overlay']
 
 # %% ../nbs/82b_reviewing.ipynb #82b00002
 from fastai.basics import *
@@ -22,6 +22,7 @@ from .data.numbers import *
 from .data.spatial import *
 from .data.objects import *
 from .data.readers import *
+from .data.splits import *
 from .data.cells import *
 from .data.edits import *
 from .learner import *
@@ -162,6 +163,7 @@ class ReviewItems:
         table=None,  # The table whose rows a plan names; `None`: that of the loaders
         key=None     # Column that names an item; `None`: that of the first picture, else of the first input
     ):
+        check_choice(items, k)
         self.learn,self.interp = learner_of(source, items)
         dl = self.learn.dls.train
         self.table = table_of(self.learn.dls, self.interp, items, table)
@@ -307,6 +309,13 @@ def from_plan(items):
                           "label of a row in the loaders' table, and perhaps `output`.")
     outputs = items.output if 'output' in items else [None]*len(items)
     return list(zip(items['item'], outputs))
+
+def check_choice(items, k):
+    "Raise unless `items` and `k` may choose items"
+    if whole_number(k, 'k')<1: raise ValueError(f'`k` is {k}; a review shows one item at least.')
+    if items is None or isinstance(items, (str, pd.DataFrame)) or is_listy(items) or hasattr(items, '__array__'): return
+    raise TypeError(f"`items` is {short_repr(items)}, of type {type(items).__name__}; it takes an output's name, "
+                    'interp.disagreements(), a table with the columns `item` and `output`, or a list of row labels.')
 
 def refuse_label(label, table):
     raise UnknownName(f"`items` names the row {label!r}, which the loaders' table does not have; its index goes from "

@@ -17,7 +17,8 @@ from .reviewing import *
 # %% ../nbs/82d_reviewpage.ipynb #82d00006
 page_style = """
 *{box-sizing:border-box}body{font:16px/1.45 system-ui,sans-serif;color:#222;background:#fff;margin:0;color-scheme:light}
-header{position:sticky;top:0;background:#fff;border-bottom:1px solid #ccc;padding:.5rem 1rem;z-index:2}
+header{position:sticky;top:0;background:#fff;border-bottom:1px solid #ccc;z-index:2;
+ padding:.5rem max(1rem,calc((100vw - 64rem)/2 + 1rem))}
 h1{font-size:1rem;margin:0 0 .3rem;overflow-wrap:anywhere}main{display:flex;flex-wrap:wrap;gap:0 1.5rem;padding:1rem;
  max-width:64rem;margin:0 auto}figure{margin:0 0 1rem;flex:0 1 400px}#outputs{flex:1 1 300px;min-width:0}
 .picture{position:relative;margin-bottom:.5rem}.picture img{display:block;width:100%}
@@ -128,7 +129,7 @@ function show(message,wrong){const it=item(),fig=$('figure'),outs=$('outputs');f
  for(const n in it.texts)fig.append(el('p',{},el('b',{},n+': '),it.texts[n]))
  for(const n of it.order){const o=D.outputs[n],v=it.outputs[n],label=standing(it.key,o.name,v.label)
   const line='label: '+words(label,o.delim)+' · learner: '+words(v.said,o.delim)+
-   (v.loss===null?'':' · loss '+Number(v.loss.toPrecision(3)))
+   (v.loss===null?'':' · loss '+v.loss.toFixed(2))
   const s=el('section',{},el('h2',{},n+(it.asked.includes(n)?' ← look at this':'')),el('small',{},line))
   if(o.form){const f=forms[n]=field(o);f.set(label);f.before=f.get();s.append(...f.view)
    if(v.said!==''&&v.said!==label)s.append(el('button',{type:'button',onclick:()=>{f.set(v.said);draw()}},

@@ -162,7 +162,7 @@ def test_learned_weights_stay_within_ten_thousand():
 def test_class_weights_and_a_loss_of_ones_own_are_refused():
     dls = loaders(numbers(kind=['b','c','a']*4), dict(kind=CategoryBlock))
     for own in (dict(kind=CrossEntropyLossFlat()), CrossEntropyLossFlat()):
-        with pytest.raises(ValueError, match='`class_weights` is for categories and tags with the default loss'):
+        with pytest.raises(ValueError, match='`class_weights` works with the default loss of categories and tags'):
             multi_learner(dls, class_weights=dict(kind='balanced'), loss_func=own)
 
 def test_the_report_measures_validation_as_evaluate_does():

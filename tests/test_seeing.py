@@ -140,7 +140,7 @@ def test_a_learner_says_what_it_is(learn):
     text = repr(learn)
     n = sum(p.numel() for p in learn.model.parameters())
     assert text.startswith('MultiModel: ')
-    for words in (f'{n/1000:.3g} K parameters', 'simple_cnn, depth 3', 'Optimizer: Adam'): assert words in text
+    for words in (f'{n/1000:.3g} K parameters', 'simple_cnn, depth 3', 'Optimizer: FusedAdam'): assert words in text
     for name in ('kind', 'tags', 'box', 'area'): assert re.search(rf'head +{name}', text)
     learn.model.encoders['image'].requires_grad_(False)
     assert re.search(r'image +simple_cnn.*frozen', repr(learn))

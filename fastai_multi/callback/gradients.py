@@ -206,7 +206,9 @@ class GradientBalance(Balancer):
             self.shared,self.owned = trained_parameters(self.model, self.names)
 
     def before_batch(self):
-        if self.level=='features' and not self.idle: self.feats.start(self.model)
+        if self.idle: return
+        if self.level=='features': self.feats.start(self.model)
+        else: self.feats.watch(self.model)
 
     def after_loss(self):
         step = self.learn.loss_func.step

@@ -27,8 +27,13 @@ class SharedFeatures:
 
     def start(self, model):
         "Catch in the next forward pass"
+        self.watch(model)
+        for m in shared_points(model): self.hooks[m] = m.register_forward_hook(self._catch)
+
+    def watch(self, model):
+        "Watch the next forward pass: the heads then run one by one, and an output's gradient meets its own head alone"
         self.stop()
-        self.hooks = {m: m.register_forward_hook(self._catch) for m in shared_points(model)}
+        model = getattr(model, 'module', model)
         self.hooks[None] = model.register_forward_hook(self._end, always_call=True)
 
     def _catch(self, m, inp, out):

@@ -91,10 +91,10 @@ def awd_config(weights) -> dict: # Of an `AWD_LSTM`
 
 def awd_lstm_encoder(
     source,     # A fastai language model (`language_model_learner`), or a file of its `save_encoder`
-    vocab=None, # Its words, `lm.dls.vocab`, if `source` is a file
+    vocab=None, # Its vocabulary, `lm.dls.vocab`, if `source` is a file
     **kwargs    # Passed to `AWDLSTMEncoder`: `pool`, `drop_mult`, `drop`
 ) -> AWDLSTMEncoder:
-    "An AWD-LSTM with the weights and the words of a fastai language model; it starts frozen"
+    "Build an AWD-LSTM with the weights and vocabulary of a fastai language model; it starts frozen"
     weights,vocab = language_model_weights(source, vocab)
     res = AWDLSTMEncoder(len(vocab), vocab.index('xxpad'), tokens=list(vocab), **awd_config(weights), **kwargs)
     own = {k: v for k,v in weights.items() if k in res.rnn.state_dict()}

@@ -50,17 +50,17 @@ def _conv_stage(n_in, n_out, ks, bn, pool):
     if pool: layers.append(HalvingPool())
     return nn.Sequential(*layers)
 
-def simple_cnn(depth:int=3, # How many convolutions, from 1 up
-               width:int=16, # Channels of the first one; each further one has twice as many
+def simple_cnn(depth:int=3, # Number of convolutions, at least 1
+               width:int=16, # Channels of the first convolution; each further one doubles them
                n_in:int=3, # Channels of the image
-               widths:list=None, # Channels of each convolution, in place of `depth` and `width`
+               widths:list=None, # Channels of each convolution, instead of `depth` and `width`
                n_out:int=None, # Add a classifier with this many outputs, for a plain `Learner`
-               grid:int=1, # The map is averaged to `grid` x `grid` before the classifier
+               grid:int=1, # Average the map to `grid` x `grid` before the classifier
                ks:int=3, # Kernel size
                bn:bool=False, # Batch norm after each convolution; helps from 5 or 6 convolutions on
                pool:bool=True # Halve the map after each convolution, for as long as it can be halved
               ) -> PlainCNN:
-    "The plain CNN: `depth` times convolution, ReLU and pooling; any depth, any image size"
+    "Build a plain CNN: `depth` times convolution, ReLU and pooling, for any image size"
     if widths is None:
         _check_cnn_depth(depth)
         widths = [width*2**i for i in range(depth)]
@@ -195,7 +195,7 @@ def _chain_stages(model, x):
     return group_units(units, x),x
 
 def chain_encoder(model, # A network that is a chain of modules, or torchvision's `VisionTransformer`
-                  depth:int, # How many stages are kept; `None` for all
+                  depth:int, # Number of stages to keep; `None`: all
                   what:str, # Its name, for messages
                   n_in:int=3 # Channels of the image
                  ) -> ImageEncoder:
@@ -308,7 +308,7 @@ def _sizes_of_stages(stages, x):
     return sizes
 
 def module_encoder(m, # Any module
-                   depth:int=None, # How many stages are kept; `None` for all
+                   depth:int=None, # Number of stages to keep; `None`: all
                    n_in:int=3, # Channels of the image
                    what:str=None # Its name, for messages
                   ) -> ImageEncoder:
@@ -325,7 +325,7 @@ def module_encoder(m, # Any module
 
 def graph_encoder(m, # Any module that torchvision can trace
                   stages:list, # Names of the modules at which its stages end
-                  depth:int=None, # How many stages are kept; `None` for all
+                  depth:int=None, # Number of stages to keep; `None`: all
                   n_in:int=3 # Channels of the image
                  ) -> ImageEncoder:
     "An encoder from any module, with named stages"
@@ -382,14 +382,14 @@ def _load_file(enc, names, weights, what):
     enc.pretrained = True
 
 # %% ../../nbs/34_models.image.ipynb #952faf18
-def image_encoder(arch, # A torchvision constructor or name, a timm name ('timm/…'), a module or what builds one
-                  depth:int=None, # How many stages are kept, the first being stem and first stage; `None` for all
+def image_encoder(arch, # A torchvision constructor or name, a timm name ('timm/…'), a module or its builder
+                  depth:int=None, # Number of stages to keep (1: stem and first stage); `None`: all
                   n_in:int=3, # Channels of the image
-                  pretrained:bool=False, # Start from the library's trained weights
-                  weights=None, # A file with the weights, or the name of some of torchvision's: 'IMAGENET1K_V1'
-                  stages:list=None # Names of the modules where the stages end, for a network of yours
+                  pretrained:bool=False, # Use the library's pretrained weights
+                  weights=None, # A file of weights, or the name of torchvision weights: 'IMAGENET1K_V1'
+                  stages:list=None # For your own network: names of the modules that end the stages
                  ) -> ImageEncoder:
-    "The first `depth` stages of `arch` as an encoder of images"
+    "Build an image encoder from the first `depth` stages of `arch`"
     if isinstance(arch, ImageEncoder): return arch.cut(depth)
     if isinstance(arch, str):
         if not _is_torchvision_name(arch): return timm_encoder(arch, depth, n_in, pretrained, weights)

@@ -18,6 +18,7 @@ from .wide import *
 from .heads import *
 from .trunk import *
 from .plan import *
+from .answer import *
 
 # %% ../../nbs/42_models.multi.ipynb #8be4a7af
 def encoder_from(m:nn.Module # What the user gives for an input
@@ -293,38 +294,9 @@ class MultiModel(nn.Module):
 
     def answer(self, reads):
         "The predictions from what `read` gives"
-        features = self._fuse(reads)
-        wides = self._widen(reads)
-        predictions = {}
-        for name in self.plan.order:
-            parents = [predictions[p].flatten(1) for p in self.plan.parents(name)]
-            shares = self.views[self.plan.view_of[name]].mixture(reads[name])
-            seen = [features[name]]
-            if shares is not None: seen = features[name].unbind(1)
-            if parents: seen = [torch.cat([o, *parents], 1) for o in seen]
-            answers = [self._predict(self.heads[name], o, reads[name], wides.get(name)) for o in seen]
-            predictions[name] = answers[0]
-            if shares is not None: predictions[name] = mixed_answers(answers, shares)
+        predictions = predict_all(self, reads, self._fuse(reads), self._widen(reads))
         if not self.named: return predictions[self.plan.order[0]]
         return self.output_type([predictions[n] for n in self.heads])
-
-    def _predict(self, head, features, inputs, wide):
-        given = [features]
-        how = getattr(head, 'reads_map', False)
-        if how: given.append(self._maps(inputs, how))
-        reads_wide = wide is not None and getattr(head, 'n_wide', 0)    # a module put in by hand need not
-        res = head(*given, wide=wide) if reads_wide else head(*given)
-        return Outputs.make(res) if isinstance(res, dict) else res
-
-    def _maps(self, inputs, how):
-        "By picture, what a head reads beside the features: the last map, or with 'all' the picture and all maps"
-        res = {}
-        for n in self.trunks:
-            maps = inputs[n]
-            if maps[-1].ndim<4: continue
-            res[n] = maps[-1]
-            if how=='all': res[n] = [maps.image, *maps.maps()]
-        return res
 
     def set_head(self,
         name:str, # An output of the model, or a new one

@@ -48,7 +48,7 @@ class VectorEncoder(Encoder):
     "Batch norm, linear, ReLU; a missing number counts as average, plus a learned vector"
     def __init__(self,
         n:int, # Length of the vector
-        n_features:int=None # How many features it gives; twice the length, but from 32 to 256, if `None`
+        n_features:int=None # Number of features; `None`: twice the length, limited to 32 to 256
     ):
         super().__init__()
         self.n_features = n_features or min(max(2*n, 32), 256)
@@ -81,10 +81,10 @@ class VectorEncoder(Encoder):
 
 # %% ../../nbs/36_models.tabular.ipynb #b6fea0ac
 def vector_encoder(n:int, # Length of the vector
-                   module=None, # Your own encoder in place of the default, or a function that builds one from `n`
+                   module=None, # Your own encoder instead of the default, or a function that builds one from `n`
                    **kwargs # Passed to `VectorEncoder`: `n_features`
                   ) -> nn.Module:
-    "An encoder of vectors of `n` numbers"
+    "Build an encoder of vectors of `n` numbers"
     if module is None: return VectorEncoder(n, **kwargs)
     if not isinstance(module, nn.Module): module = module(n)
     return as_encoder(module, torch.zeros(2, n), 'vector')

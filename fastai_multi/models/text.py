@@ -129,7 +129,7 @@ class BagEncoder(TextEncoder):
         n_vocab:int, # Size of the vocabulary
         pad_id:int=0, # Number of the padding token
         emb:int=100, # Length of a word vector
-        p:float=0.1, # Share of the words left out in training
+        p:float=0.1, # Fraction of words to drop in training
         drop:float=0.5, # Dropout on the features
         terms:nn.Module=None # A `TermWeights`, for the heads' linear maps
     ):
@@ -151,7 +151,7 @@ class TraceableLSTM(nn.RNNBase):
     "The states of an `nn.LSTM` that reads `bs,seq,n_in` from zero states, in a form that `torch.compile` can trace"
     def __init__(self, n_in:int, # Length of the vectors that come in
                  n_out:int, # Size of the state
-                 n_layers:int=1): # LSTMs on top of each other
+                 n_layers:int=1): # Number of LSTM layers
         super().__init__('LSTM', n_in, n_out, n_layers, batch_first=True)
 
     def forward(self, x):
@@ -169,8 +169,8 @@ class LSTMEncoder(TextEncoder):
         pad_id:int=0, # Number of the padding token
         emb:int=100, # Length of a word vector
         hidden:int=256, # Size of the state, both directions together
-        n_layers:int=1, # LSTMs on top of each other
-        pool:str='last', # How states become features: 'last' (the ends), 'mean', 'max' or 'concat' of the three
+        n_layers:int=1, # Number of LSTM layers
+        pool:str='last', # How to pool the states: 'last', 'mean', 'max', or 'concat' of the three
         bidirectional:bool=True, # Read each text in both directions
         p:float=0.1, # Dropout on the word vectors
         drop:float=0.5, # Dropout on the features
@@ -299,10 +299,10 @@ def transformer_encoder(
     name, # A folder, or the name of a model on the Hugging Face hub
     pool:str='mean', # 'mean' over the tokens, 'cls' for the first, 'last' for the last one
     drop:float=0.1, # Dropout on the features
-    lora=None, # Train low-rank additions to the weights in place of them: a rank, such as 8, or a `peft.LoraConfig`
+    lora=None, # Train LoRA adapters instead of the weights: a rank, such as 8, or a `peft.LoraConfig`
     **kwargs # Passed to `AutoModel.from_pretrained`
 ) -> TransformerEncoder:
-    "A trained text model of Hugging Face as an encoder; it needs `fastai_multi[hf]`"
+    "Use a pretrained Hugging Face text model as an encoder (needs `fastai_multi[hf]`)"
     tokenizer = load_transformers('AutoTokenizer', name)
     model = load_transformers('AutoModel', name, **{'dtype': torch.float32, **kwargs})
     return TransformerEncoder(model, token_list(tokenizer), tokenizer.pad_token_id, pool, drop, lora)
@@ -320,13 +320,13 @@ def _check_text_name(name):
     raise UnknownName(f'Unknown text encoder {name!r}{did_you_mean(name, text_encoders)} You can also pass the folder '
                       'or the name of a Hugging Face model, or a module.')
 
-def text_encoder(kind, # A name in `text_encoders`, a Hugging Face model's folder or name, a module or what builds one
+def text_encoder(kind, # A name in `text_encoders`, a Hugging Face folder or name, a module or its builder
                  n_vocab:int, # Size of the vocabulary
                  pad_id:int=0, # Number of the padding token
-                 terms:nn.Module=None, # A `TermWeights` for an untrained `TextEncoder`; other encoders do without
+                 terms:nn.Module=None, # A `TermWeights` for an untrained `TextEncoder`; other encoders ignore it
                  **kwargs # Passed to the encoder: `emb`, `hidden`, `p`, `drop`
                 ) -> nn.Module:
-    "An encoder of texts: one of `text_encoders` by name, or your own"
+    "Build a text encoder: one of `text_encoders` by name, or your own"
     enc = _new_text_encoder(kind, n_vocab, pad_id, kwargs)
     if isinstance(enc, TextEncoder) and not enc.pretrained and terms is not None: enc.terms = terms
     return enc

@@ -74,7 +74,7 @@ class CrossAttention(nn.Module):
         return self.norm(own.states+y)
 
 class AttentionFusion(nn.Module):
-    "Let the tokens of each input look at those of all others; the means of the inputs side by side"
+    "Let the tokens of each input attend to those of all others, and concatenate the inputs' means"
     reads_tokens = True
     def __init__(self,
         sizes:dict,     # Number of features of a token, by input's name
@@ -102,7 +102,7 @@ class AttentionFusion(nn.Module):
 
 # %% ../../nbs/37a_models.tokens.ipynb #tk000018
 class TokenFusion(nn.Module):
-    "A small transformer over the tokens of all inputs"
+    "Fuse the tokens of all inputs with a small transformer"
     reads_tokens = True
     def __init__(self,
         sizes:dict,     # Number of features of a token, by input's name
