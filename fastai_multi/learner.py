@@ -20,6 +20,7 @@ from .data.loaders import *
 from .models.multi import *
 from .models.tree import *
 from .models.drawing import *
+from .optimizer import *
 from .targets import *
 from .losses import *
 from .columns import *
@@ -373,7 +374,7 @@ def multi_learner(
                        named=desc.named, depth=depth, split=split, after=after)
     stats = first(e.stats for e in encoders.values() if getattr(e, 'stats', None) is not None)
     if normalize: add_norm(dls, stats)
-    kwargs = {'splitter': split_params, **kwargs}
+    kwargs = {'splitter': split_params, 'opt_func': FusedAdam, **kwargs}
     kwargs['cbs'] = [*L(kwargs.get('cbs')), *input_callbacks(model, modality_dropout, modalities)]
     learn = MultiLearner(dls, model, loss_func=loss_func, loss_weights=loss_weights, class_weights=class_weights,
                          label_smoothing=label_smoothing, metrics=metrics, **kwargs)

@@ -241,8 +241,9 @@ class NumberSummary(PartSummary, part=NumberPart):
         k = len(far)
         shown = [f'{report_text(v)} ({where})' for _,v,where in far]
         q1,q3 = np.nanpercentile(train, [25,75])
+        middle = f'half of the training values lie between {report_text(q1)} and {report_text(q3)}'
         self.find(data, f'{k} of {n:,} values of {name} {verb(k, "lies", "lie")} far from the rest: '
-                  f'{listed(shown, 3)}; half of the training values lie between {report_text(q1)} and {report_text(q3)}.',
+                  f'{listed(shown, 3)}; {middle}.',
                   'Look at these items: correct a slip, and leave the cell empty where the value is not known.',
                   n=k, of=n, values=[float(f'{v:.6g}') for _,v,_ in far])
     def find_tail(self, name, far, n, train, data):
