@@ -18,6 +18,7 @@ from .models.multi import *
 from .batch import *
 from .answers import *
 from .callback.adapt import *
+from .callback.late import *
 
 # %% ../nbs/74b_cache.ipynb #cac4e007
 def still_inputs(model) -> list:
@@ -36,7 +37,7 @@ def reason_not_to_cache(learn, cbs=()) -> str: # `None` if nothing speaks agains
     for n,head in learn.plain_model.heads.items():
         if getattr(head, 'reads_map', False)=='all': return f'the head of `{n}` reads the pictures\' maps of all stages'
     for cb in [*learn.cbs, *L(cbs)]:
-        if isinstance(cb, (MixHandler, ModalityDropout)): return f'{type(cb).__name__} changes the inputs'
+        if isinstance(cb, (MixHandler, ModalityDropout, InputLosses)): return f'{type(cb).__name__} changes the inputs'
     return None
 
 # %% ../nbs/74b_cache.ipynb #cac4e009

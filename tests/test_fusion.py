@@ -4,7 +4,8 @@ from fastai.vision.all import *
 from fastai_multi import *
 from fastai_multi.core import untyped
 from fastai_multi.models.awdlstm import AWDLSTMEncoder
-from fastai_multi.models.fusion import fusions
+from fastai_multi.callback.late import InputLosses
+from fastai_multi.models.fusion import LateFusion, fusions
 import fastai_multi.models.tokens    # has two of them
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -82,3 +83,41 @@ def test_a_late_fusion_answers_from_what_there_is():
         both = model(a, b).y
     shares = fusion.scores.softmax(0)
     torch.testing.assert_close(both, shares[0]*only_a+shares[1]*only_b)
+
+def said_twice(n=160, seed=0):
+    "A text and two numbers that both tell the kind: the word always, the numbers nearly"
+    rng = np.random.default_rng(seed)
+    kind = rng.integers(0, 3, n)
+    a = kind+.35*rng.normal(size=n)
+    words = np.array(['cup','hat','shoe'])[kind]
+    df = pd.DataFrame(dict(a=a, b=rng.normal(size=n), text=words, kind=words, is_valid=np.arange(n)%3==0))
+    return MultiDataLoaders.from_df(df, text='text', features=['a','b'], outputs=dict(kind=CategoryBlock, a=NumberBlock),
+                                    valid_col='is_valid', bs=16, num_workers=0, device='cpu')
+
+def late_learner(aux):
+    set_seed(0)
+    learn = multi_learner(said_twice(), text='lstm', fusion=partial(LateFusion, aux=aux))
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(8, 1e-2)
+    return learn
+
+def loss_alone(learn, name):
+    "The loss of the kind where input `name` is the only one"
+    x,y = learn.dls.valid.one_batch()
+    x = x.map(untyped)
+    x = type(x)([v if n==name else learn.modalities[n].absent(v) for n,v in x.items()])
+    with torch.no_grad(): return float(F.cross_entropy(learn.model.eval()(x).kind, untyped(y.kind)))
+
+def test_auxiliary_losses_teach_each_input():
+    plain,aux = late_learner(0.), late_learner(1.)
+    assert not any(isinstance(cb, InputLosses) for cb in plain.cbs)
+    for name in plain.modalities: assert loss_alone(aux, name)<loss_alone(plain, name)
+    watch = first(cb for cb in aux.cbs if isinstance(cb, InputLosses))
+    assert watch.term>0
+    last = aux.recorder.values[-1]
+    columns = aux.evaluate()                       # the columns are of the mixture
+    preds,targs = aux.get_preds(act=noop)
+    assert columns['kind_loss']==pytest.approx(float(F.cross_entropy(preds.kind, targs.kind)), rel=1e-4)
+    assert last[1:4]==pytest.approx([columns[n] for n in ('valid_loss','kind_loss','a_loss')], rel=1e-4)
+
+def test_auxiliary_weight_is_a_number():
+    with pytest.raises(ValueError, match='`aux` of a late fusion is -1'): LateFusion(dict(a=2, b=3), aux=-1)

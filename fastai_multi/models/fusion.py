@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['fusions', 'ByName', 'zeros_for', 'trial', 'Concat', 'check_known_sizes', 'projections', 'SumFusion', 'GatedFusion',
-           'FiLMFusion', 'LateFusion', 'mixed_answers', 'fusion', 'OwnFusion']
+           'FiLMFusion', 'LateFusion', 'check_aux', 'mixed_answers', 'fusion', 'OwnFusion']
 
 # %% ../../nbs/37_models.fusion.ipynb #a29fdedc
 from fastai.torch_basics import *
@@ -146,10 +146,13 @@ class LateFusion(nn.Module):
     mixes_answers = True
     def __init__(self,
         sizes:dict, # Number of features by input's name
-        width:int=256 # How many features of each input the head reads
+        width:int=256, # How many features of each input the head reads
+        aux:float=0. # How much the loss of each input's own answer counts beside that of the mixture
     ):
         super().__init__()
         check_known_sizes(sizes, 'late')
+        check_aux(aux)
+        self.aux = aux
         self.n_features = width
         self.maps = ByName({n: nn.Sequential(nn.Linear(size, width), nn.ReLU()) for n,size in sizes.items()})
         self.scores = nn.Parameter(torch.zeros(len(sizes)))
@@ -162,6 +165,12 @@ class LateFusion(nn.Module):
         "How much the answer from each input counts; all count alike at first"
         here = here | ~here.any(1, keepdim=True)    # an item without inputs: all of them
         return self.scores.expand(here.shape).masked_fill(~here, -math.inf).softmax(1)
+
+def check_aux(aux):
+    "Raise unless `aux` is a weight"
+    if isinstance(aux, (int,float)) and 0<=aux<math.inf: return
+    raise ValueError(f'`aux` of a late fusion is {aux!r}; it is how much the loss of each input\'s own answer counts: '
+                     'a number from 0 up, as fusion=partial(LateFusion, aux=0.3).')
 
 def mixed_answers(answers, # Predictions of one output from each input: tensors, or containers of them
           shares:Tensor # How much each counts, `bs,inputs`
