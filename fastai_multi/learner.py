@@ -29,6 +29,7 @@ from .tasks import *
 from .batch import *
 from .answers import *
 from .callback.adapt import *
+from .callback.late import *
 from .report import *
 from .prior import *
 from .probe import *
@@ -375,7 +376,8 @@ def multi_learner(
     stats = first(e.stats for e in encoders.values() if getattr(e, 'stats', None) is not None)
     if normalize: add_norm(dls, stats)
     kwargs = {'splitter': split_params, 'opt_func': FusedAdam, **kwargs}
-    kwargs['cbs'] = [*L(kwargs.get('cbs')), *input_callbacks(model, modality_dropout, modalities)]
+    own = [*input_callbacks(model, modality_dropout, modalities), *late_callbacks(model)]
+    kwargs['cbs'] = [*L(kwargs.get('cbs')), *own]
     learn = MultiLearner(dls, model, loss_func=loss_func, loss_weights=loss_weights, class_weights=class_weights,
                          label_smoothing=label_smoothing, metrics=metrics, **kwargs)
     if any(getattr(e, 'pretrained', False) for e in encoders.values()): learn.freeze()
