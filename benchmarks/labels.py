@@ -28,7 +28,7 @@ WAYS = ('random', 'least sure', 'label_plan')
 START = 60           # items with all labels at the start
 
 def set_of(name):
-    "The table of a set and the arguments of `from_df`; of `frames`, the drawn set as a camera that stands still takes it"
+    "The table of a set and the arguments of `from_df`; `frames` is the drawn set with copies in the training split"
     if name!='frames': return read_set(name, SIZES[name])
     df,given = read_set('drawn', SIZES[name])
     rng = np.random.default_rng(0)

@@ -41,6 +41,10 @@ TABLES = dict(defaults=dict(title='What the default learns', by=['set','output',
                            text='Milliseconds of the processor, and what is beyond the model or the loop'),
               step=dict(title='A training step beside a plain Learner and a loop', command='python -m benchmarks.step',
                         text='Milliseconds of the processor for a step, and what is beyond the loop and the Learner'),
+              growth=dict(title='Loaders by rows and outputs', command='python -m benchmarks.growth',
+                          text='Seconds of the processor until the loaders are there, and until their first batch'),
+              memory=dict(title='Memory at the peak of training', command='python -m benchmarks.memory',
+                          text='Megabytes beyond what the process held before the first step'),
               serve=dict(title='Requests to the service', command='python -m benchmarks.serve',
                          text='Memory, errors and times after each thousand requests of 16 clients'),)
 

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['absent', 'IGNORE', 'did_you_mean', 'UnknownName', 'check_in', 'check_keys', 'as_dict', 'BadItem', 'ItemError',
-           'short_repr', 'Named', 'Inputs', 'Outputs', 'Absent', 'is_missing', 'which_item', 'present', 'format_value',
-           'short_count', 'flat', 'untyped', 'map_tensors', 'n_rows', 'eval_mode', 'write_whole', 'remove_unfinished',
-           'is_plain', 'load_transformers', 'one_line']
+           'short_repr', 'Named', 'Inputs', 'Outputs', 'Absent', 'is_missing', 'ask_each', 'gc_paused', 'which_item',
+           'present', 'format_value', 'short_count', 'flat', 'untyped', 'map_tensors', 'n_rows', 'eval_mode',
+           'write_whole', 'remove_unfinished', 'is_plain', 'load_transformers', 'one_line']
 
 # %% ../nbs/00_core.ipynb #a9a38b7b
 from fastcore.all import *
@@ -15,7 +15,7 @@ from difflib import get_close_matches
 from functools import lru_cache
 from importlib import import_module
 from urllib.parse import quote, unquote
-import glob, numpy as np, torch
+import gc, glob, numpy as np, torch
 from torch import Tensor
 from torch.utils._pytree import MappingKey, register_pytree_node, tree_map_only
 
@@ -215,6 +215,26 @@ def is_missing(v # A raw value
         return len(v)>0 and all(is_missing(o) for o in v)
     try: return not bool(v == v)
     except (TypeError, ValueError): return type(v).__name__ in ('NAType', 'NaTType')
+
+# %% ../nbs/00_core.ipynb #c8613eaf
+def ask_each(f, # A function from a value to a boolean
+             values # Many raw values
+            ) -> np.ndarray:
+    "What `f` says of each of `values`; it is asked once for each different one, where these are texts"
+    if not len(values) or not isinstance(values[0], str): return np.fromiter(map(f, values), bool, len(values))
+    try: known = {v: f(v) for v in set(values)}
+    except TypeError: return np.fromiter(map(f, values), bool, len(values))
+    return np.fromiter(map(known.__getitem__, values), bool, len(values))
+
+# %% ../nbs/00_core.ipynb #88e0e7f8
+@contextmanager
+def gc_paused():
+    "Leave the search for cyclic garbage off, if it is on, while many small objects are made"
+    was_on = gc.isenabled()
+    gc.disable()
+    try: yield
+    finally:
+        if was_on: gc.enable()
 
 # %% ../nbs/00_core.ipynb #c0re26a2
 def which_item(items, # The items of a data set

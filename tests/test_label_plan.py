@@ -22,7 +22,8 @@ def table(shapes):
     df.index = [f'row {i}' for i in range(len(df))]
     df['is_valid'] = [i%4==0 for i in range(len(df))]
     rng = np.random.default_rng(0)
-    for columns in (['kind'], ['tags'], ['area'], CORNERS): df.loc[~df.is_valid & (rng.random(len(df))<.35), columns] = None
+    for columns in (['kind'], ['tags'], ['area'], CORNERS):
+        df.loc[~df.is_valid & (rng.random(len(df))<.35), columns] = None
     return df
 
 @pytest.fixture(scope='module')
@@ -32,7 +33,8 @@ def learn(table, shapes):
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, 1e-2)
     return learn
 
-@pytest.mark.parametrize('budget,cost', [(3, 1), (20, dict(box=5)), (7.5, dict(kind=.5, tags=2)), (10_000, dict(box=5))])
+@pytest.mark.parametrize('budget,cost', [(3, 1), (20, dict(box=5)), (7.5, dict(kind=.5, tags=2)),
+                                         (10_000, dict(box=5))])
 def test_a_plan_stays_in_its_budget_and_proposes_missing_labels_once(learn, table, budget, cost):
     plan = label_plan(learn, table, budget, cost)
     assert 0<len(plan) and plan.cost.sum()<=budget
@@ -76,7 +78,8 @@ def test_an_output_without_labels_gets_the_most(table, shapes):
     colours = pd.read_csv(shapes/'items.csv').colour
     df['colour'] = colours.where(np.arange(len(df))<14).to_numpy()
     set_seed(0)
-    learn = multi_learner(loaders(df, shapes, outputs=dict(kind=CategoryBlock, colour=CategoryBlock)), simple_cnn(2, width=4))
+    dls = loaders(df, shapes, outputs=dict(kind=CategoryBlock, colour=CategoryBlock))
+    learn = multi_learner(dls, simple_cnn(2, width=4))
     df = df.assign(kind=[k if i%2 else None for i,k in enumerate(df.kind)])
     counts = label_plan(learn, df, 20).output.value_counts()
     assert counts['colour']>counts.get('kind', 0)
@@ -146,3 +149,39 @@ def test_what_is_no_table_of_items_is_answered_in_words(learn, table):
     with pytest.raises(TypeError, match='DataFrame'): label_plan(learn, 'items.csv', 5)
     with pytest.raises(ValueError, match='no rows'): label_plan(learn, table[:0], 5)
     with pytest.raises(ValueError, match='reset_index'): label_plan(learn, pd.concat([table, table]), 5)
+
+def test_a_plan_feeds_the_review(learn, table, tmp_path):
+    pytest.importorskip('ipywidgets')
+    plan = label_plan(learn, table, 6, outputs=['kind', 'area'])
+    review = Review(learn, items=plan, file=tmp_path/'edits.csv', table=table)
+    assert [o.key for o in review.items]==table.file[list(dict.fromkeys(plan['item']))].tolist()
+    first_output = plan.output[0]
+    review.forms[first_output].text = dict(kind='star', area='12')[first_output]
+    review.save()
+    assert list(review.edits.latest())==[(table.file[plan['item'][0]], first_output)]
+
+def test_every_kind_of_output_can_be_planned(shapes, tmp_path):
+    df = pd.read_csv(shapes/'items.csv').head(24)
+    df['is_valid'] = [i%3==0 for i in range(len(df))]
+    for i,name in enumerate(df.file):
+        mask = np.zeros((64,64), np.uint8)
+        mask[:i+10] = 1
+        PILImage.create(mask).save(tmp_path/f'{i}.png')
+    df['mask'] = [str(tmp_path/f'{i}.png') for i in range(len(df))]
+    df.loc[4:8, ['mask','kind','x1','y1','x2','y2','area']] = None
+    outputs = dict(mask=SegmentationBlock(codes=['no','yes']), at=PointsBlock, sizes=RegressionBlock(n_out=2),
+                   group=GroupBlock(kind=CategoryBlock, area=RegressionBlock))
+    columns = dict(at=CORNERS, sizes=['x1','y1'], group=dict(kind='kind', area='area'))
+    dls = loaders(df, shapes, outputs=outputs, columns=columns)
+    learn = multi_learner(dls, simple_cnn(2, width=4))
+    plan = label_plan(learn, df, 1000)
+    assert set(plan.output)==set(outputs) and set(plan['item'])<=set(range(4, 9))
+
+def test_objects_can_be_planned(shapes):
+    df = pd.read_csv(shapes/'items.csv').head(16)
+    boxes = pd.read_csv(shapes/'boxes.csv')
+    dls = MultiDataLoaders.from_df(df, shapes, image='file', objects=boxes, item_tfms=Resize(64), bs=8, num_workers=0,
+                                   outputs=dict(objects=ObjectsBlock(label=CategoryBlock)))
+    learn = multi_learner(dls, simple_cnn(4, width=4))
+    plan = label_plan(learn, df[['file']], 3)
+    assert len(plan)<=3 and set(plan.output)<={'objects'}

@@ -178,9 +178,10 @@ class EncodedItems:
         self.getter = Pipeline(fs[:at])
         self.columns = {}    # encoded once: a `Column` by name
         self.raw = {}        # read from the table once: lists of raw values by name
-        cols = getter_columns(fs[:at], tl.items)
-        if cols is None: self._encode_by_item()
-        else: self._encode_by_column(self.tfm.split_columns(cols))
+        with gc_paused():
+            cols = getter_columns(fs[:at], tl.items)
+            if cols is None: self._encode_by_item()
+            else: self._encode_by_column(self.tfm.split_columns(cols))
 
     def _encode_by_column(self, raw):
         for n,p in self.tfm.leaves.items():

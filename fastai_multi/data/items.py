@@ -93,8 +93,9 @@ class PartsTfm(Transform):
         if items is None or not hasattr(items, 'tfms'): return
         getters = list(items.tfms.fs)
         train = items.train if train_setup and hasattr(items, 'train') else items
-        raws = raw_values(getters, self, train.items)
-        for n,p in self.leaves.items(): setup_part(p, raws[n], train.items)
+        with gc_paused():
+            raws = raw_values(getters, self, train.items)
+            for n,p in self.leaves.items(): setup_part(p, raws[n], train.items)
         if train is not items and self.base is Outputs: self._check_later_splits(getters, items)
 
     def _check_later_splits(self, getters, items):
@@ -238,11 +239,13 @@ def check_classes(
     sort:bool=True  # The classes must be comparable: the vocabulary is made from them
 ):
     "Raise a `BadItem` unless every class is one value, and of one type with the others"
-    for i,classes in enumerate(rows):
-        for v in classes:
-            if not is_class(v): refuse_class(v, i, what)
+    try: different = {v for classes in rows for v in classes}
+    except TypeError: different = [v for classes in rows for v in classes]
+    if not all(map(is_class, different)):
+        i,v = first((i,v) for i,classes in enumerate(rows) for v in classes if not is_class(v))
+        refuse_class(v, i, what)
     if not sort: return
-    try: sorted({v for classes in rows for v in classes})
+    try: sorted(different)
     except TypeError: refuse_mixed_classes(rows, what)
 
 # %% ../../nbs/05_data.items.ipynb #c0re26a5

@@ -136,13 +136,23 @@ class CategoryPart(ClassesPart):
         self.compose_vocab()
         values = self.as_classes(values)
         if self.dtype is not None and self.takes_classes(): self.take_categories()
-        self.check_values([[v] for v in values], 'label')
+        self.check_labels(values)
+        # `Categorize` reads its items one by one, and wants to know the different ones in their order
+        if [type(t) for t in self.tfms]==[Categorize]: values = list(dict.fromkeys(values))
         self.setup_tfms(values)
         self.count_missing()
+    def check_labels(self, values):
+        "Raise a `BadItem` for the first of many values that is no class"
+        try:
+            self.check_values([[v] for v in set(values)], 'label')
+            return
+        except (BadItem, TypeError): pass
+        self.check_values([[v] for v in values], 'label')    # says which of them it is
     def as_classes(self, values):
         "Many raw values as the vocabulary holds them"
         try: known = {v: self.as_class(v) for v in set(values)}
         except TypeError: return values    # a list, for one, which `check_values` refuses
+        if all(type(v) is str and known[v] is v for v in known): return list(values)
         return whole_classes([known[v] for v in values])
     def count_missing(self):
         "Make room for a missing category among the inputs"

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['as_columns', 'cell', 'no_cell', 'check_columns', 'InputReader', 'columns_by_input', 'check_apart', 'check_inputs',
-           'TargetReader', 'TargetFileReader', 'is_flag', 'are_flags', 'check_flags', 'FlagsReader', 'refuse_flag',
-           'OutputReader', 'refuse_output']
+           'TargetReader', 'without_blanks', 'is_blank', 'TargetFileReader', 'is_flag', 'are_flags', 'check_flags',
+           'FlagsReader', 'refuse_flag', 'OutputReader', 'refuse_output']
 
 # %% ../../nbs/16_data.readers.ipynb #81e74ef5
 from fastcore.all import *
@@ -205,9 +205,17 @@ class TargetReader(ColumnsReader):
     def table(self, df):
         if len(self.cols)==1:
             values = column_values(df[self.cols[0]])
-            if any(isinstance(v, str) for v in values): values[:] = [self.value([v]) for v in values]
+            if self.label_delim is None: values = without_blanks(values)
+            elif any(isinstance(v, str) for v in values): values[:] = [self.value([v]) for v in values]
             return values
         return super().table(df)
+
+def without_blanks(values): # A list of cells
+    "The list with `None` in place of texts of blanks"
+    for i in np.flatnonzero(ask_each(is_blank, values)): values[i] = None
+    return values
+
+def is_blank(v): return isinstance(v, str) and not v.strip()
 
 class TargetFileReader(FileReader):
     "Read the name of a target's file"

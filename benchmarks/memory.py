@@ -1,0 +1,63 @@
+"""The memory that training holds at its peak, beside a bare loop: `python -m benchmarks.memory`
+
+A ResNet-18 on drawn pictures of 96 pixels with four outputs, batches of 32, one epoch. Each way runs in a process of its
+own: megabytes at the peak beyond what the process held when model and loaders were there. The bare loop runs twice: the
+difference is noise. The rows go to benchmarks/results/memory.csv."""
+import argparse, resource, subprocess, sys, tempfile
+from fastai.vision.all import *
+from fastai_multi import *
+from benchmarks.serve import HERE
+from benchmarks.step import SumOfLosses, TakesTuples, bare_loop, quiet_epoch
+
+def loaders(path):
+    "Pictures and four outputs of classes"
+    df = pd.read_csv(path/'items.csv')
+    df['side'] = np.where(df.x1<20, 'left', 'right')
+    df['size'] = np.where(df.area>df.area.median(), 'large', 'small')
+    outputs = dict.fromkeys(['kind','colour','side','size'], CategoryBlock)
+    return MultiDataLoaders.from_df(df, path, image='file', outputs=outputs, item_tfms=Resize(96), bs=32, num_workers=0,
+                                    seed=0)
+
+def way(name, learn):
+    "An epoch of training in one of the ways"
+    if name.startswith('bare'): return bare_loop(learn.model, learn.dls.train)
+    if name=='multi_learner': return quiet_epoch(learn)
+    return quiet_epoch(Learner(learn.dls, TakesTuples(learn.model), loss_func=SumOfLosses(), opt_func=learn.opt_func))
+
+def peak() -> float: # Megabytes
+    "The most that this process held until now"
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024
+
+def one_way(name, path) -> float: # Megabytes
+    "What training takes at its peak beyond what was there before"
+    learn = multi_learner(loaders(path), resnet18, pretrained=False)
+    epoch = way(name, learn)
+    before = peak()
+    epoch()
+    return peak()-before
+
+def apart(name, path) -> float:
+    "`one_way` in a process of its own"
+    command = [sys.executable, '-m', 'benchmarks.memory', '--way', name, '--path', str(path)]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return float(out.strip().splitlines()[-1])
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--way')
+    parser.add_argument('--path', type=Path)
+    parser.add_argument('--out', type=Path, default=HERE/'memory.csv')
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    if args.way is not None:
+        print(one_way(args.way, args.path))
+        return
+    with tempfile.TemporaryDirectory() as d:
+        path = multi_shapes(Path(d)/'shapes', n=160, size=64, seed=0)
+        ways = ['bare loop','bare loop again','Learner','multi_learner']
+        res = pd.DataFrame([dict(what=n, peak_mb=apart(n, path)) for n in ways])
+    res['ratio'] = res.peak_mb/res.peak_mb[0]
+    res.to_csv(args.out, index=False, float_format='%.4g')
+    print(res.to_string(index=False, float_format='%.3g'))
+
+if __name__=='__main__': main()
