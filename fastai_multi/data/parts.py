@@ -139,7 +139,7 @@ class Part:
         return is_missing(v)
     def missing(self, values):
         "`is_missing` for many values, as an array"
-        return np.fromiter((self.is_missing(v) for v in values), bool, len(values))
+        return ask_each(self.is_missing, values)
     def see_column(self, values):
         "Look at the column of the training split, a list; of a `Categorical` it has the `dtype`"
     def setup(self, values):
