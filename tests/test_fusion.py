@@ -117,7 +117,7 @@ def test_auxiliary_losses_teach_each_input():
     columns = aux.evaluate()                       # the columns are of the mixture
     preds,targs = aux.get_preds(act=noop)
     assert columns['kind_loss']==pytest.approx(float(F.cross_entropy(preds.kind, targs.kind)), rel=1e-4)
-    assert last[1:4]==pytest.approx([columns[n] for n in ('valid_loss','kind_loss','a_loss')], rel=1e-4)
+    assert list(last[1:4])==pytest.approx([columns[n] for n in ('valid_loss','kind_loss','a_loss')], rel=1e-4)
 
 def test_auxiliary_weight_is_a_number():
     with pytest.raises(ValueError, match='`aux` of a late fusion is -1'): LateFusion(dict(a=2, b=3), aux=-1)
