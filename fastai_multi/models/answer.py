@@ -48,7 +48,8 @@ def predict_together(heads, features, wides) -> dict: # By output: heads, featur
     res = {}
     for names in groups.values():
         if len(names)<2: continue
-        res.update(zip(names, stacked([heads[n] for n in names], [features[n] for n in names], wides.get(names[0]))))
+        said = stacked_heads([heads[n] for n in names], [features[n] for n in names], wides.get(names[0]))
+        res.update(zip(names, said))
     return res
 
 def runs_together(model) -> bool: # A `MultiModel`
