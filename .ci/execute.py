@@ -36,6 +36,11 @@ def for_the_reader(output):
                                              'text/plain': 'The table of epochs'})
     return None if html.strip() in ('', '<div></div>') else output
 
+def kept(cell):
+    "The outputs of `cell` that are stored: none where it hides them"
+    if cell.source.startswith('#| output: false'): return []
+    return joined([o for o in map(for_the_reader, cell.outputs) if o is not None])
+
 def joined(outputs):
     "`outputs` with what was printed line by line in one piece"
     res = []
@@ -53,7 +58,7 @@ def execute(path):
     try: client.execute()
     finally:
         for c in nb.cells:
-            if c.cell_type=='code': c.outputs = joined([o for o in map(for_the_reader, c.outputs) if o is not None])
+            if c.cell_type=='code': c.outputs = kept(c)
         nbformat.write(nb, path)
         subprocess.run([Path(sys.executable).with_name('nbdev-clean'), '--fname', path], cwd=root, check=True)
     print(f'{path.name}: {time.perf_counter()-start:.0f} s')

@@ -4,7 +4,11 @@
 A row of benchmarks/results/exports.csv for each architecture and file: the largest difference between the answers of
 the file and the learner's, or the sentence of the refusal; the learner's own rounding, which is how far its answers are
 from those in double precision; milliseconds for one item in one thread by the learner's model and by the file. Weights
-are random, and no layer is zero; batch normalisation has statistics."""
+are random, and no layer is zero; batch normalisation has statistics.
+
+`python -m benchmarks.exports --int8`: the default learner of `benchmarks.defaults` on fashion and cifar10, trained, its
+file in single precision and in 8-bit integers: each metric, megabytes and milliseconds, in
+benchmarks/results/int8.csv."""
 import argparse, tempfile, time
 import pandas as pd, torch
 from fastai.vision.all import *
@@ -120,12 +124,39 @@ def row(name, what, learn, file, kwargs):
     res['megabytes'] = file.stat().st_size/1e6
     return res
 
+def int8_rows(name, folder):
+    "What 8-bit integers cost and save on a set of `benchmarks.defaults`, trained for one seed"
+    from benchmarks.defaults import trained
+    learn = trained(name, 0)
+    res = []
+    exact = learn.to_onnx(folder/'exact.onnx').file
+    small = learn.to_onnx(folder/'int8.onnx', int8=True)
+    for n,row in small.metrics.iterrows():
+        if not n.endswith('loss'): res.append(dict(set=name, what=n, exact=row.learner, int8=row.int8))
+    xs = examples(learn, 1, 8)
+    runs = [onnx_runner(f) for f in (exact, small.file)]
+    times = [milliseconds(lambda: run(*xs), 50) for run in runs]
+    res.append(dict(set=name, what='milliseconds', exact=times[0], int8=times[1]))
+    sizes = [f.stat().st_size/1e6 for f in (exact, small.file)]
+    res.append(dict(set=name, what='megabytes', exact=sizes[0], int8=sizes[1]))
+    return res
+
+def measure_int8(out=HERE/'int8.csv'):
+    rows = []
+    with tempfile.TemporaryDirectory() as d:
+        for name in ('fashion', 'cifar'): rows += int8_rows(name, Path(d))
+    res = pd.DataFrame(rows)
+    res.to_csv(out, index=False, float_format='%.4g')
+    print(res.to_string(index=False))
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--only', nargs='+', help='Names of architectures')
+    parser.add_argument('--int8', action='store_true', help='8-bit integers against single precision')
     parser.add_argument('--out', type=Path, default=HERE/'exports.csv')
     args = parser.parse_args()
     torch.set_num_threads(1)
+    if args.int8: return measure_int8()
     rows = []
     with tempfile.TemporaryDirectory() as d:
         path = multi_shapes(Path(d)/'shapes', n=32, size=64, seed=0)

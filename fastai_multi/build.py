@@ -147,6 +147,10 @@ class Modality(Attributed, ForPart):
         "The batch that the model reads"
         return x
 
+    def given(self, x, stats): # What the model reads; mean and standard deviation of pictures, or `None`
+        "What an exported model gets for it"
+        return x
+
 # %% ../nbs/75_build.ipynb #4ecf55b5
 def modality_of(part # The input's `Part`
                ) -> Modality:
@@ -172,13 +176,26 @@ class ImageModality(PictureAttributed, Modality, part=ImagePart):
         if isinstance(raw, (np.ndarray, Tensor)): return raw.ndim>1
         return isinstance(raw, (Path, bytes, Image.Image)) or is_image_dict(raw) or hasattr(raw, 'read')
     def typed(self, t): return t.as_subclass(self.part.tensor_type)
-    def example(self, dl, n): return torch.rand(n, *dl.blank_value(self.part).shape[-3:])
+    def example(self, dl, n): return torch.rand(n, *self.shape_in(dl))
+
+    def shape_in(self, dl):
+        "The shape `c,h,w` of the pictures in batches of `dl`; of a blank one if it has no items"
+        if not len(dl): return dl.blank_value(self.part).shape[-3:]
+        x = dl.new(bs=min(8, dl.bs), shuffle=False, drop_last=False).one_batch()[0]
+        if isinstance(x, Named): x = x[self.name]
+        return x.shape[-3:]
 
     def prepared(self, x, stats):
         "Pictures from 0 to 1, normalised as the model knows them"
         if stats is None: return x
         mean,std = stats
         return (x-mean)/std
+
+    def given(self, x, stats):
+        "Pictures from 0 to 1"
+        if stats is None: return x
+        mean,std = stats
+        return x*std+mean
 
     @property
     def n_channels(self):

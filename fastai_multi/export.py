@@ -6,7 +6,7 @@
 __all__ = ['about_key', 'activations', 'ExportedModel', 'resized', 'examples', 'free_dimensions', 'free_names', 'longest',
            'check_tokens', 'Exported', 'shape_text', 'traced', 'refuse_export', 'difference', 'rounding',
            'check_difference', 'checked', 'described', 'tokenizer_json', 'about', 'write_program', 'searchsorted',
-           'import_onnx', 'onnx_runner', 'name_sizes', 'write_onnx', 'ExportingLearner']
+           'import_onnx', 'onnx_runner', 'name_sizes', 'onnx_program', 'write_onnx']
 
 # %% ../nbs/77a_export.ipynb #175081e6
 from fastai.basics import *
@@ -19,7 +19,6 @@ from .core import *
 from .figures import *
 from .losses import *
 from .state import *
-from .state import PersistentLearner    # by name, so that Tab finds it
 
 # %% ../nbs/77a_export.ipynb #4af880d1
 def activations(learn) -> dict: # A `MultiLearner`
@@ -134,12 +133,16 @@ class Exported(NamedTuple):
     inputs:dict # By input, type and shape of its tensor
     outputs:dict # By answer, the same
     difference:float # The largest difference from the learner's answers, relative to their size where it is above 1
+    metrics:pd.DataFrame = None # With `int8=True`: by column of the epoch table, the learner's value and the file's
 
     def __repr__(self):
         rows = [['input', n, o] for n,o in self.inputs.items()]
         rows += [['output', n, o] for n,o in self.outputs.items()]
         table = TextTable(rows, ['', 'name', 'tensor'])
-        return f'{self.file.name}: largest difference from the learner {self.difference:.1g}\n{table}'
+        res = f'{self.file.name}: largest difference from the learner {self.difference:.1g}\n{table}'
+        if self.metrics is None: return res
+        values = [[n, *(f'{v:.4g}' for v in row)] for n,row in zip(self.metrics.index, self.metrics.to_numpy())]
+        return f'{res}\n{TextTable(values, ["", *self.metrics])}'
 
 def shape_text(x, free): # A tensor; the names of its free dimensions, by number
     "Type and shape of a tensor in words"
@@ -148,11 +151,12 @@ def shape_text(x, free): # A tensor; the names of its free dimensions, by number
     return f'{str(x.dtype).removeprefix("torch.")} {",".join(sizes)}'
 
 def traced(learn, # A `MultiLearner`
-           tokens:int=None # How many tokens every text has; `None`: any number
+           tokens:int=None, # How many tokens every text has; `None`: any number
+           kind=ExportedModel # The model as it leaves
           ) -> tuple: # An `ExportedModel` and its program
     "The model of a learner, traced by `torch.export`"
     check_tokens(learn, tokens)
-    model = ExportedModel(learn)
+    model = kind(learn)
     xs = examples(learn, length=ifnone(tokens, 4))
     try:
         with torch.no_grad():
@@ -289,16 +293,19 @@ def name_sizes(graph, names): # A graph of ONNX; for each input the names of its
         for axis,size in enumerate(value.shape):
             if str(size) in found: value.shape[axis] = found[str(size)]
 
+def onnx_program(program, inputs, outputs): # A program of `torch.export`; the names of its inputs and outputs
+    "A program as ONNX"
+    try:
+        return torch.onnx.export(program, dynamo=True, verbose=False, input_names=inputs, output_names=outputs,
+                                 custom_translation_table={torch.ops.aten.searchsorted.Tensor: searchsorted})
+    except Exception as e: refuse_export(e, 'torch.onnx')
+
 def write_onnx(learn, file, tokens=None, tolerance=1e-5) -> Exported: # As `to_onnx` of a learner
     "Write the model as ONNX, and run it; what its inputs and outputs mean is in its metadata"
     import_onnx()
     model,program = traced(learn, tokens)
-    names = list(learn.modalities)
     with torch.no_grad(): outputs = list(model.answers(*examples(learn, length=ifnone(tokens, 4))))
-    try:
-        written = torch.onnx.export(program, dynamo=True, verbose=False, input_names=names, output_names=outputs,
-                                    custom_translation_table={torch.ops.aten.searchsorted.Tensor: searchsorted})
-    except Exception as e: refuse_export(e, 'torch.onnx')
+    written = onnx_program(program, list(learn.modalities), outputs)
     written.model.metadata_props[about_key] = about(learn)
     name_sizes(written.model.graph, free_names(learn, tokens))
     most = longest(learn, program)
@@ -307,25 +314,3 @@ def write_onnx(learn, file, tokens=None, tolerance=1e-5) -> Exported: # As `to_o
         written.save(beside)
         gap = checked(onnx_runner(beside), learn, model, file, tokens, most, tolerance)
     return described(learn, model, file, tokens, most, gap)
-
-# %% ../nbs/77a_export.ipynb #5bf548f2
-class ExportingLearner(PersistentLearner):
-    "A `Learner` that writes its model for other programs"
-    def to_onnx(self,
-        file, # The file to write, '.onnx'; missing folders are created
-        tokens:int=None, # Fix the number of tokens of every text, as an LSTM needs; `None`: any number
-        tolerance:float=1e-5 # Maximum difference between the file's answers and the learner's, beyond rounding
-    ) -> Exported:
-        """Export the model as ONNX and check it against the learner (needs `fastai_multi[onnx]`).
-
-        What the inputs and outputs mean (words, classes, statistics) is JSON in the file's metadata, under
-        'fastai_multi.json'. Raises a `ValueError` for a model that cannot be traced, or whose answers differ."""
-        return write_onnx(self, file, tokens, tolerance)
-
-    def to_program(self,
-        file, # The file to write, '.pt2'; missing folders are created
-        tokens:int=None, # As for `to_onnx`
-        tolerance:float=1e-5 # As for `to_onnx`
-    ) -> Exported:
-        "Export the model for `torch.export.load(file).module()`, and check it against the learner"
-        return write_program(self, file, tokens, tolerance)

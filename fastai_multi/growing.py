@@ -242,7 +242,7 @@ def bigger(learn, dls, what, keep, weight, said): # 'output' or 'class'; the oth
         places = {n: more.places for n,more in classes.items()}
         res.add_cb(KeepAnswers(deepcopy(learn.plain_model), dict(learn.description.outputs), places, weight))
     items = OldItems(learn, res, classes)
-    res.grown = Growth(keep, new, classes, items, items.scores(learn.plain_model))
+    res.grown = Growth(keep, new, classes, items, items.scores(learn.plain_model, has_grown=False))
     return res
 
 def check_distances(learn):

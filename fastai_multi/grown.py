@@ -34,8 +34,11 @@ class GrownHead(nn.Module):
         self.n_wide = max(getattr(h, 'n_wide', 0) for h in (old, new))
 
     def forward(self, features, maps=None, wide=None):
-        scores = [self._scores(h, features, maps, wide) for h in (self.old, self.new)]
-        return torch.cat(scores, 1).index_select(1, self.order)
+        return self.joined(*[self._scores(h, features, maps, wide) for h in (self.old, self.new)])
+
+    def joined(self, old, new): # Scores of the old classes, and of the new ones
+        "The scores of all classes in their order"
+        return torch.cat([old, new], 1).index_select(1, self.order)
 
     def _scores(self, head, features, maps, wide):
         given = [features]
@@ -49,6 +52,7 @@ class GrownHead(nn.Module):
 class GrownModel(MultiModel):
     "A `MultiModel` that got outputs or classes; it keeps the old ones; while `is_still` training changes only the new"
     kept = ()           # The old outputs
+    eras = ()           # The old outputs by growth: those of one era run together, as they did before
     grown = ()          # Those of them that got classes
     is_still = False    # Whether everything that is old stands still
 
@@ -123,7 +127,9 @@ def grown_model(model:nn.Module # A `MultiModel`
     check_grows(model)
     res = deepcopy(model)
     res.__class__ = GrownModel
-    res.kept = tuple(model.heads)
+    res.kept = tuple(model.heads.keys())
+    before = getattr(model, 'eras', ())
+    res.eras = (*before, tuple(n for n in res.kept if not any(n in era for era in before)))
     res.grown = ()
     res.is_still = False
     return res

@@ -156,15 +156,18 @@ class OldItems:
     @property
     def is_empty(self): return not len(self.dl.dataset)
 
-    def scores(self, model) -> dict: # By column; NaN where nothing is labelled
-        "The metrics of the old outputs, for the old model or the one that grew"
+    def scores(self,
+        model, # The old model, or the one that grew
+        has_grown:bool=True # Which of the two
+    ) -> dict: # By column; NaN where nothing is labelled
+        "The metrics of the old outputs"
         for m in self.columns: m.reset()
         device = first(model.parameters()).device
         with eval_mode(model), torch.no_grad():
             for b in self.dl:
                 b = to_device(b, device)
                 x,y = name_batch(b[:self.dl.n_inp], b[self.dl.n_inp:], self.description)
-                pred = self._old_answers(model(*x), isinstance(model, GrownModel))
+                pred = self._old_answers(model(*x), has_grown)
                 y = self._old_targets(y[0])
                 seen = SimpleNamespace(pred=pred, y=y, yb=(y,), xb=x, model=model, loss=tensor(math.nan))
                 for m in self.columns: m.accumulate(seen)

@@ -38,7 +38,8 @@ from .cache import *
 from .build import *
 from .rates import *
 from .state import *
-from .export import ExportingLearner
+from .exporting import ExportingLearner
+from .guard import Guarding
 from .bundle import Bundling
 from .resume import *
 from .answering import *
@@ -51,7 +52,7 @@ from .tiles import Tiling
 import inspect, warnings
 
 # %% ../nbs/78_learner.ipynb #62649e8c
-class MultiLearner(Answering, Explaining, Growing, Tiling, Resuming, Bundling, ExportingLearner):
+class MultiLearner(Answering, Explaining, Growing, Tiling, Resuming, Bundling, ExportingLearner, Guarding):
     "A fastai `Learner` whose inputs, predictions and targets have names"
     def __init__(self,
         dls:DataLoaders, # Loaders that `describe` can read

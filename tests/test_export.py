@@ -62,6 +62,14 @@ def test_pictures_alone_with_points(shapes, tmp_path):
     res = learn.to_onnx(tmp_path/'model.onnx')
     assert res.difference<1e-5 and res.outputs==dict(kind='float32 batch,4', corner='float32 batch,1,2')
 
+def test_pictures_keep_the_size_of_their_files(shapes, tmp_path):
+    "No item transform gives a size: the files are all 64 by 64 in one table and 48 by 48 in the other"
+    for size in (64, 48):
+        folder = multi_shapes(tmp_path/str(size), n=10, size=size, seed=0)
+        dls = MultiDataLoaders.from_csv(folder, image='file', outputs=dict(kind=CategoryBlock), bs=4, num_workers=0)
+        learn = randomised(multi_learner(dls, simple_cnn(2, 4)))
+        assert learn.to_program(tmp_path/'model.pt2').inputs==dict(image=f'float32 batch,3,{size},{size}')
+
 def test_an_lstm_reads_texts_of_one_length(shapes, tmp_path):
     learn = randomised(multi_learner(loaders(shapes, text='caption'), text='lstm'))
     with pytest.raises(ValueError, match='pass tokens=64'): learn.to_onnx(tmp_path/'any.onnx')
@@ -152,3 +160,48 @@ def test_objects_of_every_place(shapes, tmp_path):
         values = learn.tasks['objects'].tasks['area'].to_units(wanted.area[i,:n])
         assert torch.allclose(area[place][best], values.flatten().float(), rtol=1e-3, atol=.01)
     assert seen>0
+
+# In 8-bit integers
+
+def metrics_moved(res):
+    "The largest change of a metric or loss, relative where it is above 1"
+    own = res.metrics['learner']
+    return float(((res.metrics['int8']-own).abs()/own.abs().clip(lower=1)).max())
+
+def test_int8_of_a_picture_and_its_text(shapes, tmp_path):
+    learn = multi_learner(loaders(shapes, image='file', text='caption'), simple_cnn(2, 16), neck=8)
+    with learn.no_bar(), learn.no_logging(): learn.fine_tune(1)
+    weights = {k: v.clone() for k,v in learn.model.state_dict().items()}
+    exact = learn.to_onnx(tmp_path/'exact.onnx')
+    res = learn.to_onnx(tmp_path/'new'/'model.onnx', int8=True)
+    assert res.inputs==exact.inputs and res.outputs==exact.outputs
+    assert res.file.stat().st_size<.8*exact.file.stat().st_size
+    assert res.metrics['learner'].to_dict()==learn.evaluate()
+    assert metrics_moved(res)<.1
+    assert all(torch.equal(v, weights[k]) for k,v in learn.model.state_dict().items())
+    assert [o.name for o in (tmp_path/'new').iterdir()]==['model.onnx']
+
+def test_int8_measures_a_network_that_it_harms(shapes, tmp_path):
+    "One weight far above the others takes all the steps of its row: what the sentence is for"
+    learn = multi_learner(loaders(shapes, text='caption'))
+    with learn.no_bar(), learn.no_logging(): learn.fine_tune(1)
+    for m in learn.model.modules():
+        if isinstance(m, nn.Linear): m.weight.data[:,0] += 500
+    assert metrics_moved(learn.to_onnx(tmp_path/'model.onnx', int8=True))>.01
+
+def test_int8_of_an_lstm_of_one_length(shapes, tmp_path):
+    learn = multi_learner(loaders(shapes, text='caption'), text='lstm')
+    with learn.no_bar(), learn.no_logging(): learn.fine_tune(1)
+    res = learn.to_onnx(tmp_path/'model.onnx', tokens=12, int8=True)
+    assert res.inputs==dict(text='int64 batch,12') and metrics_moved(res)<.1
+
+def test_int8_of_objects_and_a_plain_target(shapes, tmp_path):
+    dls = MultiDataLoaders.from_csv(shapes, image='file', objects='boxes.csv', item_tfms=Resize(64), bs=8,
+                                    outputs=dict(objects=ObjectsBlock(colour=CategoryBlock)), num_workers=0)
+    learn = multi_learner(dls, simple_cnn(3, 8), heads=dict(objects=dict(width=32, convs=1)))
+    res = learn.to_onnx(tmp_path/'objects.onnx', int8=True)
+    assert 'objects_map50' in res.metrics.index or 'objects_map' in res.metrics.index
+    dls = MultiDataLoaders.from_csv(shapes, image='file', outputs=CategoryBlock, columns='kind', item_tfms=Resize(32),
+                                    bs=8, num_workers=0)
+    learn = multi_learner(dls, simple_cnn(2, 8))
+    assert metrics_moved(learn.to_onnx(tmp_path/'plain.onnx', int8=True))<.1

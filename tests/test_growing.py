@@ -60,6 +60,21 @@ def test_old_answers_are_equal_to_the_bit(learn):
     assert list(new.dls.train.dataset[0][1].keys())==['price','kind','heavy']
     assert all(torch.equal(v, learn.model.state_dict()[k]) for k,v in state.items())    # the old learner is as it was
 
+def test_old_answers_stay_through_several_growths(learn):
+    "Heads of one shape run as one operation; older ones run as they did before"
+    x = torch.randn(200, 2)
+    df = things(seed=1)
+    kinds = things(seed=1, kinds=('bag','cup','hat'))
+    steps = [learn.add_output(loaders(df, more_outputs))]
+    steps.append(steps[-1].add_class(loaders(kinds, more_outputs)))
+    steps.append(steps[-1].add_output(loaders(kinds, dict(more_outputs, tags=MultiCategoryBlock))))
+    before = answers(learn, x)
+    for i,new in enumerate(steps):
+        quiet(new, lambda: new.fit(1, 1e-2))
+        after = answers(new, x)
+        assert same(after.heavy, before.heavy)
+        assert same(after.kind if i==0 else after.kind[:,[1,2]], before.kind)
+
 def test_new_output_learns(learn):
     new = learn.add_output(loaders(things(600, seed=1), more_outputs), heads=dict(price=[64]))
     quiet(new, lambda: new.fit_one_cycle(1, 0.))

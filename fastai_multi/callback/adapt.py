@@ -78,12 +78,13 @@ def own_callback(cb, learn):
 
 # %% ../../nbs/71_callback.adapt.ipynb #ecc7d078
 class LossWatch(Callback):
-    "Warn after an epoch about its first NaN or infinite loss: of which output, in which batch"
+    "Warn after an epoch, or where training stops, about the first loss that is NaN or infinite"
     run_before = Recorder
     def before_train(self): self._start()
     def before_validate(self): self._start()
     def after_train(self): self._finish('training')
     def after_validate(self): self._finish('validation')
+    def after_cancel_fit(self): self._finish('training')    # TerminateOnNaNCallback ends no epoch
 
     def _start(self):
         self.first_bad = None    # by output, the first batch of the epoch that has no finite loss; -1 for none

@@ -80,7 +80,7 @@ def check_row_part(part):
     raise TypeError(f'{part.what} is {part.kind}, which cannot be an output of each object: there it takes categories, '
                     'tags and numbers. Boxes come by themselves, under the name `box`.')
 
-PartSummary.registry[RowsPart] = RowsSummary
+RowsSummary.serve(RowsPart)
 
 # %% ../../nbs/23_data.objects.ipynb #ob230010
 class PlainRowsPart(Part):
@@ -104,7 +104,7 @@ class PlainRowsPart(Part):
     def collate(self, values, blank=None): return stack_padded(values, torch.zeros(0), math.nan)    # bs,n
     def decode(self, t): return t if t is absent else t.tolist()
 
-PartSummary.registry[PlainRowsPart] = UntoldSummary
+UntoldSummary.serve(PlainRowsPart)
 
 # %% ../../nbs/23_data.objects.ipynb #ob230014
 class LookedForPart(Part):

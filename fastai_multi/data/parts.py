@@ -401,7 +401,12 @@ class ForPart:
     def __init_subclass__(cls, part=None, **kwargs):
         super().__init_subclass__(**kwargs)
         if ForPart in cls.__bases__: cls.registry = {}    # by `Part` class, one for each family
-        if part is not None: cls.registry[part] = cls
+        if part is not None: cls.serve(part)
+
+    @classmethod
+    def serve(cls, part): # A `Part` class
+        "Let this class serve `part`, which a room above may own"
+        cls.registry[part] = cls
 
     def __init__(self, part): # The `Part`, set up on the training data
         self.part = part

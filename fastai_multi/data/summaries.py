@@ -234,15 +234,16 @@ class NumberSummary(PartSummary, part=NumberPart):
         cells |= {'lowest': low, '1 %': q1, 'median': median, '99 %': q99, 'highest': high}
         data.report.row('numbers', **cells, **{'far out': int(out.sum())})
     def find_one_value(self, name, train, data):
-        self.find(data, f'All {len(train):,} training values of {name} are {cell_text(train[0])}.',
+        self.find(data, f'All {len(train):,} training values of {name} are {report_text(train[0])}.',
                   'Leave this output out: there is nothing to learn.', value=float(train[0]))
     def find_far(self, name, far, n, train, data):
         far = sorted(far, reverse=True, key=lambda o: o[0])
         k = len(far)
-        shown = [f'{cell_text(v)} ({where})' for _,v,where in far]
+        shown = [f'{report_text(v)} ({where})' for _,v,where in far]
         q1,q3 = np.nanpercentile(train, [25,75])
+        middle = f'half of the training values lie between {report_text(q1)} and {report_text(q3)}'
         self.find(data, f'{k} of {n:,} values of {name} {verb(k, "lies", "lie")} far from the rest: '
-                  f'{listed(shown, 3)}; half of the training values lie between {cell_text(q1)} and {cell_text(q3)}.',
+                  f'{listed(shown, 3)}; {middle}.',
                   'Look at these items: correct a slip, and leave the cell empty where the value is not known.',
                   n=k, of=n, values=[float(f'{v:.6g}') for _,v,_ in far])
     def find_tail(self, name, far, n, train, data):
@@ -253,7 +254,7 @@ class NumberSummary(PartSummary, part=NumberPart):
                                          'otherwise hangs on them.')
         elif np.nanmin(train)>=0: advice = "If the largest are right, use `NumberBlock(scale='log1p')`."
         self.find(data, f'{len(far):,} of {n:,} values of {name} lie far out, a long tail: the median is '
-                  f'{cell_text(median)} and the largest {cell_text(high)}.', advice, n=len(far), of=n,
+                  f'{report_text(median)} and the largest {report_text(high)}.', advice, n=len(far), of=n,
                   median=float(median), largest=float(high))
 
 # %% ../../nbs/21e_data.summaries.ipynb #d941d914
@@ -299,7 +300,7 @@ class BoxSummary(PartSummary, part=BoxPart):
         if n<.01*len(sides) or not n: return
         w,h = data.input_size
         self.find(data, f'{n:,} of {len(sides):,} boxes have a side below {few_pixels} pixels in the input of '
-                  f'{w} × {h}; the shortest has {cell_text(sides.min())}.',
+                  f'{w} × {h}; the shortest has {report_text(sides.min())}.',
                   'Use a larger input, such as `Resize(…)` with more pixels, or cut large '
                   'pictures into tiles: a backbone sees little of so small an object.', n=n, of=len(sides),
                   shortest=float(sides.min()), input=(w,h))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['most_on_cpu', 'is_watched', 'layer_key', 'has_usual_steps', 'stack_key', 'n_weights', 'stacked_linear',
-           'stacked_norm', 'note_statistics', 'stacked_layer', 'stacked_wide', 'stacked']
+           'stacked_norm', 'note_statistics', 'stacked_layer', 'stacked_wide', 'stacked_heads']
 
 # %% ../../nbs/39a_models.stack.ipynb #d3cbbbd2
 from fastai.torch_basics import *
@@ -103,7 +103,7 @@ def stacked_wide(maps, wide) -> list: # `WideLinear`s; wide features `bs,n_in` o
     weight = torch.cat([m.start for m in maps]) + rates*torch.cat([m.weight for m in maps])
     return F.linear(wide, weight, torch.cat([m.bias for m in maps])).split(sizes, 1)
 
-def stacked(
+def stacked_heads(
     heads, # `Head`s with one `stack_key`
     features, # What each reads, `bs,n_in`
     wide=None # Wide features that all read, `bs,n_wide`
