@@ -65,7 +65,8 @@ def test_the_heat_of_the_colour_lies_in_the_objects_box(colours):
     assert len(heats)>60
     assert (inside>.5).mean()>=.8
     assert (inside>area).mean()>=.95
-    assert area.mean()<.3 and (elsewhere>.5).mean()<.4 and elsewhere.mean()<inside.mean()-.25
+    assert area.mean()<.3 and elsewhere.mean()<inside.mean()-.25
+    assert (elsewhere>.5).mean()<=(inside>.5).mean()/2
 
 def test_what_is_explained_is_the_predicted_class_unless_target_says_another(colours):
     row = colours.dls.valid.items.iloc[1]
