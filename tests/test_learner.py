@@ -634,7 +634,7 @@ def test_a_head_put_in_another_s_place_is_trained(shapes):
     learn = learner(small(shapes))
     learn.fit(1)
     trunk = first(learn.model.encoders['image'].parameters())
-    steps = learn.opt.state[trunk]['step']
+    steps = float(learn.opt.state[trunk]['step'])
     learn.model.set_head('kind', [8])
     before = [p.detach().clone() for p in learn.model.heads['kind'].parameters()]
     learn.fit(1)
@@ -657,7 +657,7 @@ def test_set_head_of_a_learner(shapes):
     learn = learner(small(shapes))
     learn.fit(1)
     trunk = first(learn.model.encoders['image'].parameters())
-    steps = learn.opt.state[trunk]['step']
+    steps = float(learn.opt.state[trunk]['step'])
     learn.set_head('kind', [8])
     head = list(learn.model.heads['kind'].parameters())
     known = {id(p) for p,*_ in learn.opt.all_params()}

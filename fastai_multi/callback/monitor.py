@@ -134,7 +134,7 @@ class TaskMonitor(PerLearner):
     def due(self): return self.step%self.every==0
 
     def before_batch(self):
-        if self.due: self.feats.start(self.model)
+        if self.due: self.feats.start(self.model, apart=False)
 
     def after_loss(self):
         if self.due: self.now = self._look(self.learn.loss_func.step, self.feats.stop())

@@ -25,9 +25,10 @@ class SharedFeatures:
         self.hooks = {}
         self.feats = []
 
-    def start(self, model):
+    def start(self, model, apart:bool=True): # Whether the heads run one by one
         "Catch in the next forward pass"
-        self.watch(model)
+        self.stop()
+        if apart: self.watch(model)
         for m in shared_points(model): self.hooks[m] = m.register_forward_hook(self._catch)
 
     def watch(self, model):
