@@ -5,6 +5,7 @@ from copy import deepcopy
 from PIL import Image
 from fastai.vision.all import *
 from fastai_multi import *
+from torchvision.ops import box_iou
 from fastai_multi.explanation import ColumnScores, HeatMap, WordScores
 from small_models import save_bert
 from tests.seen import texts_of_figure
@@ -55,18 +56,23 @@ def right_answers(learn, output):
     boxes = [tensor(r[BOX].astype(float).values)/32-1 for r in rows]    # from -1 to 1
     return [learn.explain(r, output)['image'] for r in rows], boxes
 
+def shared(a, b):
+    "The overlap of two boxes as a share of their union"
+    return float(box_iou(a[None], b[None]))
+
 def test_the_heat_of_the_colour_lies_in_the_objects_box(colours):
+    "And not in the box of another item, which lies elsewhere"
     heats,boxes = right_answers(colours, 'colour')
     inside = np.array([h.share_in(b) for h,b in zip(heats, boxes)])
-    elsewhere = np.array([h.share_in(b) for h,b in zip(heats, boxes[1:]+boxes[:1])])
+    others = [next(b for b in boxes[i+1:]+boxes[:i] if shared(b, own)<.1) for i,own in enumerate(boxes)]
+    elsewhere = np.array([h.share_in(b) for h,b in zip(heats, others)])
     area = np.array([float((b[2]-b[0])*(b[3]-b[1])/4) for b in boxes])
     print(f'{len(heats)} right answers; most of the heat inside the box: {(inside>.5).mean():.0%}; share of the heat '
           f'{inside.mean():.2f}, of the area {area.mean():.2f}; in the box of another item {elsewhere.mean():.2f}')
     assert len(heats)>60
     assert (inside>.5).mean()>=.8
     assert (inside>area).mean()>=.95
-    assert area.mean()<.3 and elsewhere.mean()<inside.mean()-.25
-    assert (elsewhere>.5).mean()<=(inside>.5).mean()/2
+    assert area.mean()<.3 and (elsewhere>.5).mean()<.4 and elsewhere.mean()<inside.mean()-.25
 
 def test_what_is_explained_is_the_predicted_class_unless_target_says_another(colours):
     row = colours.dls.valid.items.iloc[1]
