@@ -36,13 +36,9 @@ def check_coverage(coverage):
     raise ValueError(f'`coverage` is {coverage!r}; it is a probability between 0 and 1, such as 0.9.')
 
 # %% ../nbs/70a_calibration.ipynb #526a0fdf
-class OutputSets:
+class OutputSets(ForTask):
     "Sets of one kind of output; a subclass names its kind by `task=`"
-    registry = {}
     tempered = False       # A temperature may divide its raw predictions
-    def __init_subclass__(cls, task=None, **kwargs):
-        super().__init_subclass__(**kwargs)
-        if task is not None: cls.registry[task] = cls
 
     def __init__(self, task): # The output's `Task`
         self.task = task
@@ -61,9 +57,7 @@ class OutputSets:
 
 def sets_of(task) -> OutputSets: # A `Task`
     "The sets of an output, by the class of its task or the nearest base class"
-    for c in type(task).__mro__:
-        if c in OutputSets.registry: return OutputSets.registry[c](task)
-    return OutputSets(task)
+    return OutputSets.class_for(task)(task)
 
 # %% ../nbs/70a_calibration.ipynb #cda6fec8
 class CategorySets(OutputSets, task=CategoryTask):

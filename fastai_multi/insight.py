@@ -15,21 +15,16 @@ from .core import *
 from .figures import *
 from .terms import *
 from .rowmetrics import *
+from .targets import *
 from .tasks import *
 from .calibration import *
 
 # %% ../nbs/81_insight.ipynb #b7d9a524
-_interpretations = {}
-
-class OutputInterpretation:
+class OutputInterpretation(ForTask):
     "The predictions of one output, item by item; a subclass names its kind with `task=`"
     score_name = 'loss'        # What `scores` are
     higher_is_better = False
     resampled = True           # Its metrics are quick enough to be computed on many samples of the items
-
-    def __init_subclass__(cls, task=None, **kwargs):
-        super().__init_subclass__(**kwargs)
-        if task is not None: _interpretations[task] = cls
 
     def __init__(self,
         task, # The output's `Task`
@@ -138,9 +133,7 @@ def readable(value):
 
 def interpretation_of(task): # The output's `Task`
     "The class that interprets an output"
-    for cls in type(task).__mro__:
-        if cls in _interpretations: return _interpretations[cls]
-    return OutputInterpretation
+    return OutputInterpretation.class_for(task)
 
 # %% ../nbs/81_insight.ipynb #368d7df6
 class CategoryInterpretation(OutputInterpretation, task=CategoryTask):

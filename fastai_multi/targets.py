@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Targets', 'PlainTarget', 'lone', 'weigh_items', 'mix_targets', 'item_weights', 'mixture', 'plain_targets', 'per_item',
-           'same_shape', 'order_corners']
+           'same_shape', 'order_corners', 'ForTask']
 
 # %% ../nbs/49_targets.ipynb #c29a61b0
 from fastai.basics import *
@@ -143,3 +143,18 @@ def order_corners(b:Tensor): # Boxes, `...,4`
     "Boxes `x1,y1,x2,y2` with their corners in order"
     one, other = b.split(2, -1)
     return torch.cat([torch.minimum(one, other), torch.maximum(one, other)], -1)
+
+# %% ../nbs/49_targets.ipynb #988879d9
+class ForTask:
+    "What one kind of output means elsewhere: to calibration, to interpretation; a subclass names its kind with `task=`"
+    def __init_subclass__(cls, task=None, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if ForTask in cls.__bases__: cls.registry = {}    # by `Task` class, one for each family
+        if task is not None: cls.registry[task] = cls
+
+    @classmethod
+    def class_for(cls, task): # A `Task`
+        "The class that serves the class of `task`, or the nearest base class of it; this class if there is none"
+        for c in type(task).__mro__:
+            if c in cls.registry: return cls.registry[c]
+        return cls

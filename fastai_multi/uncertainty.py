@@ -21,14 +21,9 @@ from .calibration import *
 from .interpretation import *
 
 # %% ../nbs/86a_uncertainty.ipynb #86a00005
-class OutputUncertainty:
+class OutputUncertainty(ForTask):
     "How unsure a learner is of one output, item by item; a subclass names its kind by `task=`"
-    registry = {}        # by class of `Task`
     measured = False     # Without probabilities, `errors` on labelled items say it
-
-    def __init_subclass__(cls, task=None, **kwargs):
-        super().__init_subclass__(**kwargs)
-        if task is not None: OutputUncertainty.registry[task] = cls
 
     def __init__(self, task): # The output's `Task`
         self.task = task
@@ -41,9 +36,7 @@ class OutputUncertainty:
 
 def uncertainty_of(task) -> OutputUncertainty: # A `Task`
     "How unsure the learner is of an output, by the class of its task or the nearest base class"
-    for c in type(task).__mro__:
-        if c in OutputUncertainty.registry: return OutputUncertainty.registry[c](task)
-    return OutputUncertainty(task)
+    return OutputUncertainty.class_for(task)(task)
 
 def yes_no_entropy(p):
     "The entropy of probabilities of yes and no, each as a share of the largest"
