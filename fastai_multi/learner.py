@@ -36,6 +36,7 @@ from .probe import *
 from .aside import *
 from .cache import *
 from .build import *
+from .outputlosses import *
 from .rates import *
 from .state import *
 from .exporting import ExportingLearner
