@@ -160,7 +160,7 @@ def test_two_learners_on_the_same_items(interp, learn):
     same = interp.compare(MultiInterpretation.from_learner(learn))
     assert (same.difference.astype(float)==0).all()
     train = MultiInterpretation.from_learner(learn, ds_idx=0)
-    with pytest.raises(ValueError, match='not of the same ones'): interp.compare(train)
+    with pytest.raises(ValueError, match='not the same ones'): interp.compare(train)
 
 def test_one_plain_output(table, shapes):
     rows = table.dropna(subset=['kind'])
