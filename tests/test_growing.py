@@ -280,7 +280,7 @@ def test_mistakes_are_answered_in_words(learn):
         learn.add_class(loaders(things(kinds=('cup','eel')), old_outputs))
     with pytest.raises(ValueError, match='the same block'):
         learn.add_output(loaders(df, dict(more_outputs, kind=MultiCategoryBlock)))
-    with pytest.raises(ValueError, match='inputs.*grows at its outputs'):
+    with pytest.raises(ValueError, match='inputs.*can only get more outputs'):
         learn.add_output(MultiDataLoaders.from_df(df, text='kind', outputs=more_outputs, num_workers=0))
     with pytest.raises(ValueError, match="`keep` is 'frozen'"):
         learn.add_output(loaders(df, more_outputs), keep='frozen')
