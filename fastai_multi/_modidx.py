@@ -5929,6 +5929,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'fastai_multi/models/image.py')},
             'fastai_multi.models.multi': { 'fastai_multi.models.multi.MultiModel': ( 'models.multi.html#multimodel',
                                                                                      'fastai_multi/models/multi.py'),
+                                           'fastai_multi.models.multi.MultiModel.__getitem__': ( 'models.multi.html#multimodel.__getitem__',
+                                                                                                 'fastai_multi/models/multi.py'),
                                            'fastai_multi.models.multi.MultiModel.__init__': ( 'models.multi.html#multimodel.__init__',
                                                                                               'fastai_multi/models/multi.py'),
                                            'fastai_multi.models.multi.MultiModel._add_encoders': ( 'models.multi.html#multimodel._add_encoders',
