@@ -17,6 +17,9 @@ from benchmarks.input import captions as drawn_captions
 from benchmarks.step import flat_tensors
 from benchmarks.ways import beside, rounds
 
+ALONE = 'tokenizers, one text after the other'
+HERE_HF = 'a Hugging Face tokenizer, to a column'
+HERE_OWN = 'the default tokenizer, words and column'
 HERE = Path(__file__).resolve().parent/'results'
 
 def captions(n):
@@ -39,19 +42,23 @@ def tokenizer_table(n, n_rounds) -> pd.DataFrame:
     "Seconds of each way to turn texts into numbers"
     texts = captions(n)
     one_by_one,in_one_call = tokenizers_alone(texts)
-    hf = Numericaliser(minilm())
+    hf = text_part(tok=minilm())
+    check_same(hf.encoder.ids(texts[:500]), one_by_one()[:500])
+    column = pd.Series(texts)
+    def hugging_face(): return hf.encode_column(column)
     def default():
-        own = Numericaliser()
-        own.setup(texts)
-        return own.encode_all(texts)
-    def hugging_face(): return hf.encode_all(texts)
-    check_same(hf.ids(texts[:500]), one_by_one()[:500])
-    ways = {'tokenizers in one call': in_one_call, 'tokenizers in one call again': in_one_call,
-            'tokenizers one by one': one_by_one, 'a Hugging Face tokenizer here': hugging_face,
-            'the default tokenizer here': default}
-    res = beside(rounds(ways, n_rounds), 'tokenizers in one call', n)
+        own = text_part()
+        own.setup(column)
+        return own.encode_column(column)
+    ways = {ALONE: one_by_one, f'{ALONE} again': one_by_one, 'tokenizers, all in one call': in_one_call,
+            HERE_HF: hugging_face, HERE_OWN: default}
+    res = beside(rounds(ways, n_rounds), ALONE, n)
     res.insert(1, 'seconds', res.pop('ms')*n/1000)
     return res.drop(columns='over_ms')
+
+def text_part(**kwargs):
+    "What turns the texts of a loader into numbers"
+    return PlainTextBlock(**kwargs).make_part('text', True)
 
 def check_same(mine, theirs):
     if mine!=theirs: raise AssertionError('The numbers of this package differ from those of tokenizers.')
@@ -94,13 +101,12 @@ def step_table(n_steps, n_rounds) -> pd.DataFrame:
 
 def verdicts(tokens, steps):
     "By bound whether it is kept"
-    tokens = tokens.set_index('what')
-    hf = tokens.seconds['a Hugging Face tokenizer here']/tokens.seconds['tokenizers in one call']
-    return {f"default tokenizer {tokens.seconds['the default tokenizer here']:.2f} s, at most 1.5":
-                tokens.seconds['the default tokenizer here']<=1.5,
+    seconds = tokens.set_index('what').seconds[HERE_OWN]
+    hf = tokens.set_index('what').ratio[HERE_HF]
+    step = steps.set_index('what').ratio['multi_learner']
+    return {f'default tokenizer {seconds:.2f} s, at most 1.5': seconds<=1.5,
             f'Hugging Face tokenizer {hf:.2f} times tokenizers alone, at most 1.2': hf<=1.2,
-            f"step {steps.set_index('what').ratio['multi_learner']:.3f} times the bare loop, at most 1.1":
-                steps.set_index('what').ratio['multi_learner']<=1.1}
+            f'step {step:.3f} times the bare loop, at most 1.1': step<=1.1}
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

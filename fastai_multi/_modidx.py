@@ -4286,6 +4286,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'fastai_multi/data/text.py'),
                                         'fastai_multi.data.text.Numericaliser._count_cut': ( 'data.text.html#numericaliser._count_cut',
                                                                                              'fastai_multi/data/text.py'),
+                                        'fastai_multi.data.text.Numericaliser._lost': ( 'data.text.html#numericaliser._lost',
+                                                                                        'fastai_multi/data/text.py'),
                                         'fastai_multi.data.text.Numericaliser._own_ids': ( 'data.text.html#numericaliser._own_ids',
                                                                                            'fastai_multi/data/text.py'),
                                         'fastai_multi.data.text.Numericaliser._set_vocab': ( 'data.text.html#numericaliser._set_vocab',
