@@ -6929,6 +6929,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'fastai_multi.probe.FrozenFeatures._named': ( 'probe.html#frozenfeatures._named',
                                                                                   'fastai_multi/probe.py'),
                                     'fastai_multi.probe.FrozenFeatures.n': ('probe.html#frozenfeatures.n', 'fastai_multi/probe.py'),
+                                    'fastai_multi.probe.NoStep': ('probe.html#nostep', 'fastai_multi/probe.py'),
+                                    'fastai_multi.probe.NoStep.__format__': ('probe.html#nostep.__format__', 'fastai_multi/probe.py'),
                                     'fastai_multi.probe.ProbeOutput': ('probe.html#probeoutput', 'fastai_multi/probe.py'),
                                     'fastai_multi.probe.ProbeResult': ('probe.html#proberesult', 'fastai_multi/probe.py'),
                                     'fastai_multi.probe.ProbeResult.__repr__': ('probe.html#proberesult.__repr__', 'fastai_multi/probe.py'),
