@@ -106,9 +106,10 @@ def check_compile(given):
     "Raise unless `compile` is a boolean, the name of a backend, or arguments of `torch.compile`"
     if given is None or isinstance(given, bool): return
     if isinstance(given, str): return check_in(given, torch.compiler.list_backends(()), 'backend in `compile`')
-    if isinstance(given, dict): return check_keys(given, inspect.signature(torch.compile).parameters, 'argument in `compile`')
-    raise TypeError(f"`compile` is {short_repr(given)}; it takes True, False, the name of a backend such as 'aot_eager', or "
-                    'a dict of arguments for `torch.compile`.')
+    known = inspect.signature(torch.compile).parameters
+    if isinstance(given, dict): return check_keys(given, known, 'argument in `compile`')
+    raise TypeError(f"`compile` is {short_repr(given)}; it takes True, False, the name of a backend such as "
+                    "'aot_eager', or a dict of arguments for `torch.compile`.")
 
 def choose_compile(
     facts:DeviceFacts, # The device
@@ -129,8 +130,8 @@ def choose_compile(
 def refuse_compile(facts):
     needed = 'a C++ compiler: install g++'
     if facts.type=='cuda': needed = 'Triton and a GPU of compute capability 7.0 or more: pip install triton'
-    raise ValueError(f"`compile`=True needs {needed}, for {facts}; or leave it out. compile='aot_eager' needs no compiler, "
-                     'and is as fast as without.')
+    raise ValueError(f"`compile`=True needs {needed}, for {facts}; or leave it out. compile='aot_eager' needs no "
+                     'compiler, and is as fast as without.')
 
 # %% ../nbs/71c_device.ipynb #bc0862de
 class DevicePrecision(MixedPrecision):
@@ -161,7 +162,7 @@ class DevicePrecision(MixedPrecision):
 
 # %% ../nbs/71c_device.ipynb #65716208
 def regions_of(model) -> list: # Maybe wrapped for parallel training
-    "The modules of a model that are compiled, each by itself: stages of pictures' encoders, models of Hugging Face, yours"
+    "The modules to compile one by one: stages of pictures' encoders, models of Hugging Face, your modules"
     model = getattr(model, 'module', model)
     if not hasattr(model, 'encoders'): return [model]
     res = []

@@ -7,7 +7,7 @@ __all__ = ['output_losses', 'loss_options', 'smoothing_by_output', 'refuse_smoot
            'refuse_weights_of_own_loss', 'given_losses', 'check_learner_loss', 'refuse_single_loss', 'multi_loss',
            'with_losses']
 
-# %% ../nbs/74d_outputlosses.ipynb #bf9f2134
+# %% ../nbs/74d_outputlosses.ipynb #5972c6f4
 from fastai.basics import *
 from fastai.losses import BaseLoss
 from .core import *
@@ -17,11 +17,11 @@ from .tasks import *
 # %% ../nbs/74d_outputlosses.ipynb #0b53b1cf
 def output_losses(
     tasks:dict, # The outputs' tasks by name
-    losses:dict=None, # Losses of yours, for some of the outputs, by name
-    class_weights:dict=None, # A tensor of weights of classes, for some of the outputs, by name
+    losses:dict=None, # Your losses for some of the outputs, by name
+    class_weights:dict=None, # Class weights for some of the outputs, a tensor by name
     smoothing:dict=None # `label_smoothing`, for some of the outputs, by name
 ) -> dict: # A loss for each output
-    "A loss for each output: yours where given, else the usual one of its kind"
+    "A loss for each output: your own if you pass one, else the default of its kind"
     losses = as_dict(losses, 'loss_func', 'dict(kind=nn.CrossEntropyLoss())')
     check_keys(losses, tasks, 'output in `loss_func`')
     res = {}
@@ -33,7 +33,7 @@ def output_losses(
     return res
 
 def loss_options(task, class_weights, smoothing):
-    "The arguments of the usual loss of an output: weights of its classes, label smoothing"
+    "The arguments of the default loss of an output: class weights, label smoothing"
     res = {}
     if task.name in class_weights: res[task.weight_arg] = class_weights[task.name]
     if task.name in smoothing: res['label_smoothing'] = smoothing[task.name]
@@ -41,7 +41,7 @@ def loss_options(task, class_weights, smoothing):
 
 # %% ../nbs/74d_outputlosses.ipynb #73c1f63f
 def smoothing_by_output(
-    label_smoothing, # A number for all categories with the usual loss, or a dict by output; `None`: none
+    label_smoothing, # A number for all categories with the default loss, or a dict by output; `None`: none
     tasks:dict,      # The outputs' tasks by name
     loss_func=None   # The losses that the user gave, by output
 ) -> dict:
@@ -77,7 +77,7 @@ def class_weight_tensors(weights, dls, tasks, loss_func):
     return res
 
 def refuse_weights_of_own_loss(name, task, loss_func):
-    "Raise if output `name` has a loss of the user's, which would not see the weights"
+    "Raise if output `name` has a loss of the user's, which would ignore the weights"
     if loss_func is None: return
     if isinstance(loss_func, dict) and name not in loss_func: return
     raise ValueError(f'`class_weights` works with the default loss of categories and tags; output {name!r} '
@@ -86,7 +86,7 @@ def refuse_weights_of_own_loss(name, task, loss_func):
 
 def given_losses(loss_func, outputs # `loss_func` as a learner is given it; the outputs' names
                 ) -> set:
-    "The outputs whose losses the user wrote"
+    "The outputs for which the user passes a loss"
     if loss_func is None: return set()
     if isinstance(loss_func, dict): return set(loss_func)
     return set(outputs)
@@ -98,19 +98,19 @@ def check_learner_loss(loss_func):
                     'predictions and targets.')
 
 def refuse_single_loss(loss_func, outputs):
-    "Raise if a loss of one output stands for all of several"
+    "Raise if the loss of one output is passed for several outputs"
     if not isinstance(loss_func, (BaseLoss, nn.modules.loss._Loss)): return
     name = type(loss_func).__name__
     raise ValueError(f'`loss_func` is {name}, a loss of one output, and these data have {list(outputs)}: '
                      f'pass a dict by output, dict({first(outputs)}={name}()).')
 
 def multi_loss(
-    desc, # What `describe` says of the loaders
+    desc, # The description of the loaders, from `describe`
     tasks:dict, # The outputs' tasks by name
     loss_func=None, # Losses by output, one loss for all, or `None`
     weights:dict=None, # How much each output's loss counts
     class_weights:dict=None, # Weights of classes by output, as tensors
-    label_smoothing=None # A number for all categories with the usual loss, or a dict by output
+    label_smoothing=None # A number for all categories with the default loss, or a dict by output
 ):
     "The loss of a learner: a `MultiLoss`, or the one loss that the user passed for all outputs"
     weights = as_dict(weights, 'loss_weights', 'dict(box=2.)')
@@ -132,11 +132,11 @@ def multi_loss(
 # %% ../nbs/74d_outputlosses.ipynb #44c31591
 def with_losses(
     old, # The loss of a learner
-    losses:dict, # Losses of yours by output
-    desc, # What `describe` says of the loaders
+    losses:dict, # Your losses by output
+    desc, # The description of the loaders, from `describe`
     tasks:dict # The outputs' tasks by name
 ) -> MultiLoss:
-    "The loss `old` with the losses of some outputs replaced; the others, weights and scales stay"
+    "Replace the losses of some outputs in the loss `old`; keep the others, weights and scales"
     check_keys(losses, tasks, 'output in `loss_func`')
     if not isinstance(old, MultiLoss): return multi_loss(desc, tasks, losses)
     known = {n: f for n,f in old.funcs.items() if n in tasks}

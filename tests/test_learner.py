@@ -612,7 +612,7 @@ def test_a_save_that_is_killed_leaves_the_old_file(shapes, tmp_path, monkeypatch
         assert file.read_bytes()==good and [o.name for o in file.parent.iterdir()]==['model.pth']
     monkeypatch.undo()
     file.write_bytes(good[:5000])
-    with pytest.raises(ValueError, match=r'model.pth. \(5,000 bytes\) is not a whole file'): learn.load('model')
+    with pytest.raises(ValueError, match=r'model.pth. \(5,000 bytes\) is not a valid weights file'): learn.load('model')
     with pytest.raises(FileNotFoundError, match="Did you mean 'model'"): learn.load('modle')
 
 @pytest.mark.parametrize('how', ['freeze','requires_grad'])
@@ -778,7 +778,7 @@ def test_more_items_in_a_batch_than_there_are(shapes):
               partial(learn.fit_one_cycle, 1), learn.lr_find, learn.dls.train.show_batch):
         with pytest.raises(ValueError, match='`bs` is 512, and there are 64 items.*Give bs=64 or less'): f()
     assert np.isfinite(learn.evaluate()['valid_loss'])
-    with pytest.raises(ValueError, match='`bs` is 1, and the model has batch normalisation'):
+    with pytest.raises(ValueError, match='`bs` is 1, but the model has batch normalisation'):
         learner(small(shapes, bs=1)).fit(1)
 
 def test_a_loaded_learner_has_no_items(shapes, tmp_path):

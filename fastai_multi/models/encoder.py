@@ -107,7 +107,7 @@ def run_present(m:nn.Module, # The network; its mode decides
 
 # %% ../../nbs/30_models.encoder.ipynb #3bef5906
 class BuffersKept:
-    "A context that puts the buffers of `m`, such as the statistics of batch norm, back at its end; it can be entered again"
+    "A context that restores the buffers of `m`, such as batch norm's statistics; it can be entered again"
     def __init__(self, m): self.m = m
     def __enter__(self): self.before = [(b, b.clone()) for b in self.m.buffers()]
     def __exit__(self, *args):
