@@ -97,9 +97,9 @@ def test_texts_in_other_numbers_are_refused(folder, table):
 
 def test_a_name_that_is_nothing_is_answered_in_words(table, folder):
     with pytest.raises(KeyError, match='Unknown text encoder'): multi_learner(loaders(table, None), text='lstn')
-    with pytest.raises(ValueError, match='no folder with a Hugging Face model'):
+    with pytest.raises(ValueError, match='not a folder with a Hugging Face model'):
         multi_learner(loaders(table, None), text=str(folder/'not-there'))
-    with pytest.raises(ValueError, match='no folder with a Hugging Face model'):
+    with pytest.raises(ValueError, match='not a folder with a Hugging Face model'):
         PlainTextBlock(tok=str(folder/'not-there'))
 
 def test_a_trained_model_knows_words_that_training_never_had():
