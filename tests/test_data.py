@@ -436,7 +436,7 @@ def test_show_results_marks_right_and_wrong(table):
     (dict(outputs=dict(tags=MultiCategoryBlock)),
      "Output 'tags' is '|', where a list was expected. Split it first, or give `label_delim=`"),
     (dict(outputs=dict(box=BBoxBlock), columns=dict(box=['x1','y1','x2','y2']), image=None),
-     "Output 'box' lives in a picture, and there is no picture among the inputs: ['text']"),
+     "Output 'box' lies in a picture, but there is no picture among the inputs: ['text']"),
     (dict(outputs=[CategoryBlock]), 'it takes a dict of blocks by output'),
     (dict(outputs='mask'), "The block of output 'mask' cannot be inferred: its column holds files of pictures"),
     (dict(image=['file','file']), "`image` names the column 'file' twice"),
@@ -480,7 +480,7 @@ def test_mistakes_in_the_data(table):
             dict(box=BBoxBlock), df=df.assign(x2=[400 if i==0 else v for i,v in enumerate(df.x2)]), drop_last=False)
     mistake(table, ["Output 'box': the box", 'has no area'], dict(box=BBoxBlock), df=df.assign(x2=df.x1))
     mistake(table, ["Input 'image' differs in size within a batch", 'item_tfms=Resize(size)'], item_tfms=None)
-    mistake(table, ["Output 'labels' has 2 labels and output 'boxes' has 1 boxes"],
+    mistake(table, ["Output 'labels' has 2 labels, but output 'boxes' has 1 boxes"],
             dict(boxes=BBoxBlock, labels=BBoxLblBlock), df=df.assign(boxes=[[[1,1,9,9]]]*24, labels=[['a','b']]*24))
     mistake(table, ["Output 'kind' has no label in the training split"], df=df.assign(kind=None))
     mistake(table, ["Output 'price' is 'dear', where a number was expected"], dict(price=RegressionBlock),
@@ -500,7 +500,7 @@ def test_mistakes_in_the_data(table):
     mistake(table, ["has the class 0.5", 'use RegressionBlock'],
             df=df.assign(kind=[.1 if i<20 else .5 for i in range(24)], v=df.index>=20), valid_col='v')
     v = df.assign(v=df.index>=20, kind=[k if i<20 else 'boat' for i,k in enumerate(df.kind)])
-    mistake(table, ["Output 'kind' has the class 'boat', which the training split never had", 'vocab=', 'item 20'],
+    mistake(table, ["Output 'kind' has the class 'boat', which is not in the training split", 'vocab=', 'item 20'],
             df=v, valid_col='v')
 
 # Tables and splits

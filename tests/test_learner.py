@@ -461,12 +461,12 @@ def test_other_loaders_keep_the_statistics_of_the_model(shapes, tmp_path):
 
 @pytest.mark.parametrize('outputs, words', [
     (dict(kind=CategoryBlock(vocab=['triangle','star','square','circle'], sort=False), area=RegressionBlock),
-     "has the class 'triangle' at place 0, and the model has it at place 3"),
+     "has the class 'triangle' at position 0, but the model has it at position 3"),
     (dict(kind=CategoryBlock(vocab=['circle','moon','square','star','triangle']), area=RegressionBlock),
-     "has the class 'moon' at place 1, and the model has no such class"),
+     "has the class 'moon' at position 1, but the model has no such class"),
     (dict(kind=CategoryBlock), r"the outputs \['kind'\], and the model has \['kind', 'area'\]"),
     (dict(area=RegressionBlock, kind=CategoryBlock), 'the same, in that order'),
-    (dict(kind=MultiCategoryBlock, area=RegressionBlock), 'is tags, and in the model it is category')])
+    (dict(kind=MultiCategoryBlock, area=RegressionBlock), 'is tags, but in the model it is category')])
 def test_loaders_for_another_model_are_refused(shapes, tmp_path, outputs, words):
     learn = learner(small(shapes), path=tmp_path)
     dls = learn.dls
@@ -487,7 +487,7 @@ def test_weights_bring_what_they_depend_on(shapes, tmp_path):
     turned = dict(kind=CategoryBlock(vocab=['triangle','star','square','circle'], sort=False), area=RegressionBlock)
     wrong = learner(small(shapes, outputs=turned), path=tmp_path)
     weights = [p.clone() for p in wrong.model.parameters()]
-    with pytest.raises(ValueError, match="class 'triangle' at place 0, and the model has it at place 3"):
+    with pytest.raises(ValueError, match="class 'triangle' at position 0, but the model has it at position 3"):
         wrong.load('model')
     assert all(torch.equal(a, b) for a,b in zip(weights, wrong.model.parameters()))
     few = learner(small(shapes, df[df.kind!='circle']), path=tmp_path)
@@ -695,7 +695,7 @@ def test_weights_of_items_are_kept_from_the_factory_to_training(shapes):
         assert sorted(learn.get_preds(ds_idx=0)[0].kind.shape)==[4,64]
     learn.fit(1)
     assert 'w' in small(shapes, df, weights='w').train.items
-    with pytest.raises(ValueError, match='holds 80 numbers, and there are 64 training items'):
+    with pytest.raises(ValueError, match='holds 80 numbers, but there are 64 training items'):
         small(shapes, df, weights=list(df.w))
     with pytest.raises(KeyError, match="Unknown column in `weights` 'ww'. Did you mean 'w'"):
         small(shapes, df, weights='ww')
@@ -732,7 +732,7 @@ def test_a_sampler_of_pytorch(shapes):
     assert sorted(learn.dls.train.get_idxs())==list(range(20)) and len(learn.dls.train)==2
     learn.fit(1)
     assert learn.opt.state[first(learn.model.parameters())]['step']==2
-    with pytest.raises(ValueError, match='Give `weights` or `sampler`'): small(shapes, sampler=sampler, weights=[1])
+    with pytest.raises(ValueError, match='Give either `weights` or `sampler`'): small(shapes, sampler=sampler, weights=[1])
 
 @pytest.mark.parametrize('outputs, name', [(PLAIN, 'kind_accuracy'), (CategoryBlock, 'accuracy')])
 def test_one_class_in_training_trains(shapes, outputs, name):

@@ -324,9 +324,9 @@ def test_mistakes(table, shapes):
         loaders(with_objects(good, [dict(box=[1,2,3,4], knd='a')]), shapes, only, valid_idx=[0])
     with pytest.raises(ValueError, match='x2 = x\\+width'):
         loaders(with_objects(good, [dict(box=[30,20,5,9], kind='a')]), shapes, only, valid_idx=[0])
-    with pytest.raises(ValueError, match='in pixels of the picture'):
+    with pytest.raises(ValueError, match='must be pixels of the picture'):
         loaders(with_objects(good, [dict(box=[.1,.2,.5,.9], kind='a')]), shapes, only, valid_idx=[0])
-    with pytest.raises(ValueError, match="class 'b', which the training split never had"):
+    with pytest.raises(ValueError, match="class 'b', which is not in the training split"):
         loaders(with_objects(good, [dict(box=[1,2,9,9], kind='b')]), shapes, only, valid_idx=[1])
     dls = loaders(with_objects(good, [dict(box=[70,2,90,9], kind='a')]), shapes, only, valid_idx=[0], bs=1)
     with pytest.raises(ValueError, match='reaches beyond its picture'): dls.train.one_batch()

@@ -275,7 +275,7 @@ class GroupPart(Part):
 
     # Mistakes
     def refuse_other_members(self, members):
-        raise ValueError(f'{self.what} has the members {list(self.members)}, and in the model {list(members)}.')
+        raise ValueError(f'{self.what} has the members {list(self.members)}, but in the model {list(members)}.')
     def refuse_value(self, v):
         raise BadItem(f'{self.what} is {short_repr(v)}, and it is a group: give a dict of its members, or a tuple of '
                       f'{len(self.members)} values: {list(self.members)}.')
