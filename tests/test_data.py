@@ -426,7 +426,7 @@ def test_show_results_marks_right_and_wrong(table):
     (dict(text='captoin'), "Did you mean 'caption'?"),
     (dict(columns=dict(knd='kind')), "Unknown output in `columns` 'knd'. Did you mean 'kind'?"),
     (dict(columns=dict(kind='kin')), "`columns['kind']` names the column 'kin'"),
-    (dict(outputs=dict(kinds=CategoryBlock)), "Output 'kinds' is no column of the table. Did you mean 'kind'?"),
+    (dict(outputs=dict(kinds=CategoryBlock)), "Output 'kinds' is not a column of the table. Did you mean 'kind'?"),
     (dict(outputs=dict(where=BBoxBlock)), "or if it has several, give them: columns={'where': …}."),
     (dict(outputs=None), '`outputs` is missing'),
     (dict(outputs=CategoryBlock), 'one block without a name needs its column'),
@@ -443,7 +443,7 @@ def test_show_results_marks_right_and_wrong(table):
     (dict(image=[]), '`image` is an empty list'),
     (dict(itemtfms=Resize(32)), "Unknown argument 'itemtfms'. Did you mean 'item_tfms'?"),
     (dict(folder='pics'), "There is no folder"),
-    (dict(suff='.jpg'), "nor any other of the table. Files are looked for in `path`"),
+    (dict(suff='.jpg'), "nor any other of the table. Files are searched in `path`"),
     (dict(valid_pct=0), 'both need some'),
 ])
 def test_mistakes_in_a_call(table, change, words):
@@ -577,7 +577,7 @@ def test_a_csv_file_keeps_its_classes(table, tmp_path):
     assert list(describe(d).outputs['code'].vocab)==['007','7']
 
 @pytest.mark.parametrize('kw,words', [
-    (dict(bs=0), '`bs` is 0; the batch size is at least 1'),
+    (dict(bs=0), '`bs` is 0; the batch size must be at least 1'),
     (dict(bs=-1), '`bs` is -1'),
     (dict(bs='x'), "`bs` is 'x', of type str; it must be a whole number"),
     (dict(bs=2.5), '`bs` is 2.5, of type float'),
@@ -698,8 +698,8 @@ def test_a_csv_file_that_does_not_read(tmp_path):
         (tmp_path/'t.csv').write_bytes(data)
         return MultiDataLoaders.from_csv(tmp_path, 't.csv', features='a', outputs='kind', bs=2, num_workers=0, **kwargs)
     rows = 'a,kind\n'+'\n'.join(f'{i},caf\xe9{i%2}' for i in range(10))
-    with pytest.raises(ValueError, match="t.csv' is not written in utf-8: it holds the byte 0xe9.*encoding="):
+    with pytest.raises(ValueError, match="t.csv' is not encoded in utf-8: it holds the byte 0xe9.*encoding="):
         read(rows.encode('latin1'))
     assert list(describe(read(rows.encode('latin1'), encoding='latin1')).outputs['kind'].vocab)==['caf\xe90','caf\xe91']
     for data in (b'', b'a,kind\n1,2\n1,2,3\n'):
-        with pytest.raises(ValueError, match="t.csv' does not read as a table"): read(data)
+        with pytest.raises(ValueError, match="t.csv' cannot be read as a table"): read(data)

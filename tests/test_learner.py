@@ -193,7 +193,7 @@ def test_mistakes_in_predicting(trained, shapes):
         with pytest.raises(ValueError, match='nothing to predict from'): trained.predict(nothing)
     with pytest.raises(ValueError, match='`item` is None'): trained.predict(None)
     with pytest.raises(ValueError, match='with_labels=True'): trained.evaluate(dl=trained.dls.test_dl(df))
-    with pytest.raises(ValueError, match='`bs` is 64, and there are 8 items'):
+    with pytest.raises(ValueError, match='`bs` is 64, but there are 8 items'):
         learner(MultiDataLoaders.from_df(df[:10], shapes, image='file', outputs=dict(area=RegressionBlock), bs=64,
                                          item_tfms=Resize(64)),
                 text=None).fit(1)
@@ -776,7 +776,7 @@ def test_more_items_in_a_batch_than_there_are(shapes):
     learn = learner(small(shapes, bs=512))
     for f in (learn.dls.show_batch, learn.dls.one_batch, learn.summary, partial(learn.fit, 1),
               partial(learn.fit_one_cycle, 1), learn.lr_find, learn.dls.train.show_batch):
-        with pytest.raises(ValueError, match='`bs` is 512, and there are 64 items.*Give bs=64 or less'): f()
+        with pytest.raises(ValueError, match='`bs` is 512, but there are 64 items.*Give bs=64 or less'): f()
     assert np.isfinite(learn.evaluate()['valid_loss'])
     with pytest.raises(ValueError, match='`bs` is 1, and the model has batch normalisation'):
         learner(small(shapes, bs=1)).fit(1)
@@ -788,7 +788,7 @@ def test_a_loaded_learner_has_no_items(shapes, tmp_path):
         warnings.simplefilter('ignore')
         again = load_learner(tmp_path/'empty.pkl')
     for f in (partial(again.fit, 1), again.get_preds, again.show_results, again.dls.show_batch, again.lr_find):
-        with pytest.raises(ValueError, match='the learner was exported, which leaves them behind'): f()
+        with pytest.raises(ValueError, match='the learner was exported, which drops them'): f()
     with again.no_logging():
         again.dls = small(shapes, seed=4)
         again.fit(1)

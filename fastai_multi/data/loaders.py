@@ -70,7 +70,7 @@ def check_batch_size(kwargs, arg='bs'):
     "`kwargs` with the batch size as an `int` of at least 1"
     if kwargs.get(arg) is None: return kwargs
     bs = whole_number(kwargs[arg], arg)
-    if bs<1: raise ValueError(f'`{arg}` is {bs}; the batch size is at least 1.')
+    if bs<1: raise ValueError(f'`{arg}` is {bs}; the batch size must be at least 1.')
     return {**kwargs, arg: bs}
 
 def check_table(df):
