@@ -469,7 +469,7 @@ def mistake(table, words, outputs=dict(kind=CategoryBlock), df=None, **kw):
 
 def test_mistakes_in_the_data(table):
     df = table[1]
-    mistake(table, ["`image`: 1 of 24 files is not there", "nowhere.png' (row 5)", 'empty the cell'],
+    mistake(table, ["`image`: 1 of 24 files is missing", "nowhere.png' (row 5)", 'empty the cell'],
             df=df.assign(file=[f if i!=5 else 'nowhere.png' for i,f in enumerate(df.file)]))
     (table[0]/'broken.png').write_bytes(b'no picture')
     mistake(table, ["the picture", 'broken.png', 'cannot be opened', 'row 5 of the table'],
@@ -582,7 +582,7 @@ def test_a_csv_file_keeps_its_classes(table, tmp_path):
     (dict(bs='x'), "`bs` is 'x', of type str; it must be a whole number"),
     (dict(bs=2.5), '`bs` is 2.5, of type float'),
     (dict(seed='x'), "`seed` is 'x', of type str"),
-    (dict(valid_pct=20), '`valid_pct` is 20; it is the share of the items for validation, between 0 and 1'),
+    (dict(valid_pct=20), '`valid_pct` is 20; it is the fraction of items for validation, between 0 and 1'),
     (dict(valid_pct=-.1), '`valid_pct` is -0.1'),
     (dict(outputs={3: CategoryBlock}, columns={3: 'kind'}), "The name of an output is 3, of type int; it must be"),
     (dict(outputs={}), '`outputs` is empty'),

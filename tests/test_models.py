@@ -162,7 +162,7 @@ def test_a_network_of_one_pass_is_shared_or_apart_and_never_split():
         assert [o.shape for o in model(x)]==[(2,2),(2,3)]
     with pytest.raises(ValueError, match='none of them can be copied alone. `split` can be None .all shared. or 0'):
         MultiModel(dict(image=enc), dict(a=2, b=3), split=1)
-    with pytest.raises(ValueError, match='choose its depth when it is made'): enc.cut(1)
+    with pytest.raises(ValueError, match='choose its depth when you make it'): enc.cut(1)
 
 # weights
 

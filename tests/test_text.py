@@ -90,7 +90,7 @@ def test_it_learns_predicts_and_is_loaded_again(folder, table, tmp_path):
     assert learn.predict_df(table.head(5)).colour.notna().all()
 
 def test_texts_in_other_numbers_are_refused(folder, table):
-    with pytest.raises(ValueError, match=r"Input 'text' comes as numbers of \d+ words of its own"):
+    with pytest.raises(ValueError, match=r"Input 'text' has a vocabulary of \d+ words"):
         multi_learner(loaders(table, None), text=str(folder))
     with pytest.raises(ValueError, match='max_len=32'):
         multi_learner(loaders(table, str(folder), max_len=64), text=str(folder))
@@ -228,8 +228,8 @@ def test_a_saved_encoder_and_its_words(language_model, table, tmp_path):
     language_model.save_encoder('words')
     enc = awd_lstm_encoder(tmp_path/'models'/'words', vocab=language_model.dls.vocab)
     assert torch.equal(enc.rnn.encoder.weight, language_model.model[0].encoder.weight.cpu())
-    with pytest.raises(ValueError, match='A file holds no words'): awd_lstm_encoder(tmp_path/'models'/'words')
-    with pytest.raises(ValueError, match=r"words of its own, and the language model has \d+"):
+    with pytest.raises(ValueError, match='A file has no vocabulary'): awd_lstm_encoder(tmp_path/'models'/'words')
+    with pytest.raises(ValueError, match=r"words, but the language model has another of \d+"):
         multi_learner(loaders(table, None), text=enc)
 
 @pytest.mark.parametrize('text', ['lstm','awd_lstm'])
