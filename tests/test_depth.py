@@ -426,7 +426,7 @@ wrong = [(dict(depth=5), ValueError,
          (dict(after=dict(kind='tag')), KeyError, "Did you mean 'tags'"),
          (dict(heads=dict(kind=dict(pool='mean'))), KeyError, "Unknown pool 'mean'"),
          (dict(heads=dict(kind=dict(drop=1))), KeyError, "Unknown option of the head 'kind' 'drop'"),
-         (dict(heads=dict(kind=nn.Linear(3,4))), ValueError, "The head 'kind', Linear, is given 64 features")]
+         (dict(heads=dict(kind=nn.Linear(3,4))), ValueError, "The head 'kind', Linear, gets 64 features")]
 
 @pytest.mark.parametrize('kw,exc,msg', wrong, ids=lambda o: str(o)[:40] if isinstance(o, dict) else '')
 def test_wrong_arguments_say_what_to_do(shapes, kw, exc, msg):

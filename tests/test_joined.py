@@ -155,7 +155,7 @@ def test_mistakes(items, shapes):
     with pytest.raises(ValueError, match='use the classes of all tables'):
         call([kinds, dict(df=items, outputs=dict(kind=CategoryBlock(vocab=sorted(items.kind.unique()))))])
     with pytest.raises(KeyError, match='argument of the table'): call([dict(kinds, imag='file')])
-    with pytest.raises(ValueError, match='fill no batch of 500'): call([kinds], batches='source', bs=500)
+    with pytest.raises(ValueError, match='too few for a batch of 500'): call([kinds], batches='source', bs=500)
     with pytest.raises(KeyError, match='way in `batches`'): call([kinds], batches='sources')
     with pytest.raises(ValueError, match='for each table of'): call([kinds], shares=[1,2])
     with pytest.raises(ValueError, match='both need some'): call([dict(kinds, valid_pct=0)])

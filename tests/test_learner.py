@@ -811,7 +811,7 @@ def test_brackets_too_few_or_too_many_on_a_metric(shapes, metric, words):
 def test_a_head_put_in_by_hand_that_cannot_read_is_named_before_training(shapes):
     learn = learner(small(shapes))
     learn.model.heads['kind'] = nn.Linear(7, 3)
-    with pytest.raises(ValueError, match="The head 'kind', Linear, is given .* features"): learn.fit(1)
+    with pytest.raises(ValueError, match="The head 'kind', Linear, gets .* features"): learn.fit(1)
 
 def test_losses_replaced_in_a_learner(shapes):
     learn = learner(small(shapes), loss_weights=dict(area=2.))

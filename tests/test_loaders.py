@@ -321,7 +321,7 @@ def test_positions_masks_and_splitters(visits):
     (dict(valid_idx=[999]), 'holds the position 999; positions go from 0'),
     (dict(valid_idx=['p1']), 'valid_idx=df.index.isin'),
     (dict(folds=4, fold=4), 'a number from 0 to 3'), (dict(folds=1), 'it must be at least 2'),
-    (dict(folds=50, groups='patient'), 'has 40 groups, and 50 folds'),
+    (dict(folds=50, groups='patient'), 'has 40 groups, but 50 folds'),
     (dict(stratify='kin'), "Did you mean 'kind'"), (dict(groups='patiens'), "Did you mean 'patient'"),
     (dict(splitter=3), '`splitter` is 3; it takes a function')])
 def test_splits_that_cannot_be(visits, kw, words):
