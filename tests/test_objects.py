@@ -332,7 +332,7 @@ def test_mistakes(table, shapes):
     with pytest.raises(ValueError, match='reaches beyond its picture'): dls.train.one_batch()
     with pytest.raises(ValueError, match='multiple of 32'):
         learner(loaders(table, shapes), heads=dict(objects=dict(width=50)))
-    with pytest.raises(ValueError, match='gives no vector'): learner(loaders(table, shapes), after=dict(kind='objects'))
+    with pytest.raises(ValueError, match='returns no vector'): learner(loaders(table, shapes), after=dict(kind='objects'))
 
 def test_boxes_are_repaired(table, shapes):
     rows = [dict(box=[-5,2,30,70], kind='a'), dict(box=[5,5,5,9], kind='b'), dict(box=[9,9,20,20], kind='b')]
