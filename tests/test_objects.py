@@ -337,7 +337,7 @@ def test_mistakes(table, shapes):
 def test_boxes_are_repaired(table, shapes):
     rows = [dict(box=[-5,2,30,70], kind='a'), dict(box=[5,5,5,9], kind='b'), dict(box=[9,9,20,20], kind='b')]
     df = table.iloc[:2].assign(objects=[rows, rows])
-    with pytest.warns(UserWarning, match='1 of 3 boxes have no area, and are left out'):
+    with pytest.warns(UserWarning, match='1 of 3 boxes have no area and are left out'):
         dls = loaders(df, shapes, dict(objects=ObjectsBlock(kind=CategoryBlock)), valid_idx=[0], bs=1)
     y = dls.train.one_batch()[1].objects
     assert y.kind.tolist() == [[0,-100,1]]

@@ -179,7 +179,7 @@ def test_a_model_in_half_precision_is_read_in_float32(folder, tmp_path):
 
 def test_a_name_on_the_hub_without_a_network(table, monkeypatch):
     monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
-    with pytest.raises(ValueError, match='Without a network give the folder that holds config.json'):
+    with pytest.raises(ValueError, match='Without a network, give the folder that holds config.json'):
         multi_learner(loaders(table, None), text='nobody/no-such-model')
 
 def test_texts_that_are_cut_are_counted(folder, table):
