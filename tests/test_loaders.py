@@ -155,7 +155,7 @@ def test_lists_of_labels_for_each_output(folder):
                                       outputs=dict(kind=CategoryBlock, tags=MultiCategoryBlock), item_tfms=Resize(16),
                                       **small)
     assert dls.one_batch()[1].tags.shape == (4,2)
-    with pytest.raises(ValueError, match="holds 12 files, and 'label' has 3 values"):
+    with pytest.raises(ValueError, match="holds 12 files, but 'label' has 3 values"):
         MultiDataLoaders.from_lists(folder, files, [1,2,3])
 
 def test_a_missing_folder_is_named(folder):

@@ -331,7 +331,7 @@ def test_inputs_are_read_by_name():
         close(model(xb), y)
     close(model((Inputs(text=words, image=picture),)), y)
     with pytest.raises(KeyError, match="Unknown input 'photo'"): model(Inputs(photo=picture, text=words))
-    with pytest.raises(KeyError, match=r"was given \['text'\]: \['image'\] are missing"): model(dict(text=words))
+    with pytest.raises(KeyError, match=r"but got \['text'\]: \['image'\] are missing"): model(dict(text=words))
     with pytest.raises(KeyError, match="Unknown input 'nums'"): model(dict(image=picture, text=words, nums=words))
     with pytest.raises(ValueError, match="inputs .*, but got 3 tensors"): model(picture, words, words)
 
