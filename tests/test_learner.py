@@ -778,7 +778,7 @@ def test_more_items_in_a_batch_than_there_are(shapes):
               partial(learn.fit_one_cycle, 1), learn.lr_find, learn.dls.train.show_batch):
         with pytest.raises(ValueError, match='`bs` is 512, but there are 64 items.*Give bs=64 or less'): f()
     assert np.isfinite(learn.evaluate()['valid_loss'])
-    with pytest.raises(ValueError, match='`bs` is 1, and the model has batch normalisation'):
+    with pytest.raises(ValueError, match='`bs` is 1, but the model has batch normalisation'):
         learner(small(shapes, bs=1)).fit(1)
 
 def test_a_loaded_learner_has_no_items(shapes, tmp_path):

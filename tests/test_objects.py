@@ -348,7 +348,7 @@ def test_small_boxes_are_told(table, shapes):
     df = table.iloc[:4].assign(objects=[rows]*4)
     dls = loaders(df, shapes, dict(objects=ObjectsBlock(kind=CategoryBlock)), valid_idx=[0], bs=3)
     learn = learner(dls)
-    with pytest.warns(UserWarning, match='3 of 6 boxes of this batch hold no place of a map'): learn.fit(1)
+    with pytest.warns(UserWarning, match='3 of 6 boxes of this batch contain no location'): learn.fit(1)
     assert learn.loss_func.funcs['objects'].n_unheld>=3
 
 # Two processes
