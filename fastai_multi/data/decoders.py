@@ -70,7 +70,8 @@ def refuse_torchvision():
 
 def warn_not_served(pic):
     warnings.warn("decoder='torchvision' serves JPEG and PNG with 8 bits a channel; "
-                  f'{str(pic.file)!r} is {pic.im.format} with the mode {pic.mode!r}, read as {pic.img_cls.__name__}: PIL decodes it, and all others like it.')
+                  f'{str(pic.file)!r} is {pic.im.format} with the mode {pic.mode!r}, read as '
+                  f'{pic.img_cls.__name__}: PIL decodes it, and all others like it.')
 
 def cut_and_resized(im, corner, cut, to, mode): # A tensor `h,w,c` of bytes; one step of `crop_steps`; torch's filter
     "The rectangle of a picture, resized as PIL does"
