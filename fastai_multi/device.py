@@ -55,7 +55,7 @@ def choose_precision(
     if given is not None: return _given_precision(facts, given)
     if facts.type!='cuda': return DeviceChoice('fp32', f'half precision is chosen on CUDA only, and this is {facts}')
     if facts.bf16: return DeviceChoice('bf16', 'the GPU computes in bfloat16, which needs no scaling of the loss')
-    if facts.capability>=(7,0): return DeviceChoice('fp16', 'the GPU has tensor cores for float16 and none for bfloat16')
+    if facts.capability>=(7,0): return DeviceChoice('fp16', 'the GPU has tensor cores for float16 only')
     return DeviceChoice('fp32', 'the GPU has no tensor cores')
 
 def _given_precision(facts, given):
@@ -118,7 +118,7 @@ def choose_compile(
 ) -> DeviceChoice: # Arguments of `torch.compile`, or `False`
     "Whether to compile the encoders, and how"
     check_compile(given)
-    if given is None: return DeviceChoice(False, 'compiling takes a minute or more, which a short training does not win back')
+    if given is None: return DeviceChoice(False, 'compiling takes a minute or more: too long for a short training')
     if given is False: return DeviceChoice(False, 'you asked for it')
     args = {}
     if isinstance(given, str): args = dict(backend=given)
