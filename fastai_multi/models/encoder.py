@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Encoder', 'Features', 'fill_missing', 'zero_missing', 'stand_ins', 'norm_buffers', 'norms_kept_unless', 'run_present',
-           'AbsentVector', 'OwnEncoder', 'count_features', 'as_encoder']
+           'AbsentVector', 'OwnEncoder', 'count_features', 'as_encoder', 'own_encoder']
 
 # %% ../../nbs/30_models.encoder.ipynb #de443ce5
 from fastai.torch_basics import *
@@ -192,3 +192,8 @@ def as_encoder(m:nn.Module, # Any module
     n = getattr(m, 'n_features', None)
     if n is None: n = count_features(m, x, what)
     return OwnEncoder(m, n, pad_id)
+
+# %% ../../nbs/30_models.encoder.ipynb #c7ddf29e
+def own_encoder(encoder):
+    "The encoder itself, where several inputs share it"
+    return getattr(encoder, 'repeats', encoder)
