@@ -313,6 +313,10 @@ class MultiModel(nn.Module):
             if key not in seen: seen[key] = self.wides[key](self.wide_inputs(name, reads))
         return {n: seen[key] for n,key in self.wide_of.items()}
 
+    def __getitem__(self, i):
+        raise TypeError(f"You asked for part {i!r} of a `MultiModel`, which names its parts. For a body write "
+                        f"`model.encoders[{first(self.encoders)!r}]`, for a head `model.heads[{first(self.heads)!r}]`.")
+
     def forward(self, *xb): return self.answer(self.read(*xb))
 
     def answer(self, reads):
