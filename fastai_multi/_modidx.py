@@ -6637,6 +6637,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'fastai_multi/models/trunk.py'),
                                            'fastai_multi.models.trunk.View.wide_sizes': ( 'models.trunk.html#view.wide_sizes',
                                                                                           'fastai_multi/models/trunk.py'),
+                                           'fastai_multi.models.trunk.check_neck_is_used': ( 'models.trunk.html#check_neck_is_used',
+                                                                                             'fastai_multi/models/trunk.py'),
                                            'fastai_multi.models.trunk.of_one_size': ( 'models.trunk.html#of_one_size',
                                                                                       'fastai_multi/models/trunk.py'),
                                            'fastai_multi.models.trunk.places_apart': ( 'models.trunk.html#places_apart',

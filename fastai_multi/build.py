@@ -330,7 +330,7 @@ def unusual(text):
 
 def check_neck(neck):
     "Raise unless `neck` is a width"
-    if isinstance(neck, Integral) and neck>=0: return
+    if neck is None or isinstance(neck, Integral) and neck>=0: return
     raise ValueError(f'`neck` is {neck!r}; it is the width of pictures before they are fused: a whole '
                      'number, or 0 to leave them as they are.')
 

@@ -343,7 +343,7 @@ def multi_learner(
     share=None, # Inputs that read through one encoder: `True` for all of a kind, or names, such as `['front', 'back']`
     text='bag', # Text encoder: 'bag', 'lstm', 'awd_lstm', the folder or name of a Hugging Face model, or a module
     fusion='concat', # How to combine the inputs' features: 'concat', 'sum', 'gated', 'film', 'attention', or a module
-    neck:int=128, # Width of the image features before the fusion with other inputs; 0 keeps their own width
+    neck:int=None, # Width of the image features before the fusion; 0 keeps their own; `None`: 128 beside other inputs
     heads:dict=None, # By output: hidden sizes, a dict of options (`hidden`, `p`, `bn`, `act`, `pool`), or a module
     after:dict=None, # For each output: the output or outputs whose predictions its head also reads
     loss_func=None, # A dict by output, for outputs that should not use the default loss; or one loss for all

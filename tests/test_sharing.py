@@ -168,3 +168,13 @@ def test_a_module_given_once_is_one_encoder(shapes):
     assert multi_learner(loaders(shapes), cnn).model.owners=={}
     with pytest.raises(ValueError, match="'front' is image, and 'title' is text"):
         multi_learner(loaders(shapes), cnn, share=['front','title'])
+
+def test_a_neck_is_read_or_refused(shapes):
+    alone = dict(image='file', text=None, text_block=None)
+    n = [n_params(multi_learner(loaders(shapes, **alone), cnn, neck=neck).model) for neck in (None,4)]
+    assert n[0]!=n[1]
+    multi_learner(loaders(shapes, **alone), cnn, neck=0)
+    with pytest.raises(ValueError, match='this fusion reads their places'):
+        multi_learner(loaders(shapes), cnn, fusion='tokens', neck=4)
+    with pytest.raises(ValueError, match='no input of these data does'):
+        multi_learner(loaders(shapes, image=None), neck=4)

@@ -143,7 +143,7 @@ class MultiModel(nn.Module):
         fusion='concat', # How the features of several inputs become one: see `fusion`
         named:bool=True, # Give predictions by name; if not, the one tensor there is
         pool:str='concat', # How maps become vectors: 'concat' (average and maximum), 'avg', 'max' or 'gem'
-        neck:int=128, # Width of a picture's vector beside other inputs; 0 leaves it as it is
+        neck:int=None, # Width of a picture's vector; 0 leaves it as it is; `None`: 128 beside other inputs
         depth=None, # How many stages of a picture's encoder are read: a number, or one by output; all where `None`
         split:int=None, # How many of them are shared, the others being copied for each output; all if `None`
         after:dict=None, # The outputs that a head also reads, by output: a name or several
@@ -164,6 +164,7 @@ class MultiModel(nn.Module):
         self.views = ByName({})
         for n,view in self.plan.view_of.items():
             if view not in self.views: self.views[view] = self._new_view(n, pools[n], deepcopy(fusion), neck)
+        check_neck_is_used(neck, self.views.values())
         self.specs = {n: _output_spec(size, heads[n], classes.get(n)) for n,size in outputs.items()}
         self.wides = ByName({})
         self.wide_of = {}
