@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['share_groups', 'same_modules', 'groups_by_kind', 'named_groups', 'check_group', 'refuse_share', 'check_once',
-           'refuse_alone', 'refuse_kinds', 'refuse_kind', 'refuse_encoders', 'shared_encoders', 'apart',
+           'refuse_alone', 'refuse_two_kinds', 'refuse_kind', 'refuse_encoders', 'shared_encoders', 'apart',
            'joined_column']
 
 # %% ../nbs/75a_sharing.ipynb #1dff4c1a
@@ -62,7 +62,7 @@ def check_group(names, modalities, arch):
     "Raise unless one encoder can read these inputs"
     mine,*others = [modalities[n] for n in names]
     for other in others:
-        if type(other) is not type(mine): refuse_kinds(mine, other)
+        if type(other) is not type(mine): refuse_two_kinds(mine, other)
         if not mine.shares: refuse_kind(mine)
         mine.check_alike(other)
     given = [arch[n] for n in names if n in arch]
@@ -80,7 +80,7 @@ def refuse_alone(name):
     raise ValueError(f'`share` names the input {name!r} alone: name another input that shares its encoder, or leave '
                      'it out.')
 
-def refuse_kinds(a, b):
+def refuse_two_kinds(a, b):
     raise ValueError(f'`share`: input {a.name!r} is {a.part.kind}, and {b.name!r} is {b.part.kind}. One encoder reads '
                      'inputs of one kind.')
 
