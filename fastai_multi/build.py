@@ -239,8 +239,9 @@ class TextModality(TextAttributed, Modality, part=TextPart):
         mine,others = self.part,other.part
         if (mine.vocab,mine.pad_id)==(others.vocab,others.pad_id): return
         raise ValueError(f'`share`: the texts {self.name!r} and {other.name!r} have vocabularies of their own, of '
-                         f'{len(mine.vocab)} and {len(others.vocab)} words, and one encoder reads one. Make the loaders with '
-                         'one vocabulary for both: text_block=PlainTextBlock(shared=True), or leave one out of `share`.')
+                         f'{len(mine.vocab)} and {len(others.vocab)} words, and one encoder reads one. Make the '
+                         'loaders with one vocabulary for both: text_block=PlainTextBlock(shared=True), or leave one '
+                         'out of `share`.')
 
     def encoder(self, options):
         kind = ifnone(options.arch, options.text)
