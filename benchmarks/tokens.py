@@ -1,6 +1,6 @@
 """`fusion='tokens'` beside `'concat'` on the drawn set, by learning rate: the mean and the spread of the validation loss.
 
-`python -m benchmarks.tokens` takes about five minutes of one core; `--shared` measures two pictures read through one
+`python -m benchmarks.tokens` takes about two minutes of one core; `--shared` measures two pictures read through one
 encoder and through two."""
 import argparse, tempfile, warnings
 from fastai.vision.all import *
