@@ -91,6 +91,7 @@ class Modality(Attributed, ForPart):
     "What a learner needs for a kind of input: its encoder, and how to recognise a raw value. A subclass "
     "names its kind by `part=`"
     has_stages = False         # Whether `depth` and `split` apply to this input
+    shares = False             # Several inputs of this kind can read through one encoder
     options = ()               # The arguments of `multi_learner` that its encoder uses
     free_axes = {}             # The dimensions of a batch, besides the first, whose length varies, by name
     form = 'numbers'           # How a user enters it in a form: 'picture', 'text', 'numbers' or 'row'
@@ -105,6 +106,9 @@ class Modality(Attributed, ForPart):
     def ignores(self, option:str, arch) -> bool: # One of `options`; what `arch` gives for this input, or `None`
         "Whether the encoder in `arch` ignores this argument"
         return False
+
+    def check_alike(self, other): # The `Modality` of another input of this kind
+        "Raise unless one encoder can read both"
 
     def recognises(self, raw) -> bool:
         "Whether a lone raw value, given to `predict`, can be this input"
@@ -163,6 +167,7 @@ def has_image_suffix(name:str) -> bool:
 class ImageModality(PictureAttributed, Modality, part=ImagePart):
     "A picture, encoded by `arch`"
     has_stages = True
+    shares = True
     form = 'picture'
     hint = ''
     options = ('depth','split','weights')
@@ -199,6 +204,12 @@ class ImageModality(PictureAttributed, Modality, part=ImagePart):
         mode = self.part.img_cls._open_args['mode']
         return len(Image.new(mode, (1,1)).getbands())
 
+    def check_alike(self, other):
+        if self.n_channels==other.n_channels: return
+        raise ValueError(f'`share`: pictures of the input {self.name!r} have {self.n_channels} channels, and of '
+                         f'{other.name!r} {other.n_channels}. One encoder reads one number of them: give both inputs '
+                         'the same class of images, or leave one out of `share`.')
+
     def encoder(self, options):
         if options.arch is None:
             raise ValueError(f'`arch` is needed for the input {self.name!r}: a torchvision constructor, a '
@@ -209,6 +220,7 @@ class ImageModality(PictureAttributed, Modality, part=ImagePart):
 
 class TextModality(TextAttributed, Modality, part=TextPart):
     "A text, encoded by the encoder named in `text`"
+    shares = True
     options = ('text',)
     def ignores(self, option, arch): return arch is not None
     free_axes = {1: 'tokens'}
@@ -219,6 +231,14 @@ class TextModality(TextAttributed, Modality, part=TextPart):
     def recognises(self, raw): return isinstance(raw, str) and not has_image_suffix(raw)
     def absent(self, t): return torch.full_like(t, self.part.pad_id)
     def here(self, t): return (t!=self.part.pad_id).flatten(1).any(1)
+    def check_alike(self, other):
+        mine,others = self.part,other.part
+        if (mine.vocab,mine.pad_id)==(others.vocab,others.pad_id): return
+        raise ValueError(f'`share`: the texts {self.name!r} and {other.name!r} have vocabularies of their own, of '
+                         f'{len(mine.vocab)} and {len(others.vocab)} words, and one encoder reads one. Make the '
+                         'loaders with one vocabulary for both: text_block=PlainTextBlock(shared=True), or leave one '
+                         'out of `share`.')
+
     def encoder(self, options):
         kind = ifnone(options.arch, options.text)
         drop = {}
@@ -307,7 +327,7 @@ def unusual(text):
 
 def check_neck(neck):
     "Raise unless `neck` is a width"
-    if isinstance(neck, Integral) and neck>=0: return
+    if neck is None or isinstance(neck, Integral) and neck>=0: return
     raise ValueError(f'`neck` is {neck!r}; it is the width of pictures before they are fused: a whole '
                      'number, or 0 to leave them as they are.')
 
@@ -332,11 +352,18 @@ def deepest(depth, outputs):
     return None if None in depths else max(depths)
 
 # %% ../nbs/75_build.ipynb #e2b9807a
-def build_encoders(dls, modalities, arch, **options):
-    "An encoder for each input; pictures first, because a text beside a trained encoder needs dropout"
+def build_encoders(
+    dls, # Loaders
+    modalities:dict, # By input
+    arch:dict, # What the user gives for an input, by input
+    columns={}, # By input, training values that stand for its own
+    **options # Passed to `EncoderOptions`
+) -> dict:
+    "An encoder for each input: pictures first, since a text beside a trained encoder needs dropout"
     res = {}
     for n in sorted(modalities, key=lambda n: not modalities[n].has_stages):
         trained = any(getattr(e, 'pretrained', False) for e in res.values())
-        column = input_column(dls.train, n)
+        column = columns.get(n)
+        if column is None: column = input_column(dls.train, n)
         res[n] = modalities[n].encoder(EncoderOptions(arch.get(n), column=column, beside_trained=trained, **options))
     return {n: res[n] for n in modalities}

@@ -24,8 +24,8 @@ from .callback.late import *
 def still_inputs(model) -> list:
     "The inputs whose encoders are pretrained and frozen, except for their norms"
     if not isinstance(model, MultiModel): return []
-    if any(isinstance(e, RepeatedEncoder) for e in model.encoders.values()): return []
-    return [n for n,e in model.encoders.items() if getattr(e, 'pretrained', False) and not _learning(e)]
+    trained = [n for n,e in model.encoders.items() if getattr(e, 'pretrained', False) and not _learning(e)]
+    return [n for n in trained if len(model.sharers(n))==1]
 
 def _learning(encoder):
     "Whether a layer of `encoder` other than a norm is trained"

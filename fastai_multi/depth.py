@@ -95,11 +95,12 @@ def cosines_at(learn, b, name):
     with torch.enable_grad():
         read = model.read(*x)
         deepest = max((o[name] for o in read.values()), key=len)
-        for s in deepest.states:
-            if not s.requires_grad: s.requires_grad_()           # also for a frozen trunk
+        states = getattr(deepest, 'whole', deepest).states       # of all inputs that share the trunk
+        for s in states:
+            if not s.requires_grad: s.requires_grad_()           # of a frozen trunk too
         learn.loss_func(model.answer(read), *y)
         live = learn.loss_func.step.live
-        return [cosines(task_gradients(live, [s])).nan_to_num() for s in deepest.states]
+        return [cosines(task_gradients(live, [s])).nan_to_num() for s in states]
 
 # %% ../nbs/80_depth.ipynb #2ebe34a6
 def shallowest(depths, vals, tol, up):

@@ -39,6 +39,7 @@ from .aside import *
 from .cache import *
 from .build import *
 from .outputlosses import *
+from .sharing import *
 from .rates import *
 from .state import *
 from .exporting import ExportingLearner
@@ -345,9 +346,10 @@ def multi_learner(
     *,
     depth=None, # Number of stages of `arch` to keep (1: stem and first stage), or a dict by output; `None`: all
     split:int=None, # Number of stages that the outputs share; each has its own copy of the others; `None`: all
+    share=None, # Inputs that read through one encoder: `True` for all of a kind, or names, such as `['front', 'back']`
     text='bag', # Text encoder: 'bag', 'lstm', 'awd_lstm', the folder or name of a Hugging Face model, or a module
     fusion='concat', # How to combine the inputs' features: 'concat', 'sum', 'gated', 'film', 'attention', or a module
-    neck:int=128, # Width of the image features before the fusion with other inputs; 0 keeps their own width
+    neck:int=None, # Width of the image features before the fusion; 0 keeps their own; `None`: 128 beside other inputs
     heads:dict=None, # By output: hidden sizes, a dict of options (`hidden`, `p`, `bn`, `act`, `pool`), or a module
     after:dict=None, # For each output: the output or outputs whose predictions its head also reads
     loss_func=None, # A dict by output, for outputs that should not use the default loss; or one loss for all
@@ -374,10 +376,11 @@ def multi_learner(
     heads = check_keys(as_dict(heads, 'heads', 'dict(kind=[64])'), tasks, 'output in `heads`')
     check_neck(neck)
     arch = arch_by_input(arch, modalities)
+    groups = share_groups(share, modalities, arch)
     check_read(modalities, arch, depth=depth, split=split, weights=weights, text=unusual(text))
     check_untrained(arch, pretrained)
-    encoders = build_encoders(dls, modalities, arch, depth=deepest(depth, tasks), text=text, pretrained=pretrained,
-                              weights=weights)
+    encoders = shared_encoders(dls, modalities, arch, groups, depth=deepest(depth, tasks), text=text,
+                               pretrained=pretrained, weights=weights)
     for n,t in tasks.items(): t.check_head(heads.get(n))
     sizes = {n: t.size for n,t in tasks.items()}
     head_classes = {n: t.head_class for n,t in tasks.items()}

@@ -163,7 +163,9 @@ class PartsLearner(Learner):
     def _split_by(self, names):
         "Give the named parts their own groups; frozen parts stay frozen"
         n = 0 if self.opt is None else self._frozen_base()
-        self.splitter = PartSplit(names)
+        splitter = PartSplit(names)
+        splitter.groups(self.plain_model)    # raises before anything has changed
+        self.splitter = splitter
         self.create_opt()
         self.freeze_to(n)
 

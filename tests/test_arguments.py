@@ -5,11 +5,11 @@ import fastai_multi
 from fastai_multi import *
 
 DEFAULTS = {
-    'Numericaliser': dict(max_vocab=30000, min_freq=2, max_len=256),
+    'Numericaliser': dict(max_vocab=30000, min_freq=2, max_len=256, shared=False),
     'safe_tfms': dict(refuse=True),
     'NumberBlock': dict(scale='linear'),
-    'ImageTextBlock': dict(max_vocab=30000, min_freq=2, max_len=256),
-    'PlainTextBlock': dict(max_vocab=30000, min_freq=2, max_len=256),
+    'ImageTextBlock': dict(max_vocab=30000, min_freq=2, max_len=256, shared=False),
+    'PlainTextBlock': dict(max_vocab=30000, min_freq=2, max_len=256, shared=False),
     'SegmentationBlock': dict(resize=False),
     'InputReader': dict(pref='', suff=''),
     'MultiDataLoaders': dict(path='.'),
@@ -18,7 +18,7 @@ DEFAULTS = {
     'image_encoder': dict(n_in=3, pretrained=False),
     'simple_cnn': dict(depth=3, width=16, n_in=3, grid=1, ks=3, bn=False, pool=True),
     'text_encoder': dict(pad_id=0),
-    'MultiModel': dict(fusion='concat', named=True, pool='concat', neck=128),
+    'MultiModel': dict(fusion='concat', named=True, pool='concat'),
     'BoxLoss': dict(l1=1.0, giou=1.0, beta=0.1, reduction='mean'),
     'MultiLoss': dict(named=True, reduction='mean'),
     'DynamicWeightAverage': dict(temperature=2.0),
@@ -32,7 +32,7 @@ DEFAULTS = {
     'MultiCutMix': dict(alpha=1.0, text='features'),
     'MultiMixUp': dict(alpha=0.4, text='features'),
     'MultiMixUpOrCutMix': dict(mixup_alpha=0.4, cutmix_alpha=1.0, p_cutmix=0.5, text='features'),
-    'multi_learner': dict(text='bag', fusion='concat', neck=128, modality_dropout=0., pretrained=True, normalize=True),
+    'multi_learner': dict(text='bag', fusion='concat', modality_dropout=0., pretrained=True, normalize=True),
     'depth_finder': dict(epochs=1, agreement=4),
     'stage_agreement': dict(batches=4),
     'modality_check': dict(ds_idx=1, seed=42),

@@ -131,9 +131,9 @@ def put_all(cache, pictures):
 @pytest.mark.parametrize('where', ['memory','disk'])
 def test_processes_that_write_the_same_pictures_at_once(table, tmp_path, where):
     "Every picture is there once, whole; a writer that is killed takes nothing with it"
-    from fastai_multi.data.picturecache import Kept
+    from fastai_multi.data.picturecache import KeptPixels
     rng = np.random.default_rng(0)
-    pictures = {bytes([i])*16: Kept((9,9), rng.integers(0, 255, (30,30,3), dtype=np.uint8)) for i in range(1, 60)}
+    pictures = {bytes([i])*16: KeptPixels((9,9), rng.integers(0, 255, (30,30,3), dtype=np.uint8)) for i in range(1, 60)}
     cache = PictureCache(where, .01, tmp_path/'kept' if where=='disk' else None)
     cache.start(0)
     fork = get_context('fork')

@@ -65,13 +65,16 @@ class PlainTextBlock(PartsBlock):
         vocab:list=None,     # The vocabulary; `None`: the words of the training texts
         max_vocab:int=30000, # Maximum size of the vocabulary; it keeps the most frequent words
         min_freq:int=2,      # Rarer words count as unknown
-        max_len:int=256      # Maximum length of a text in tokens; longer texts are cut
+        max_len:int=256,     # Maximum length of a text in tokens; longer texts are cut
+        shared:bool=False    # One vocabulary for all inputs that this block reads, so that they can share an encoder
     ):
-        self.numericaliser = Numericaliser(tok, vocab, max_vocab, min_freq, max_len)
+        self.numericaliser = Numericaliser(tok, vocab, max_vocab, min_freq, max_len, shared)
         super().__init__({'text': self.make_part('text', True)}, Inputs, bare=True)
     def make_part(self, name, is_input):
-        "A part with its own copy of the vocabulary"
-        return TextPart(name, encoder=deepcopy(self.numericaliser), is_input=is_input)
+        "A part with its own copy of the vocabulary, unless that is shared"
+        encoder = self.numericaliser
+        if not encoder.shared: encoder = deepcopy(encoder)
+        return TextPart(name, encoder=encoder, is_input=is_input)
 
 # %% ../../nbs/18_data.block.ipynb #b3618ca0
 class FeaturesBlock(PartsBlock):

@@ -93,7 +93,7 @@ def picture_decoder(decoder): # 'pil', 'torchvision' or a decoder
 # %% ../../nbs/05b_data.decoders.ipynb #1ed07fdf
 class KeptPicture(LazyPicture):
     "A lazy picture from a cache: its first crops have been made"
-    def __init__(self, file, img_cls, decoder, kept, n_made): # As `LazyPicture`; a `Kept`; how many crops were made
+    def __init__(self, file, img_cls, decoder, kept, n_made): # As `LazyPicture`; `KeptPixels`; how many crops were made
         self.file = file
         self.img_cls = img_cls
         self.decoder = decoder
@@ -109,14 +109,14 @@ class KeptPicture(LazyPicture):
 
 class KeepingPicture(LazyPicture):
     "A lazy picture that goes into a cache when it is decoded, after its first crops"
-    def __init__(self, file, img_cls, decoder, put, n_made): # As `LazyPicture`; stores a `Kept`; after how many crops
+    def __init__(self, file, img_cls, decoder, put, n_made): # As `LazyPicture`; stores `KeptPixels`; after how many crops
         super().__init__(file, img_cls, decoder)
         self.put = put
         self.n_made = n_made
         self.file_size = self.size
     def cropped(self):
         im = self.after(self.load(), self.crops[:self.n_made])
-        self.put(Kept(self.file_size, np.asarray(im)))
+        self.put(KeptPixels(self.file_size, np.asarray(im)))
         return self.after(im, self.crops[self.n_made:])
 
 class PictureOpener:

@@ -295,6 +295,8 @@ class TextPart(Part):
         return None if self.encoder is None else self.encoder.max_len
 
     def is_missing(self, v): return is_missing(v) or isinstance(v, str) and not v.strip()
+    def see_column(self, values):
+        if self.encoder is not None: self.encoder.see([v for v in values if isinstance(v, str) and v.strip()])
     def setup(self, values):
         self.pipe = Pipeline([])
         self.encoder.setup([self._checked(v) for v in values])

@@ -95,6 +95,7 @@ class PartsTfm(Transform):
         train = items.train if train_setup and hasattr(items, 'train') else items
         with gc_paused():
             raws = raw_values(getters, self, train.items)
+            for n,p in self.leaves.items(): p.see_column(raws[n])    # all of them first: some learn from each other
             for n,p in self.leaves.items(): setup_part(p, raws[n], train.items)
         if train is not items and self.base is Outputs: self._check_later_splits(getters, items)
 
@@ -185,7 +186,6 @@ def columns_by_name(part, cols): # Columns by name
 def setup_part(part, values, items):
     "Set up `part` with the non-missing `values`; an error names the item"
     here = np.flatnonzero(~part.missing(values))
-    part.see_column(values)
     try: part.setup([values[i] for i in here])
     except BadItem as e:
         at = e.at

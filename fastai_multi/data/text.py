@@ -170,11 +170,13 @@ class Numericaliser:
     def __init__(self,
         tok=None,           # A fastai or Hugging Face fast tokenizer, or a function `str -> list` (`split_words`)
         vocab:list=None,    # The vocabulary; `None`: the words of the training texts
-        max_vocab:int=30000,# Number of most frequent words to keep
-        min_freq:int=2,     # Less frequent words are unknown
-        max_len:int=256     # Tokens beyond this are cut
+        max_vocab:int=30000,# Most frequent words to keep
+        min_freq:int=2,     # Words seen less often are unknown
+        max_len:int=256,    # Tokens beyond this are cut
+        shared:bool=False   # Several inputs use this object: their words form one vocabulary
     ):
-        store_attr('max_vocab,min_freq,max_len')
+        store_attr('max_vocab,min_freq,max_len,shared')
+        self.seen = []
         self.tok = as_splitter(tok, max_len)
         self.vocab = None
         self.given = vocab is not None
@@ -204,9 +206,17 @@ class Numericaliser:
         if hasattr(self.tok, 'all'): return self.tok.all(texts)
         return [self.tok(s) for s in texts]
 
+    def see(self, texts:list): # The training texts of one input
+        "Note texts for a vocabulary that several inputs share, before `setup`"
+        if self.shared and not self.given: self.seen += texts
+
     def setup(self, texts:list): # The training texts, none missing
-        "Build the vocabulary from `texts` unless it was given"
+        "Build the vocabulary from `texts` unless it was given; if it is shared, from all that were seen"
         if self.given: return
+        if self.shared and self.seen:
+            texts = self.seen
+            self.seen = []
+            self.given = True       # for all inputs
         if hasattr(self.tok, 'setup'): self.tok.setup([composed(s) for s in texts])
         count = Counter(w for o in self.tokens(texts) for w in o)
         words = [w for w,n in count.items() if n>=self.min_freq and w not in ('xxpad','xxunk')]

@@ -96,7 +96,7 @@ class TreePlot:
         edges = self.stages(shared, 0., y, dearest, self.blue)
         title_y = max(self.lanes.values())
         if shared: title_y = y
-        title = literal(f'{top.name}: {top.what}, reads {top.brief}')
+        title = literal(f'{self.readers(top)}: {top.what}, reads {top.brief}')
         self.ax.text(0, title_y+0.4, title, fontsize=8, va='bottom', color=self.grey)
         leaves = {n: x for r,x in zip(shared, edges) for n in r.readers}
         res = {}
@@ -104,6 +104,11 @@ class TreePlot:
             own = [r for r in rows if r.role=='branch' and r.channels and n in r.outputs]
             res[n] = self.lane(n, own, y, edges, leaves.get(n), dearest)
         return res
+
+    def readers(self, row):
+        "The names of the inputs that read through the encoder of `row`"
+        names = [row.name, *[r.name for r in self.tree.with_role('input') if r.owner==row.name]]
+        return ' and '.join(names)
 
     def lane(self, name, own, y, edges, leaves_at, dearest):
         "Draw the own stages of output `name`, after the shared ones with right `edges`; return the right edge"
@@ -127,8 +132,8 @@ class TreePlot:
             ends.append(self.picture(r, y))
             if any(o.role=='stage' for o in rows): y += 1.15
         for r in self.tree.with_role('input'):
-            if self.tree.part(r): continue
-            text = f'{r.name}: {r.what}\nreads {r.brief}, {short_count(r.params)} parameters'
+            if self.tree.part(r) or r.owner: continue
+            text = f'{self.readers(r)}: {r.what}\nreads {r.brief}, {short_count(r.params)} parameters'
             sides.append((self.box(0., y+0.1, text, self.green), y+0.1))
             y += 0.9
         return ends,sides,y

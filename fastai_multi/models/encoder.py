@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Encoder', 'Features', 'fill_missing', 'zero_missing', 'stand_ins', 'norm_buffers', 'norms_kept_unless', 'run_present',
-           'BuffersKept', 'run_checkpointed', 'AbsentVector', 'OwnEncoder', 'count_features', 'as_encoder']
+           'BuffersKept', 'run_checkpointed', 'AbsentVector', 'OwnEncoder', 'count_features', 'as_encoder',
+           'own_encoder']
 
 # %% ../../nbs/30_models.encoder.ipynb #de443ce5
 from fastai.torch_basics import *
@@ -208,3 +209,8 @@ def as_encoder(m:nn.Module, # Any module
     n = getattr(m, 'n_features', None)
     if n is None: n = count_features(m, x, what)
     return OwnEncoder(m, n, pad_id)
+
+# %% ../../nbs/30_models.encoder.ipynb #c7ddf29e
+def own_encoder(encoder):
+    "The encoder itself, where several inputs share it"
+    return getattr(encoder, 'repeats', encoder)

@@ -135,6 +135,7 @@ def _check_children(name, children, old, new):
 # %% ../../nbs/42_models.multi.ipynb #ccf0f287
 class MultiModel(nn.Module):
     "An encoder for each input, and a head for each output that reads them at its depth"
+    owners = {}    # Of an input that shares an encoder, the input that has it
     def __init__(self,
         encoders:dict, # Encoder by input, from `image_encoder`, `text_encoder`, `vector_encoder`, or any module
         outputs:dict, # Size or head by output
@@ -142,7 +143,7 @@ class MultiModel(nn.Module):
         fusion='concat', # How the features of several inputs become one: see `fusion`
         named:bool=True, # Return predictions by name; `False`: return the only tensor
         pool:str='concat', # How maps become vectors: 'concat' (average and maximum), 'avg', 'max' or 'gem'
-        neck:int=128, # Width of a picture's vector beside other inputs; 0: no neck
+        neck:int=None, # Width of a picture's vector; 0 leaves it as it is; `None`: 128 beside other inputs
         depth=None, # Number of stages of a picture's encoder to read, for all or by output; `None`: all
         split:int=None, # Number of shared stages; the others are copied for each output; `None`: all are shared
         after:dict=None, # The outputs that a head also reads, by output: one name or several
@@ -163,6 +164,7 @@ class MultiModel(nn.Module):
         self.views = ByName({})
         for n,view in self.plan.view_of.items():
             if view not in self.views: self.views[view] = self._new_view(n, pools[n], deepcopy(fusion), neck)
+        check_neck_is_used(neck, self.views.values())
         self.specs = {n: _output_spec(size, heads[n], classes.get(n)) for n,size in outputs.items()}
         self.wides = ByName({})
         self.wide_of = {}
@@ -171,16 +173,28 @@ class MultiModel(nn.Module):
         self.output_type = Outputs.of(*self.heads)
 
     def _add_encoders(self, encoders, depths, split):
-        for name,encoder in encoders.items():
-            encoder = encoder_from(encoder)
-            if getattr(encoder, 'has_stages', False): encoder = SharedTrunk(encoder, depths, split)
-            elif any(encoder is e for e in self.encoders.values()): encoder = RepeatedEncoder(encoder)
+        self.owners = {}
+        first_reader = {}
+        for name,given in encoders.items():
+            owner = first_reader.setdefault(given, name)
+            if owner!=name:
+                self.owners[name] = owner
+                encoder = self.encoders[owner]
+                if not isinstance(encoder, SharedTrunk): encoder = RepeatedEncoder(encoder)
+            else:
+                encoder = encoder_from(given)
+                if getattr(encoder, 'has_stages', False): encoder = SharedTrunk(encoder, depths, split)
             self.encoders[name] = encoder
 
     @property
     def from_scratch(self):
         "Whether no encoder has trained weights"
         return not any(getattr(e, 'pretrained', False) for e in self.encoders.values())
+
+    def sharers(self, name:str) -> list:
+        "The inputs that read through the encoder of input `name`, itself among them; the first one owns it"
+        owner = self.owners.get(name, name)
+        return [n for n in self.encoders if self.owners.get(n, n)==owner]
 
     @property
     def trunks(self):
@@ -208,7 +222,7 @@ class MultiModel(nn.Module):
     def _ask_for_tokens(self):
         "Make encoders that have tokens return them"
         for e in self.encoders.values():
-            e = getattr(e, 'repeats', e)
+            e = own_encoder(e)
             if getattr(e, 'gives_tokens', None) is not None: e.gives_tokens = True
 
     def _new_head(self, name, head, spec, like, plan):
@@ -248,10 +262,20 @@ class MultiModel(nn.Module):
     def read(self, *xb):
         "The features of each input for each output: `FeatureMaps` of a picture, `Features` of anything else"
         tensors = name_inputs(xb, list(self.encoders))
-        given = {n: self.encode(encoder, tensors[n]) for n,encoder in self.encoders.items()}
+        given = self._encode_all(tensors)
         res = {output: dict(given) for output in self.heads}
         for name in self.trunks:
             for output in self.heads: res[output][name] = given[name][output]
+        return res
+
+    def _encode_all(self, tensors):
+        "What the encoders give, by input; pictures that share a trunk go through it together"
+        res = dict.fromkeys(self.encoders)
+        for name,encoder in self.encoders.items():
+            if res[name] is not None: continue
+            names = self.sharers(name)
+            if len(names)==1 or not isinstance(encoder, SharedTrunk): res[name] = self.encode(encoder, tensors[name])
+            else: res.update(zip(names, encoder(*[tensors[n] for n in names])))
         return res
 
     def encode(self, encoder, x):
@@ -361,7 +385,7 @@ class MultiModel(nn.Module):
         is_one = len(self.views)==1 and not self.plan.after and not reads_maps and not self.wide_of
         if is_one: return [first(self.views.values()).fusion]
         points = []
-        for e in self.encoders.values():
+        for e in dict.fromkeys(self.encoders.values()):
             if not isinstance(e, SharedTrunk): points.append(e)
             elif e.n_shared: points.append(e.joint)
         return points

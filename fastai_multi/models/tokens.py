@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Tokens', 'tokens_of', 'map_tokens', 'vector_token', 'Projections', 'joined_tokens', 'CrossAttention',
-           'AttentionFusion', 'TokenFusion']
+           'AttentionFusion', 'mean_of_inputs', 'start_as_identity', 'TokenFusion']
 
 # %% ../../nbs/37a_models.tokens.ipynb #tk000002
 from fastai.torch_basics import *
@@ -101,6 +101,23 @@ class AttentionFusion(nn.Module):
         return torch.cat(res, 1)
 
 # %% ../../nbs/37a_models.tokens.ipynb #tk000018
+def mean_of_inputs(tokens:list) -> Tensor: # `Tokens` of each input; `bs,c`
+    "The mean over the inputs that an item has of the means of their tokens; zeros for an item without any"
+    total = 0.
+    n = 0.
+    for t in tokens:
+        here = t.here[...,None].to(t.states.dtype)
+        total = total + (t.states*here).sum(1)/here.sum(1).clamp(min=1)
+        n = n + here.amax(1)
+    return total/n.clamp(min=1)
+
+@torch.no_grad()
+def start_as_identity(layer:nn.TransformerEncoderLayer):
+    "Let a layer add nothing at first: the last maps of its two branches are zeros"
+    for last in (layer.self_attn.out_proj, layer.linear2):
+        last.weight.zero_()
+        last.bias.zero_()
+
 class TokenFusion(nn.Module):
     "Fuse the tokens of all inputs with a small transformer"
     reads_tokens = True
@@ -120,12 +137,14 @@ class TokenFusion(nn.Module):
         nn.init.normal_(self.kinds, std=0.02)
         layer = nn.TransformerEncoderLayer(width, n_heads, 2*width, p, batch_first=True, norm_first=True)
         self.layers = nn.TransformerEncoder(layer, n_layers, nn.LayerNorm(width), enable_nested_tensor=False)
+        for layer in self.layers.layers: start_as_identity(layer)
 
     def forward(self, tokens): # `Tokens` by input
         tokens = self.project(tokens)
         own = [Tokens(t.states+kind, t.here) for t,kind in zip(tokens.values(), self.kinds)]
-        states,here = joined_tokens(own, self.n_features, first(tokens.values()).states)
-        states = torch.cat([self.first.to(states.dtype).expand(states.shape[0], -1, -1), states], 1)
+        start = self.first+mean_of_inputs(own)[:,None]
+        states,here = joined_tokens(own, self.n_features, start)
+        states = torch.cat([start, states], 1)
         return self.layers(states, src_key_padding_mask=F.pad(~here, (1,0), value=False))[:,0]
 
 fusions.update(attention=AttentionFusion, tokens=TokenFusion)
