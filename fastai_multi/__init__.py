@@ -15,14 +15,14 @@ _public = """Inputs Outputs ImageText Numericaliser OnPart safe_tfms MultiDL
     FeaturesBlock RowBlock NumberBlock GroupBlock ImageTextBlock MultiInputBlock MultiOutputBlock OneOutputBlock PlainTextBlock
     PointsBlock SegmentationBlock WeightBlock ObjectsBlock describe
     read_coco read_voc read_yolo load_multi_learner
-    InputReader OutputReader MultiDataLoaders kfold_dls multi_shapes Edits apply_edits
+    InputReader OutputReader MultiDataLoaders PictureCache Shrink kfold_dls multi_shapes Edits apply_edits
     image_encoder simple_cnn text_encoder transformer_encoder dual_encoders awd_lstm_encoder vector_encoder MultiModel
     BoxLoss MultiLoss f1_multi map_multi mask_accuracy point_distance
     FixedWeights ScheduledWeights RandomWeighting DynamicWeightAverage GeometricMean UncertaintyWeighting GradNorm FAMO
     GradientBalance ShowWeights TaskMonitor TaskEarlyStopping task_gradients compare_single_task find_rates learning_curves
     OverOutputs MultiCutMix MultiMixUp MultiMixUpOrCutMix MultiLearner multi_learner plot_answer plot_model depth_finder
     stage_agreement MultiInterpretation compare Review review_page ModalityDropout ModelSoup modality_check
-    compare_inputs label_plan load_bundle from_hub register_part""".split()
+    compare_inputs label_plan load_bundle from_hub register_part GradientCheckpointing""".split()
 
 # The modules are read when a public name is first asked for: `import fastai_multi.core` reads `core` alone,
 # and a module that is being read may itself import others of this package.

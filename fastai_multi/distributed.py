@@ -279,7 +279,7 @@ def counted_alone(as_first=False): # Count it as the first process too, so that 
             if v is None: os.environ.pop(k, None)
             else: os.environ[k] = v
 
-# %% ../nbs/77t_distributed.ipynb #cd448bfd
+# %% ../nbs/77t_distributed.ipynb #83d3434f
 def make_accelerator(kwargs): # Arguments of `Accelerator`
     "accelerate's `Accelerator`, on the CPU where there is no GPU"
     try:
@@ -333,6 +333,13 @@ class Distributing(Learner):
             del self.quiet
             self.add_cbs(bars)
         return self
+
+    def __getstate__(self):
+        state = super().__getstate__()
+        own = [cb for cb in self.cbs if isinstance(cb, (MultiDistributedTrainer, RepeatedItems))]
+        if not own: return state
+        names = {cb.name for cb in own}
+        return {**{k: v for k,v in state.items() if k not in names}, 'cbs': self.cbs.filter(lambda cb: cb not in own)}
 
     @contextmanager
     def alone(self):

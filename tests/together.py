@@ -52,8 +52,8 @@ def plain(model):
             m.eval()
             m.train = stays
         if isinstance(m, nn.modules.dropout._DropoutNd): m.p = 0.
-        for k in ('p','dropout','embed_p','weight_p'):
-            if isinstance(vars(m).get(k), float): setattr(m, k, 0.)
+        for k,v in list(vars(m).items()):
+            if isinstance(v, float) and (k in ('p','embed_p','weight_p') or 'dropout' in k): setattr(m, k, 0.)
     return model
 
 def learner(dls, *args, **kwargs):
@@ -66,11 +66,12 @@ def learner(dls, *args, **kwargs):
 
 def found(learn):
     "What a training came to: losses of the epochs, scores, predictions, weights"
+    epochs = torch.tensor([list(map(float, v)) for v in learn.recorder.values])
     scores = learn.evaluate()
     preds,targs = learn.get_preds()
     weights = torch.cat([p.detach().flatten() for p in learn.model.parameters()])
-    return dict(epochs=torch.tensor([list(map(float, v)) for v in learn.recorder.values]), weights=weights,
-                scores={k: torch.tensor(float(v)) for k,v in scores.items()}, preds=list(preds), targs=list(targs))
+    return dict(epochs=epochs, weights=weights, preds=list(preds), targs=list(targs),
+                scores={k: torch.tensor(float(v)) for k,v in scores.items()})
 
 def trained(learn, epochs=1, lr=1e-2, cbs=None, predicts=False):
     with learn.distrib_ctx():
