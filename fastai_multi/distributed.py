@@ -279,7 +279,7 @@ def counted_alone(as_first=False): # Count it as the first process too, so that 
             if v is None: os.environ.pop(k, None)
             else: os.environ[k] = v
 
-# %% ../nbs/77t_distributed.ipynb #83d3434f
+# %% ../nbs/77t_distributed.ipynb #7653eefc
 def make_accelerator(kwargs): # Arguments of `Accelerator`
     "accelerate's `Accelerator`, on the CPU where there is no GPU"
     try:
@@ -292,8 +292,8 @@ def make_accelerator(kwargs): # Arguments of `Accelerator`
     return Accelerator(**{'kwargs_handlers': [unused], **kwargs})
 
 def refuse_search():
-    raise ValueError('`lr_find` trains in each process by itself, and so cannot run inside `distrib_ctx`. Call it before, '
-                     'and give all processes the same rate.')
+    raise ValueError('`lr_find` trains in each process by itself, and so cannot run inside `distrib_ctx`. Call it '
+                     'before, and give all processes the same rate.')
 
 class Distributing(Learner):
     "A `Learner` that trains in several processes"

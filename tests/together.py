@@ -149,7 +149,9 @@ def encoded(path, arch, text):
     if text=='bert':
         text = str(path/'bert')
         block = PlainTextBlock(tok=text, max_len=32)
-    return trained(learner(pictured(path, text_block=block), arch, text=text, neck=8, pretrained=False, opt_func=SGD))
+    dls = pictured(path, text_block=block)
+    if callable(arch): arch = arch()    # its weights are drawn after the seed is set
+    return trained(learner(dls, arch, text=text, neck=8, pretrained=False, opt_func=SGD))
 
 # Objects: rows of different lengths in each process
 
@@ -244,7 +246,7 @@ def cases(path, out):
                mixed=mixed)
     res |= {f'weights_{n}': partial(weighted, n) for n in WEIGHTINGS}
     res |= {f'fusion_{n}': partial(fused, path, n) for n in MODELS}
-    res |= dict(bert=partial(encoded, path, simple_cnn(2, 4), 'bert'),
+    res |= dict(bert=partial(encoded, path, partial(simple_cnn, 2, 4), 'bert'),
                 timm=partial(encoded, path, 'test_resnet', 'bag'),
                 objects=partial(objects, path), stopped=partial(stopped_and_saved, out), resumed=partial(resumed, out),
                 fine_tuned=partial(fine_tuned, path))
