@@ -156,7 +156,7 @@ def card_scores(learn, metrics): # A `MultiLearner`; `True`, `False` or a dict
     "The metrics of the card"
     if isinstance(metrics, dict): return {n: float(v) for n,v in metrics.items()}
     if not metrics or len(learn.dls.loaders)<2 or not len(learn.dls.valid.dataset): return {}
-    with learn.no_bar(): return {n: float(v) for n,v in learn.evaluate().items() if np.isscalar(v)}
+    with learn.alone(), learn.no_bar(): return {n: float(v) for n,v in learn.evaluate().items() if np.isscalar(v)}
 
 # %% ../nbs/77g_bundle.ipynb #83581ae0
 class Bundle(NamedTuple):

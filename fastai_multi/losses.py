@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BoxLoss', 'GroupLoss', 'StepLosses', 'own_function', 'MultiLoss', 'class_weight', 'check_class_weight_list',
-           'tag_weight', 'step_of', 'sum_processes']
+           'tag_weight', 'step_of', 'sum_processes', 'mean_over_processes', 'from_first_process']
 
 # %% ../nbs/52_losses.ipynb #d6dbf757
 from fastai.basics import *
@@ -185,6 +185,7 @@ def check_reduction(v):
 # %% ../nbs/52_losses.ipynb #7b013df4
 class MultiLoss:
     "The weighted sum of one loss per output, over labelled items"
+    is_shared = False    # whether processes train together, whose labels then count together
     def __init__(self, losses:dict, # For each output its loss: one of fastai's, a module, or a function `(pred, targ)`
                  weights:dict=None, # Weight of each output's loss; default 1
                  named:bool=True, # Predictions and targets have names; `False` for one plain target, a tensor
@@ -230,6 +231,7 @@ class MultiLoss:
         pairs = [term.sums(p, *ts) for term,p,*ts in zip(self.terms.values(), ps, *weighted)]
         sums = torch.stack([s for s,_ in pairs])
         counts = torch.stack([n for _,n in pairs])
+        if self.is_shared and torch.is_grad_enabled(): counts = mean_over_processes(counts.to(sums.dtype))
         values = sums/counts.clamp(min=1e-8)
         self.step = StepLosses(self.names, values, counts, weights=self.weight_vector(values))
         if self.reduction=='none': return self._each_item(ps, self.by_output(targs, 'targets'))
@@ -379,3 +381,15 @@ def step_of(learn # A learner
 def sum_processes(t:Tensor) -> Tensor:
     "The sum of `t` over the processes of a distributed run"
     return maybe_gather(t[None]).sum(0) if num_distrib()>1 else t
+
+def mean_over_processes(t:Tensor) -> Tensor:
+    "The mean of `t` over the processes of a distributed run"
+    return sum_processes(t)/max(num_distrib(), 1)
+
+def from_first_process(n:int, # A whole number, not negative
+                       device='cpu') -> int:
+    "The number `n` as the first process of a distributed run has it"
+    if num_distrib()<2: return n
+    t = torch.tensor(n%2**63, device=device)
+    torch.distributed.broadcast(t, 0)
+    return int(t)

@@ -8,7 +8,6 @@ __all__ = ['is_torchmetric', 'OnMember', 'adapter_of', 'makes_metric', 'metric_d
 # %% ../nbs/53_metrics.ipynb #1fd1620a
 from fastai.basics import *
 from fastai.metrics import AccumMetric
-from fastai.torch_core import maybe_gather
 from collections.abc import Hashable
 import inspect
 from .core import *
@@ -294,7 +293,7 @@ class OutputMetric(Metric):
         t = _of_output(learn.yb, self.output, self.pos)
         with torch.no_grad():
             p,t = self._prepare(map_tensors(torch.detach, p), map_tensors(torch.detach, t), learn)
-            w = self._weights(item_weights(learn.yb), t)
+            w = self._weights(item_weights(learn.yb), t, learn)
             try: self.use.add(p, t, learn, w)
             except torch.OutOfMemoryError: raise
             except _plain_errors as e: raise _named_error(e, self._failure(p, t, e)) from e
@@ -305,10 +304,10 @@ class OutputMetric(Metric):
         if self.prep is None: return p,t
         return self.prep(p),self.prep(t)
 
-    def _weights(self, w, t):
+    def _weights(self, w, t, learn):
         "The weight of each row: its own weight times that of its class; `None` if all are equal"
         if not self.use.weighs: return None
-        if w is not None and num_distrib()>1: w = maybe_gather(w)
+        if w is not None and num_distrib()>1: w = learn.to_detach(w)
         if self.class_weights is None: return w
         of_class = self.class_weights.to(t.device)[t.clamp(min=0)]
         return of_class if w is None else w*of_class

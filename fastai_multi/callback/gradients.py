@@ -219,7 +219,7 @@ class GradientBalance(Balancer):
         w = self.prior(step.values)
         losses = torch.where(w!=0, step.values, 0.)*w
         self.last_weights = w.detach()
-        self.finite = _sent(losses.detach().isfinite().all())
+        self.finite = _sent(sum_processes((~losses.detach().isfinite()).sum())==0)    # all skip a step, or none
         replace_total(self.learn, self._balanced(losses, feats))
 
     def _balanced(self, losses, feats):
@@ -229,7 +229,7 @@ class GradientBalance(Balancer):
             return self.aside.total
         if not feats: return losses.sum()
         g,_ = feature_gramian(self.learn, losses, feats)
-        if num_distrib()>1: torch.distributed.all_reduce(g)       # each process has other items: Gramians add up
+        if num_distrib()>1: g = sum_processes(g)/num_distrib()**2    # each process has other items: Gramians add up
         w = self.weigher(g)
         self.last_weights = self.last_weights*w
         return (losses*w).sum()

@@ -43,7 +43,8 @@ class InputLosses(Callback):
         modalities = self.learn.modalities
         alone = type(x)([v if n==name else modalities[n].absent(v) for n,v in x.items()])
         y = without_targets(plain_targets(self.learn.yb), ~modalities[name].here(x[name]))
-        return self.learn.loss_func(self.learn.model(alone), y)
+        model = getattr(self.learn.model, 'module', self.learn.model)    # processes that train together share one pass
+        return self.learn.loss_func(model(alone), y)
 
 def late_callbacks(model) -> list:
     "The callbacks that a late fusion of several inputs needs"

@@ -102,12 +102,12 @@ class GradNorm(LossWeights):
         return torch.sign(g - goal)*norms
 
     def _norms(self, feats):
-        "Norm of each loss's gradient at the shared features, `n`; mean over the processes"
+        "Norm of each loss's gradient at the shared features of all processes, `n`"
         with torch.enable_grad(): losses = self.learn.loss_func.step.values.unbind()
         scale = loss_scale(self.learn, losses[0].detach())
         norms = torch.stack([_norm_of(loss_gradients(l, feats, scale), l) for l in losses])
-        if num_distrib()>1: torch.distributed.all_reduce(norms)
-        return norms
+        if num_distrib()<2: return norms
+        return sum_processes(norms**2).sqrt()/num_distrib()
 
 def _norm_of(gs, like):
     "The norm of all the gradients `gs` together, 0 if there is none"

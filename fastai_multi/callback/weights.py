@@ -299,11 +299,15 @@ class RandomWeighting(LossWeights):
     def weigh(self, losses, n):
         g = torch.Generator()
         if 'generator' in self.state: g.set_state(self.state['generator'].cpu())
-        else: g.manual_seed(ifnone(self.seed, torch.initial_seed()))
+        else: g.manual_seed(self._first_seed(losses.device))
         x = torch.randn(len(losses), generator=g)
         self.state['generator'] = g.get_state()
         if losses.device.type!='cpu': x = _tensor_beside(x.tolist(), losses)
         return equal_shares(x.to(losses.dtype), n>0)
+
+    def _first_seed(self, device):
+        if self.seed is not None: return self.seed
+        return from_first_process(torch.initial_seed(), device)    # all processes draw the same
 
 # %% ../../nbs/55_callback.weights.ipynb #8ccac0a3
 class DynamicWeightAverage(LossWeights):

@@ -1,0 +1,272 @@
+"""Trainings that several processes share: `python -m torch.distributed.run --nproc_per_node 2 -m tests.together FOLDER`
+
+In one process the same trainings have twice the batch size. What they find is written to FOLDER."""
+import sys, time
+from functools import partial
+from pathlib import Path
+import numpy as np
+import pandas as pd
+import torch
+from fastai.vision.all import *
+from fastai_multi import *
+from tests.small_models import WORDS
+
+N = max(num_distrib(), 1)
+RANK = rank_distrib()
+
+def with_gaps(values, share, seed):
+    "The values without a share of them"
+    gone = np.random.default_rng(seed).random(len(values))<share
+    return [None if g else v for v,g in zip(values, gone)]
+
+def table(n=52):
+    "Numbers in, three outputs; most areas have no label, so that a process may have none in a batch"
+    rng = np.random.default_rng(0)
+    df = pd.DataFrame(rng.normal(size=(n,4)).round(3), columns=list('abcd'))
+    df['text'] = [' '.join(rng.choice(WORDS, rng.integers(1, 9))) for _ in range(n)]
+    df['kind'] = with_gaps(np.where(df.a>0, 'p', np.where(df.b>0, 'q', 'r')), .2, 1)
+    df['tags'] = with_gaps([[t for t in 'xyz' if rng.random()<.4] for _ in range(n)], .2, 2)
+    df['area'] = with_gaps((df.c*2+df.d).round(3), .8, 3)
+    df['w'] = rng.uniform(.2, 2., n).round(2)
+    df['is_valid'] = np.arange(n)%7>4
+    return df
+
+OUTPUTS = dict(kind=CategoryBlock, tags=MultiCategoryBlock, area=RegressionBlock)
+
+def loaders(bs=8, outputs=OUTPUTS, path='.', drop_last=True, **kwargs):
+    "Loaders of a table of numbers; `bs` items for all processes together"
+    set_seed(0)
+    kwargs = {**dict(features=list('abcd')), **kwargs}
+    dls = MultiDataLoaders.from_df(table(), path, outputs=outputs, valid_col='is_valid', bs=bs//N, num_workers=0,
+                                   **kwargs)
+    if not drop_last: dls.loaders[0] = dls.train.new(drop_last=False)
+    return dls
+
+def stays(mode=True):
+    "In the place of `train` of a batch norm"
+
+def plain(model):
+    "The model without what sees half a batch otherwise than a whole one, or draws at random"
+    for m in model.modules():
+        if isinstance(m, nn.modules.batchnorm._BatchNorm):
+            m.eval()
+            m.train = stays
+        if isinstance(m, nn.modules.dropout._DropoutNd): m.p = 0.
+        for k,v in list(vars(m).items()):
+            if isinstance(v, float) and (k in ('p','embed_p','weight_p') or 'dropout' in k): setattr(m, k, 0.)
+    return model
+
+def learner(dls, *args, **kwargs):
+    set_seed(1)
+    learn = multi_learner(dls, *args, **kwargs)
+    plain(learn.model)
+    learn.remove_cbs([o for o in learn.cbs if isinstance(o, ProgressCallback)])
+    learn.logger = noop
+    return learn
+
+def found(learn):
+    "What a training came to: losses of the epochs, scores, predictions, weights"
+    epochs = torch.tensor([list(map(float, v)) for v in learn.recorder.values])
+    scores = learn.evaluate()
+    preds,targs = learn.get_preds()
+    weights = torch.cat([p.detach().flatten() for p in learn.model.parameters()])
+    return dict(epochs=epochs, weights=weights, preds=list(preds), targs=list(targs),
+                scores={k: torch.tensor(float(v)) for k,v in scores.items()})
+
+def trained(learn, epochs=1, lr=1e-2, cbs=None, predicts=False):
+    with learn.distrib_ctx():
+        learn.fit(epochs, lr, cbs=cbs)
+        if predicts: return found(learn)
+        epochs = torch.tensor([list(map(float, v)) for v in learn.recorder.values])
+        return dict(epochs=epochs, weights=torch.cat([p.detach().flatten() for p in learn.model.parameters()]))
+
+# Three outputs with missing labels, weights of items, last batches that are not full
+
+def three_outputs():
+    return trained(learner(loaders(weight='w', drop_last=False), opt_func=SGD), 2, .01, predicts=True)
+
+def no_label_in_one():
+    "The first of two processes has no label in any batch"
+    dls = loaders(outputs=dict(kind=CategoryBlock, area=RegressionBlock))
+    learn = learner(dls, opt_func=SGD)
+    class Unlabelled(Callback):
+        def before_batch(self):
+            if not self.training: return
+            y = self.learn.yb[0]
+            area = y.area.clone()
+            rank = RANK if N>1 else None
+            if rank!=1: area[:4] = math.nan
+            self.learn.yb = (type(y)([y.kind, area]),)
+    return trained(learn, 1, .01, Unlabelled())
+
+def one_plain_target():
+    return trained(learner(loaders(outputs=CategoryBlock, columns='kind')), predicts=True)
+
+def mixed():
+    "Targets and inputs that MixUp blends within a process: all processes end alike"
+    learn = learner(loaders(outputs=dict(kind=CategoryBlock, area=RegressionBlock)))
+    res = trained(learn, 1, cbs=MultiMixUp(.4))
+    return dict(rank_weights=res['weights'])
+
+# Callbacks that weight losses
+
+WEIGHTINGS = dict(fixed=lambda: FixedWeights(kind=2., area=0.), scheduled=lambda: ScheduledWeights(kind=SchedLin(1, 5)),
+    random=RandomWeighting, dwa=DynamicWeightAverage, geometric=GeometricMean, uncertainty=UncertaintyWeighting,
+    uncertainty_closed=lambda: UncertaintyWeighting(closed_form=True), gradnorm=GradNorm, famo=lambda: FAMO(every=2),
+    upgrad=lambda: GradientBalance('upgrad'), mgda=lambda: GradientBalance('mgda'),
+    cagrad=lambda: GradientBalance('cagrad'), imtlg=lambda: GradientBalance('imtlg'),
+    monitor=lambda: [ShowWeights(), TaskMonitor(every=2), TaskEarlyStopping(patience=1)])
+
+def weighted(name):
+    learn = learner(loaders(), opt_func=SGD)
+    cb = WEIGHTINGS[name]()
+    if name=='random' and RANK==0: torch.manual_seed(5)    # the other process draws from another state
+    res = trained(learn, dict(dwa=3, monitor=2).get(name, 1), .01, cb)
+    if name=='random': return dict(rank_weights=res['weights'], seen=cb.last_weights)
+    if name=='monitor': res.pop('epochs')    # columns of gradients are of one process
+    return res
+
+# Encoders and fusions, a text beside a picture
+
+# By fusion, the text encoder
+MODELS = dict(concat='bag', sum='bag', gated='lstm', film='bag', attention='lstm', tokens='bag', late='bag')
+
+def pictured(path, bs=8, text_block=None):
+    df = table(24)
+    items = pd.read_csv(path/'items.csv')
+    df['file'] = items.file[:24]
+    df.loc[::5, 'text'] = None
+    set_seed(0)
+    return MultiDataLoaders.from_df(df, path, image='file', text='text', outputs=OUTPUTS, valid_col='is_valid',
+                                    bs=bs//N, num_workers=0, item_tfms=Resize(32), text_block=text_block)
+
+def fused(path, fusion):
+    return trained(learner(pictured(path), simple_cnn(2, 4), text=MODELS[fusion], fusion=fusion, neck=8,
+                           pretrained=False, opt_func=SGD))
+
+def encoded(path, arch, text):
+    block = None
+    if text=='bert':
+        text = str(path/'bert')
+        block = PlainTextBlock(tok=text, max_len=32)
+    dls = pictured(path, text_block=block)
+    if callable(arch): arch = arch()    # its weights are drawn after the seed is set
+    return trained(learner(dls, arch, text=text, neck=8, pretrained=False, opt_func=SGD))
+
+# Objects: rows of different lengths in each process
+
+def objects(path):
+    df = pd.read_csv(path/'items.csv')[:14].assign(is_valid=np.arange(14)>8)
+    boxes = {f: [dict(box=[b.x1,b.y1,b.x2,b.y2], kind=b.label) for b in g.itertuples()]
+             for f,g in pd.read_csv(path/'boxes.csv').groupby('file')}
+    df['objects'] = [boxes[f] for f in df.file]
+    set_seed(0)
+    outputs = dict(objects=ObjectsBlock(kind=CategoryBlock), colour=CategoryBlock)
+    dls = MultiDataLoaders.from_df(df, path, image='file', outputs=outputs, valid_col='is_valid', bs=8//N,
+                                   num_workers=0, item_tfms=Resize(64))
+    learn = learner(dls, simple_cnn(3, 4), heads=dict(objects=dict(width=32, convs=1)),
+                    opt_func=SGD, metrics={})
+    with learn.distrib_ctx():
+        learn.fit(1, 1e-3)
+        weights = torch.cat([p.detach().flatten() for p in learn.model.parameters()])
+        targs = learn.get_preds()[1]
+        return dict(weights=weights, boxes=targs.objects.box, kinds=targs.objects.kind)
+
+# What else a user calls
+
+def stopped_and_saved(out):
+    "Early stopping stops both, the best epoch is loaded in both, the files are written once"
+    learn = learner(loaders(path=out), opt_func=SGD)
+    with learn.distrib_ctx():
+        learn.fit(4, .01, cbs=[SaveModelCallback(fname='best'), EarlyStoppingCallback(patience=2, min_delta=.5)])
+        res = found(learn)
+        for m in learn.model.modules(): vars(m).pop('train', None)
+        learn.export('learner.pkl')
+        learn.save_bundle(out/'bundle')
+    res['rows'] = learn.predict_df(table()[:7]).area.tolist()    # alone again
+    return res
+
+def resumed(out):
+    "A training that an error ends goes on after its last epoch"
+    class Ends(Callback):
+        at = 2
+        def before_epoch(self):
+            if self.epoch==self.at: raise RuntimeError('ended')
+    def make(): return learner(loaders(path=out))
+    whole = make()
+    with whole.distrib_ctx(): whole.fit_one_cycle(3, 1e-2)
+    with make().distrib_ctx() as learn:
+        try: learn.fit_one_cycle(3, 1e-2, cbs=Ends(), resume='half')
+        except RuntimeError as e: assert 'ended' in str(e)
+    learn = make()
+    Ends.at = None
+    with learn.distrib_ctx(): learn.fit_one_cycle(3, 1e-2, cbs=Ends(), resume='half')
+    a,b = (torch.cat([p.detach().flatten() for p in o.model.parameters()]) for o in (whole, learn))
+    return dict(weights=a, resumed=b)
+
+def fine_tuned(path):
+    "The probe, frozen epochs from memory, the whole model: all processes end alike"
+    learn = learner(pictured(path), simple_cnn(2, 4), pretrained=False)
+    learn.model.encoders['image'].pretrained = True
+    learn.freeze()
+    with learn.distrib_ctx(): learn.fine_tune(1, 1e-3, freeze_epochs=2)
+    return dict(rank_weights=torch.cat([p.detach().flatten() for p in learn.model.parameters()]))
+
+def refused(out):
+    "What cannot be, in words"
+    said = {}
+    def note(name, f):
+        try: f()
+        except Exception as e: said[name] = f'{type(e).__name__}: {e}'
+    learn = learner(loaders())
+    def fit(**kwargs):
+        with learn.distrib_ctx(): learn.fit(1, **kwargs)
+    note('parameters', lambda: fit(cbs=GradientBalance(level='parameters')))
+    note('rates', lambda: fit(lr=1e-3*(RANK+1)))
+    df = table()
+    seed = RANK
+    other = MultiDataLoaders.from_df(df, features=list('abcd'), outputs=OUTPUTS, bs=4, num_workers=0, seed=seed)
+    learn = learner(other)
+    note('split', fit)
+    learn = learner(loaders(bs=60))
+    note('small', fit)
+    learn = learner(loaders())
+    def search():
+        with learn.distrib_ctx(): learn.lr_find()
+    note('search', search)
+    before = [p.detach().clone() for p in learn.model.parameters()]
+    with learn.no_bar(): learn.lr_find(num_it=5, show_plot=False)
+    assert all(torch.equal(p, q) for p,q in zip(before, learn.model.parameters()))
+    if RANK==0: learn.evaluate()    # alone, while the other goes on
+    return dict(said=said)
+
+def cases(path, out):
+    "What is trained, by name"
+    res = dict(three_outputs=three_outputs, no_label_in_one=no_label_in_one, plain_target=one_plain_target,
+               mixed=mixed)
+    res |= {f'weights_{n}': partial(weighted, n) for n in WEIGHTINGS}
+    res |= {f'fusion_{n}': partial(fused, path, n) for n in MODELS}
+    res |= dict(bert=partial(encoded, path, partial(simple_cnn, 2, 4), 'bert'),
+                timm=partial(encoded, path, 'test_resnet', 'bag'),
+                objects=partial(objects, path), stopped=partial(stopped_and_saved, out), resumed=partial(resumed, out),
+                fine_tuned=partial(fine_tuned, path))
+    if N>1: res['refused'] = partial(refused, out)
+    return res
+
+def run_all(path, out, only=()):
+    "The findings of all cases, by name"
+    torch.set_num_threads(1)
+    res = {}
+    for name,f in cases(path, out).items():
+        if only and name not in only: continue
+        start = time.time()
+        res[name] = f()
+        if RANK==0: print(f'{name} {time.time()-start:.1f} s', flush=True)
+    return res
+
+if __name__=='__main__':
+    path,out = map(Path, sys.argv[1:3])
+    res = run_all(path, out, sys.argv[3:])
+    torch.save(res, out/f'found_{RANK}.pth')
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
