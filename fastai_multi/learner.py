@@ -50,6 +50,7 @@ from .answering import *
 # Base classes too are imported by name, for Tab
 from .answering import Answering
 from .device import OnDevice
+from .distributed import Distributing
 from .explaining import Explaining
 from .growing import Growing
 from .resume import Resuming
@@ -57,7 +58,8 @@ from .tiles import Tiling
 import inspect, warnings
 
 # %% ../nbs/78_learner.ipynb #62649e8c
-class MultiLearner(Answering, Explaining, Growing, Tiling, Resuming, Bundling, ExportingLearner, OnDevice, Guarding):
+class MultiLearner(Answering, Explaining, Growing, Tiling, Resuming, Bundling, ExportingLearner, OnDevice, Guarding,
+                   Distributing):
     "A fastai `Learner` whose inputs, predictions and targets have names"
     def __init__(self,
         dls:DataLoaders, # Loaders that `describe` can read

@@ -124,6 +124,7 @@ def run_checkpointed(m:nn.Module, # Part of a model
 # %% ../../nbs/30_models.encoder.ipynb #c8cd2592
 class AbsentVector(nn.Module):
     "Features `bs,n` with a learned vector for the missing items; it starts at the mean of the present ones"
+    is_shared = False    # whether processes train together, whose items then count together
     def __init__(self, n:int, # Number of features
                  momentum:float=0.1 # Weight of a batch in the mean
                 ):
@@ -142,13 +143,18 @@ class AbsentVector(nn.Module):
     @torch.no_grad()
     def follow(self, x, here):
         "Move the mean towards the mean of the present rows of `x`"
-        n = here.sum()
+        n,n_absent = self._together(torch.stack([here.sum(), (~here).sum()]))
         x = x.to(torch.promote_types(x.dtype, torch.float))    # half precision would overflow; double stays double
-        mean = zero_missing(x, here).sum(0)/n.clamp(min=1)
+        mean = self._together(zero_missing(x, here).sum(0))/n.clamp(min=1)
         momentum = torch.where(self.n_batches==0, 1., self.momentum)*(n>0)
         self.mean.copy_(torch.lerp(self.mean.to(x.dtype), mean, momentum.to(x.dtype)))
         self.n_batches += (n>0).long()
-        self.n_absent += len(here)-n
+        self.n_absent += n_absent
+
+    def _together(self, t):
+        "The sum of `t` over the processes that train together"
+        if self.is_shared: torch.distributed.all_reduce(t)
+        return t
 
     def forward(self, x, here):
         if self.training: self.follow(x, here)
