@@ -109,7 +109,7 @@ class KeptPicture(LazyPicture):
 
 class KeepingPicture(LazyPicture):
     "A lazy picture that goes into a cache when it is decoded, after its first crops"
-    def __init__(self, file, img_cls, decoder, put, n_made): # As `LazyPicture`; keeps `KeptPixels`; after `n_made` crops
+    def __init__(self, file, img_cls, decoder, put, n_made): # As `LazyPicture`; keeps `KeptPixels`; crops before
         super().__init__(file, img_cls, decoder)
         self.put = put
         self.n_made = n_made
