@@ -141,7 +141,8 @@ def pictured(path, bs=8, text_block=None):
                                     bs=bs//N, num_workers=0, item_tfms=Resize(32), text_block=text_block)
 
 def fused(path, fusion):
-    return trained(learner(pictured(path), simple_cnn(2, 4), text=MODELS[fusion], fusion=fusion, neck=8,
+    neck = None if fusion in ('attention','tokens') else 8    # these read places instead of one vector
+    return trained(learner(pictured(path), simple_cnn(2, 4), text=MODELS[fusion], fusion=fusion, neck=neck,
                            pretrained=False, opt_func=SGD))
 
 def encoded(path, arch, text):
