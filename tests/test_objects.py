@@ -63,6 +63,12 @@ def single(one_thread): pass
 
 # Data
 
+def test_the_overview_counts_pictures_that_nobody_looked_at(table, shapes):
+    dls = loaders(table, shapes)
+    n = sum(o is None for o in table.objects)
+    line = next(l for l in str(describe(dls)).splitlines() if 'objects' in l.split())
+    assert line.split()[-1] == str(n)
+
 def test_a_batch(table, shapes):
     dls = loaders(table, shapes)
     y = dls.train.new(shuffle=False, drop_last=False, bs=80).one_batch()[1].objects
@@ -170,6 +176,12 @@ def test_classes_that_nobody_looked_for(shapes):
     torch.testing.assert_close(*boxed)
 
 # A learner
+
+def test_a_narrow_head_trains_on_one_small_picture(table, shapes):
+    "A single place of the coarsest map: a norm of one channel alone is refused by PyTorch"
+    learn = learner(loaders(table.iloc[1:5], shapes, bs=1, item_tfms=Resize(8)))
+    learn.fit(1)
+    assert np.isfinite(learn.recorder.values[-1][0])
 
 def test_it_learns_where_and_what(tmp_path):
     "Boxes and colours of drawn shapes, beside the colour of the largest"
