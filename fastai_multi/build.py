@@ -33,7 +33,7 @@ from .models.tabular import *
 from .losses import *
 from .explanation import *
 from .tasks import *
-from .objects import * # every kind of output has to be known
+from .objects import * # registers the task of objects
 import inspect, json, mimetypes
 
 # %% ../nbs/75_build.ipynb #979c248e
@@ -49,7 +49,7 @@ def check_learner_arguments(
     "Raise if neither `multi_learner` nor `Learner` takes an argument; for a name of fastai, give the name used here"
     for k in kwargs:
         if k in _fastai_names: refuse_fastai_argument(k)
-    names = dict.fromkeys([*own, *learner_arguments()])    # some stand in both
+    names = dict.fromkeys([*own, *learner_arguments()])    # some are in both
     check_keys(kwargs, [n for n in names if n!='kwargs'], 'argument')
 
 # %% ../nbs/75_build.ipynb #d11b36ac
@@ -74,9 +74,9 @@ def refuse_fastai_argument(k):
 class EncoderOptions:
     "The options of `multi_learner` for the encoder of one input"
     def __init__(self,
-        arch=None, # For this input: a constructor, a name, a module or what builds one
+        arch=None, # For this input: a constructor, a name, a module, or a function that builds one
         depth:int=None, # How many stages of a picture's backbone are kept
-        text='bag', # The encoder of a text: its name, a module or what builds one
+        text='bag', # The encoder of a text: a name, a module, or a function that builds one
         pretrained:bool=False, # Start from trained weights
         weights=None, # A file of weights, or their name
         column=None, # The training items' encoded values of this input, where they are known: a `Column`
@@ -92,12 +92,12 @@ class EncoderOptions:
 
 # %% ../nbs/75_build.ipynb #4ff4a0d8
 class Modality(Attributed, ForPart):
-    "What a kind of input means to a learner: its encoder, and how to recognise a raw value; a subclass "
+    "What a learner needs for a kind of input: its encoder, and how to recognise a raw value. A subclass "
     "names its kind by `part=`"
-    has_stages = False         # `depth` and `split` are about this input
-    options = ()               # The arguments of `multi_learner` that its encoder reads
+    has_stages = False         # Whether `depth` and `split` apply to this input
+    options = ()               # The arguments of `multi_learner` that its encoder uses
     free_axes = {}             # The dimensions of a batch, besides the first, whose length varies, by name
-    form = 'numbers'           # How a person sends it: 'picture', 'text', 'numbers' or 'row'
+    form = 'numbers'           # How a user enters it in a form: 'picture', 'text', 'numbers' or 'row'
 
     def encoder(self, options:EncoderOptions) -> nn.Module:
         "The encoder of this input"
@@ -107,7 +107,7 @@ class Modality(Attributed, ForPart):
         return options.arch
 
     def ignores(self, option:str, arch) -> bool: # One of `options`; what `arch` gives for this input, or `None`
-        "Whether the encoder in `arch` has no use for this argument"
+        "Whether the encoder in `arch` ignores this argument"
         return False
 
     def recognises(self, raw) -> bool:
@@ -116,39 +116,39 @@ class Modality(Attributed, ForPart):
 
     @property
     def hint(self) -> str:
-        "What to write into a field of a form"
+        "What to enter in the field of a form"
         return f'{self.part.c} numbers, such as [1, 2]'
 
-    def from_text(self, text:str): # What stands in a field
-        "The raw value that a text means; a `ValueError` if it means none"
+    def from_text(self, text:str): # The text of a form field
+        "Parse a text into a raw value; raise a `ValueError` if that fails"
         res = np.array(json.loads(text), dtype=np.float32).reshape(-1)
         if len(res)!=self.part.c: raise ValueError(f'{len(res)} numbers, where {self.part.c} are expected')
         return tensor(res)
 
     def absent(self, t): # A batch tensor of this input
-        "The batch with this input missing in every item"
+        "The batch with this input missing in all items"
         return torch.full_like(t, math.nan)
 
     def here(self, t): # A batch tensor of this input
-        "Which items have this input, `bs`"
+        "Whether each item has this input, `bs`"
         return present(t)
 
     def typed(self, t):
-        "A batch tensor of this input with the type that the data's transforms expect"
+        "Convert a batch tensor of this input to the type that the data's transforms expect"
         return t
 
     def example(self, dl, n): # A loader; how many items
-        "`n` items as a batch of this input, to try a model on"
+        "`n` items as a batch of this input, to test a model"
         x = dl.new(bs=n, shuffle=False, drop_last=True).one_batch()[0]
         if isinstance(x, Named): x = x[self.name]
         return untyped(x).cpu()
 
-    def prepared(self, x, stats): # What an exported model gets; mean and standard deviation of pictures, or `None`
-        "The batch that the model reads"
+    def prepared(self, x, stats): # The input of an exported model; mean and standard deviation of pictures, or `None`
+        "The input of the model"
         return x
 
-    def given(self, x, stats): # What the model reads; mean and standard deviation of pictures, or `None`
-        "What an exported model gets for it"
+    def given(self, x, stats): # The input of the model; mean and standard deviation of pictures, or `None`
+        "The corresponding input of an exported model"
         return x
 
 # %% ../nbs/75_build.ipynb #4ecf55b5
@@ -161,7 +161,7 @@ def modality_of(part # The input's `Part`
 _image_suffixes = {suffix for suffix,mime in mimetypes.types_map.items() if mime.startswith('image/')}
 
 def has_image_suffix(name:str) -> bool:
-    "Whether `name` ends like the file of a picture"
+    "Whether `name` has the suffix of a picture file"
     return Path(name).suffix.lower() in _image_suffixes
 
 class ImageModality(PictureAttributed, Modality, part=ImagePart):
@@ -179,14 +179,14 @@ class ImageModality(PictureAttributed, Modality, part=ImagePart):
     def example(self, dl, n): return torch.rand(n, *self.shape_in(dl))
 
     def shape_in(self, dl):
-        "The shape `c,h,w` of the pictures in batches of `dl`; of a blank one if it has no items"
+        "The shape `c,h,w` of the pictures in batches of `dl`, or of a blank picture if it has no items"
         if not len(dl): return dl.blank_value(self.part).shape[-3:]
         x = dl.new(bs=min(8, dl.bs), shuffle=False, drop_last=False).one_batch()[0]
         if isinstance(x, Named): x = x[self.name]
         return x.shape[-3:]
 
     def prepared(self, x, stats):
-        "Pictures from 0 to 1, normalised as the model knows them"
+        "Pictures from 0 to 1, normalised as the model expects"
         if stats is None: return x
         mean,std = stats
         return (x-mean)/std
@@ -232,7 +232,7 @@ class TextModality(TextAttributed, Modality, part=TextPart):
         return res
 
     def terms(self, kind, column):
-        "The weighted words and pairs of the training texts, for an encoder that starts untrained"
+        "The weighted words and pairs of words of the training texts, for an untrained encoder"
         if column is None or isinstance(kind, nn.Module): return None
         rows = [column[i] for i in range(len(column)) if not column.missing[i]]
         return TermWeights(rows, self.part.c, self.part.pad_id, self.part.unk_id)
@@ -267,7 +267,7 @@ class VectorModality(VectorAttributed, Modality, part=VectorPart):
 
 # %% ../nbs/75_build.ipynb #1a8f6ba0
 def arch_by_input(arch, modalities):
-    "`arch` by input: a module for data without pictures goes to their only input"
+    "`arch` by input; without pictures, a module becomes the encoder of the only input"
     if isinstance(arch, dict): return check_keys(arch, modalities, 'input in `arch`')
     if arch is None: return {}
     staged = [n for n,m in modalities.items() if m.has_stages]
@@ -283,7 +283,7 @@ _about = dict(depth="the stages of a picture's encoder, and these data have no p
               text="a text's encoder, and these data have no text")
 
 def check_read(modalities, arch, **options):
-    "Raise for one of the `options` of encoders, where it is not `None`, that no input reads; `arch` is by input"
+    "Raise if no input uses one of the `options` of encoders that is not `None`; `arch` is by input"
     for k,v in options.items():
         if v is None: continue
         readers = [n for n,m in modalities.items() if k in m.options]
@@ -297,7 +297,7 @@ def refuse_ignored(option, name, encoder):
                      f'cut: leave `{option}` out, or pass a torchvision constructor or a timm name as `arch`.')
 
 def check_untrained(arch, pretrained): # Encoders by input; as in `multi_learner`
-    "Raise if encoders that come with trained weights are to start without"
+    "Raise if `pretrained=False` is passed for encoders that already have trained weights"
     trained = [n for n,e in arch.items() if isinstance(e, Encoder) and getattr(e, 'pretrained', False)]
     if pretrained or not trained: return
     raise ValueError(f'`pretrained`=False is for encoders that are built by their name, and that of input '
@@ -305,7 +305,7 @@ def check_untrained(arch, pretrained): # Encoders by input; as in `multi_learner
                      'or pass an encoder with random weights.')
 
 def unusual(text):
-    "The encoder of texts, or `None` for the usual one"
+    "The encoder of texts, or `None` for the default"
     if isinstance(text, str) and text==EncoderOptions().text: return None
     return text
 
@@ -323,13 +323,13 @@ def add_norm(dls, stats):
 
 # %% ../nbs/75_build.ipynb #12e6c1ae
 def input_column(dl, name):
-    "The encoded values of input `name`, or `None` if they are read item by item"
+    "The encoded values of input `name`, or `None` if they are read one item at a time"
     if dl.parts is None: return None
     for items,element in zip(dl.encoded_items()[:dl.n_inp], dl.parts):
         if name in element.parts: return items.columns.get(name)
 
 def deepest(depth, outputs):
-    "The depth that a backbone needs for `depth`, a number or one by output"
+    "The number of stages that a backbone needs for `depth`, a number or a dict by output"
     if not isinstance(depth, dict): return depth
     check_keys(depth, outputs, 'output in `depth`')
     depths = [depth.get(n) for n in outputs]
@@ -337,7 +337,7 @@ def deepest(depth, outputs):
 
 # %% ../nbs/75_build.ipynb #e2b9807a
 def build_encoders(dls, modalities, arch, **options):
-    "An encoder for each input: pictures first, since a text beside a trained encoder needs dropout"
+    "An encoder for each input; pictures first, because a text beside a trained encoder needs dropout"
     res = {}
     for n in sorted(modalities, key=lambda n: not modalities[n].has_stages):
         trained = any(getattr(e, 'pretrained', False) for e in res.values())
@@ -348,11 +348,11 @@ def build_encoders(dls, modalities, arch, **options):
 # %% ../nbs/75_build.ipynb #0b53b1cf
 def output_losses(
     tasks:dict, # The outputs' tasks by name
-    losses:dict=None, # Losses of yours, for some of the outputs, by name
-    class_weights:dict=None, # A tensor of weights of classes, for some of the outputs, by name
+    losses:dict=None, # Your losses for some of the outputs, by name
+    class_weights:dict=None, # Class weights for some of the outputs, a tensor by name
     smoothing:dict=None # `label_smoothing`, for some of the outputs, by name
 ) -> dict: # A loss for each output
-    "A loss for each output: yours where given, else the usual one of its kind"
+    "A loss for each output: your own if you pass one, else the default of its kind"
     losses = as_dict(losses, 'loss_func', 'dict(kind=nn.CrossEntropyLoss())')
     check_keys(losses, tasks, 'output in `loss_func`')
     res = {}
@@ -364,7 +364,7 @@ def output_losses(
     return res
 
 def loss_options(task, class_weights, smoothing):
-    "The arguments of the usual loss of an output: weights of its classes, label smoothing"
+    "The arguments of the default loss of an output: class weights, label smoothing"
     res = {}
     if task.name in class_weights: res[task.weight_arg] = class_weights[task.name]
     if task.name in smoothing: res['label_smoothing'] = smoothing[task.name]
@@ -372,7 +372,7 @@ def loss_options(task, class_weights, smoothing):
 
 # %% ../nbs/75_build.ipynb #73c1f63f
 def smoothing_by_output(
-    label_smoothing, # A number for all categories with the usual loss, or a dict by output; `None`: none
+    label_smoothing, # A number for all categories with the default loss, or a dict by output; `None`: none
     tasks:dict,      # The outputs' tasks by name
     loss_func=None   # The losses that the user gave, by output
 ) -> dict:
@@ -408,7 +408,7 @@ def class_weight_tensors(weights, dls, tasks, loss_func):
     return res
 
 def refuse_weights_of_own_loss(name, task, loss_func):
-    "Raise if output `name` has a loss of the user's, which would not see the weights"
+    "Raise if output `name` has a loss of the user's, which would ignore the weights"
     if loss_func is None: return
     if isinstance(loss_func, dict) and name not in loss_func: return
     raise ValueError(f'`class_weights` works with the default loss of categories and tags; output {name!r} '
@@ -417,7 +417,7 @@ def refuse_weights_of_own_loss(name, task, loss_func):
 
 def given_losses(loss_func, outputs # `loss_func` as a learner is given it; the outputs' names
                 ) -> set:
-    "The outputs whose losses the user wrote"
+    "The outputs for which the user passes a loss"
     if loss_func is None: return set()
     if isinstance(loss_func, dict): return set(loss_func)
     return set(outputs)
@@ -429,19 +429,19 @@ def check_learner_loss(loss_func):
                     'predictions and targets.')
 
 def refuse_single_loss(loss_func, outputs):
-    "Raise if a loss of one output stands for all of several"
+    "Raise if the loss of one output is passed for several outputs"
     if not isinstance(loss_func, (BaseLoss, nn.modules.loss._Loss)): return
     name = type(loss_func).__name__
     raise ValueError(f'`loss_func` is {name}, a loss of one output, and these data have {list(outputs)}: '
                      f'pass a dict by output, dict({first(outputs)}={name}()).')
 
 def multi_loss(
-    desc, # What `describe` says of the loaders
+    desc, # The description of the loaders, from `describe`
     tasks:dict, # The outputs' tasks by name
     loss_func=None, # Losses by output, one loss for all, or `None`
     weights:dict=None, # How much each output's loss counts
     class_weights:dict=None, # Weights of classes by output, as tensors
-    label_smoothing=None # A number for all categories with the usual loss, or a dict by output
+    label_smoothing=None # A number for all categories with the default loss, or a dict by output
 ):
     "The loss of a learner: a `MultiLoss`, or the one loss that the user passed for all outputs"
     weights = as_dict(weights, 'loss_weights', 'dict(box=2.)')
@@ -463,11 +463,11 @@ def multi_loss(
 # %% ../nbs/75_build.ipynb #44c31591
 def with_losses(
     old, # The loss of a learner
-    losses:dict, # Losses of yours by output
-    desc, # What `describe` says of the loaders
+    losses:dict, # Your losses by output
+    desc, # The description of the loaders, from `describe`
     tasks:dict # The outputs' tasks by name
 ) -> MultiLoss:
-    "The loss `old` with the losses of some outputs replaced; the others, weights and scales stay"
+    "Replace the losses of some outputs in the loss `old`; keep the others, weights and scales"
     check_keys(losses, tasks, 'output in `loss_func`')
     if not isinstance(old, MultiLoss): return multi_loss(desc, tasks, losses)
     known = {n: f for n,f in old.funcs.items() if n in tasks}

@@ -20,18 +20,18 @@ from .export import *
 from .records import *
 
 # %% ../nbs/77g_bundle.ipynb #0a437d87
-bundle_format = 1    # grows when older versions cannot read what this one writes
+bundle_format = 1    # increases if older versions cannot read the new format
 bundle_files = ('learner.json', 'weights.safetensors', 'README.md')
 manifest_file = 'manifest.json'
 
 def import_safetensors():
-    "The module `safetensors.torch`; raise in words where it is missing"
+    "The module `safetensors.torch`; raise if it is missing"
     try: import safetensors.torch
     except ImportError as e: raise ImportError('A bundle needs safetensors: pip install fastai_multi[bundle].') from e
     return safetensors.torch
 
 def import_hub():
-    "The module `huggingface_hub`; raise in words where it is missing"
+    "The module `huggingface_hub`; raise if it is missing"
     try: import huggingface_hub
     except ImportError as e:
         raise ImportError('The Hub needs huggingface_hub: pip install fastai_multi[bundle].') from e
@@ -43,7 +43,7 @@ def digest(file) -> dict: # A path
     return dict(bytes=Path(file).stat().st_size, sha256=sha256)
 
 def versions() -> dict:
-    "The versions of what a bundle depends on"
+    "The versions of the packages that a bundle depends on"
     from importlib.metadata import PackageNotFoundError, version
     res = dict(python=platform.python_version())
     for n in ('fastai_multi', 'fastai', 'torch', 'torchvision', 'timm', 'transformers'):
@@ -52,12 +52,12 @@ def versions() -> dict:
     return res
 
 def refuse_bundle(folder, why):
-    "Raise for a folder that is no whole bundle"
+    "Raise for a folder that is not a complete bundle"
     raise ValueError(f'{str(folder)!r} is not a whole bundle: {why}. Get a fresh copy, or save it again with '
                      'learn.save_bundle(folder).')
 
 def read_manifest(folder) -> dict: # A path
-    "The manifest of a bundle, once its form, its version and the checksum of every file are right"
+    "The manifest of a bundle; raise unless its form, its version and the checksum of every file are right"
     folder = Path(folder)
     file = folder/manifest_file
     if not folder.is_dir():
@@ -67,7 +67,7 @@ def read_manifest(folder) -> dict: # A path
     try: res = json.loads(file.read_text(encoding='utf-8'))
     except (ValueError, RecursionError) as e: refuse_bundle(folder, f'{manifest_file} cannot be read ({one_line(e)})')
     if not isinstance(res, dict) or not isinstance(res.get('format'), int) or not isinstance(res.get('files'), dict):
-        refuse_bundle(folder, f'{manifest_file} has not the form of a manifest')
+        refuse_bundle(folder, f'{manifest_file} does not have the form of a manifest')
     check_format(folder, res)
     check_bundle_files(folder, res['files'])
     return res
@@ -76,32 +76,32 @@ def check_format(folder, manifest):
     "Raise for a bundle that a newer version wrote"
     if manifest['format']<=bundle_format: return
     wrote = (manifest.get('versions') or {}).get('fastai_multi', 'a newer version')
-    raise ValueError(f'{str(folder)!r} has format {manifest["format"]}, written by fastai_multi {wrote}, and this '
+    raise ValueError(f'{str(folder)!r} has format {manifest["format"]}, written by fastai_multi {wrote}, but this '
                      f'version reads up to format {bundle_format}: pip install -U fastai_multi.')
 
 def check_bundle_files(folder, files):
-    "Raise unless the files of a bundle are those of its manifest, byte for byte"
+    "Raise unless the files of a bundle match its manifest, byte for byte"
     if set(files)!=set(bundle_files):
         refuse_bundle(folder, f'its manifest lists {sorted(files)}, and a bundle has {list(bundle_files)}')
     for n,wanted in files.items():
         file = folder/n
         if file.is_symlink() or not file.is_file():
-            refuse_bundle(folder, f'the file {n} is missing, or no regular file')
+            refuse_bundle(folder, f'the file {n} is missing, or not a regular file')
         found = digest(file)
         if found==wanted: continue
-        how = 'has another SHA-256 than its manifest says'
+        how = 'has a different SHA-256 from its manifest'
         if isinstance(wanted, dict) and found['bytes']!=wanted.get('bytes'):
-            how = f'has {found["bytes"]:,} bytes, and its manifest says {wanted.get("bytes")}'
+            how = f'has {found["bytes"]:,} bytes, but its manifest says {wanted.get("bytes")}'
         refuse_bundle(folder, f'{n} {how}: it was changed or cut short')
 
 # %% ../nbs/77g_bundle.ipynb #1ae0c37a
 def random_like(x): # A tensor
-    "Random numbers in the place of a batch, zeros in that of classes and tokens: nothing of the data leaves with it"
+    "Replace a batch by random numbers, classes and tokens by zeros, so that a bundle contains none of the data"
     if x.is_floating_point(): return torch.randn_like(x)
     return torch.zeros_like(x)
 
 def trial_inputs(learn): # A `MultiLearner`
-    "A batch of random inputs and the raw predictions of the model for it; `None` where the loaders are empty"
+    "A batch of random inputs and the raw predictions of the model for it; `None` if the loaders are empty"
     if not len(learn.dls.train.dataset): return None
     b = learn.dls.train.new(bs=2, shuffle=False, drop_last=False, num_workers=0).one_batch()
     n = learn.dls.train.n_inp
@@ -117,7 +117,7 @@ def predicted(learn, x): # A `MultiLearner`; inputs
     return map_tensors(lambda t: t.float().cpu(), preds)
 
 def learner_state(learn): # A `MultiLearner`
-    "What a bundle keeps of a learner"
+    "The state of a learner that a bundle stores"
     tried = trial_inputs(learn)
     with without_data(learn):
         return recorded(dict(dls=learn.dls, model=learn.plain_model, loss=learn.loss_func, tasks=learn.tasks,
@@ -127,7 +127,7 @@ def learner_state(learn): # A `MultiLearner`
 
 # %% ../nbs/77g_bundle.ipynb #8665a8e2
 def input_lines(sides): # `signature_of(…)['inputs']`
-    "A line of a table for each part"
+    "A table row for each part"
     for n,p in sides.items():
         vocab = p.get('vocab')
         about = ''
@@ -141,7 +141,7 @@ def model_card(learn, scores:dict) -> str: # A `MultiLearner`; metrics by name
     sig = signature_of(learn.dls, learn.description)
     head = ['---', 'library_name: fastai_multi', 'tags:', '- fastai', '- multi-task', '---', '']
     lines = [*head, '# Model card', '']
-    lines += ['Load it with `fastai_multi.deploy.load_bundle(folder)`. No code runs from it.', '']
+    lines += ['Load it with `fastai_multi.deploy.load_bundle(folder)`. Loading runs no code from it.', '']
     for title,key in (('Inputs','inputs'), ('Outputs','outputs')):
         lines += [f'## {title}', '', '| name | kind | values |', '|---|---|---|', *input_lines(sig[key]), '']
     lines += ['## Metrics', '']
@@ -173,10 +173,10 @@ def check_bundle_folder(folder, replace):
     if not folder.exists() and not folder.is_symlink(): return
     if folder.is_dir() and not any(folder.iterdir()): return
     if not replace:
-        raise FileExistsError(f'{str(folder)!r} is there already: take another folder, or pass replace=True to '
+        raise FileExistsError(f'{str(folder)!r} already exists: use another folder, or pass replace=True to '
                               'replace a bundle.')
     if is_bundle(folder): return
-    raise FileExistsError(f'{str(folder)!r} holds something else than a bundle, and is not replaced: take another '
+    raise FileExistsError(f'{str(folder)!r} is not a bundle, so it is not replaced: use another '
                           'folder.')
 
 def is_bundle(folder):
@@ -186,7 +186,7 @@ def is_bundle(folder):
 
 @contextmanager
 def write_folder(folder): # A path
-    "A new folder to write in its place; after the block it is renamed to `folder`, or removed if the block fails"
+    "A temporary folder; after the block it is renamed to `folder`, or removed if the block fails"
     beside = folder.with_name(f'.{folder.name}.{os.getpid()}.tmp')
     old = folder.with_name(f'.{folder.name}.{os.getpid()}.old')
     shutil.rmtree(beside, ignore_errors=True)
@@ -221,7 +221,7 @@ def write_bundle(learn, folder, metrics=True, replace=False) -> Bundle: # As `sa
 
 # %% ../nbs/77g_bundle.ipynb #fcde32f8
 class Bundling:
-    "A learner that writes itself as a folder of safetensors and JSON"
+    "A learner that saves itself as a folder of safetensors and JSON"
     def save_bundle(self,
         folder, # The folder to write; missing parents are created
         metrics=True, # Metrics of the model card: `True` evaluates the validation items, `False` none, or a dict
@@ -240,7 +240,7 @@ class Bundling:
         metrics=True, # As for `save_bundle`
         private:bool=False, # Make a new repository private
         **kwargs # Passed to `huggingface_hub.HfApi.upload_folder`, such as `commit_message` and `token`
-    ) -> str: # Where it is
+    ) -> str: # Its address
         "Save a bundle and upload it; it needs `fastai_multi[bundle]` and a login, `hf auth login`"
         hub = import_hub()
         with tempfile.TemporaryDirectory() as d:

@@ -16,13 +16,13 @@ from .metrics import *
 
 # %% ../nbs/54_columns.ipynb #8b8dd10c
 class LossSums:
-    "Sums of the losses of a `MultiLoss` and of what was labelled, all outputs in one tensor"
+    "Sums of the losses of a `MultiLoss` and of the numbers of labels, all outputs in one tensor"
     def __init__(self): self.reset()
 
     def reset(self):
-        "Forget what was added"
+        "Reset the sums"
         self.s = 0.            # n, sums of the losses
-        self.n = 0.            # n, how much was labelled
+        self.n = 0.            # n, numbers of labels
         self.weights = None    # n, the weights of the last step
         self.seen = None
         self.names = ()
@@ -40,13 +40,13 @@ class LossSums:
         self.n = self.n+sums[1]
 
     def value(self, name):
-        "The mean of one output's loss; NaN where nothing was labelled"
+        "The mean of one output's loss; NaN if nothing was labelled"
         if name not in self.names: return math.nan
         i = self.names.index(name)
         return self.s[i]/self.n[i]
 
     def total(self):
-        "The weighted sum of the means over the outputs that have labels; NaN where none has"
+        "The weighted sum of the means over the outputs that have labels; NaN if none has"
         if not self.names: return math.nan
         return _total_of_means(self.s, self.n, self.weights)
 
@@ -79,7 +79,7 @@ class OutputLoss(Metric):
 
 # %% ../nbs/54_columns.ipynb #c2cf3833
 def _rest(learn, step):
-    "What a user's own terms add to the loss of a batch"
+    "The user's own terms in the loss of a batch"
     if step.total is None: return step.values.new_zeros(())
     total = step.total.detach()
     return torch.where(total.isfinite(), learn.loss.detach()-total, 0.)
@@ -94,7 +94,7 @@ class ValidLoss(AvgLoss):
     def reset(self):
         super().reset()
         self.sums.reset()
-        self.rest = 0.          # 2, what a user's own terms add, times items; items
+        self.rest = 0.          # 2, the user's own terms times items; items
     def accumulate(self, learn):
         step = step_of(learn)
         if step is None: return super().accumulate(learn)
@@ -108,8 +108,8 @@ class ValidLoss(AvgLoss):
         return self.sums.total() + self.rest[0]/self.rest[1]
 
 class SmoothLoss(AvgSmoothLoss):
-    "The smoothed loss of training, for each output over what is labelled"
-    def __init__(self, beta:float=0.98): # How much of the past stays, as in `AvgSmoothLoss`
+    "The smoothed training loss, for each output over its labels"
+    def __init__(self, beta:float=0.98): # Smoothing factor, as in `AvgSmoothLoss`
         super().__init__(beta)
         self.reset()
     def reset(self):
@@ -121,7 +121,7 @@ class SmoothLoss(AvgSmoothLoss):
         if step is None: return super().accumulate(learn)
         self.count += 1
         both = [sum_processes(self._smoothed(step)).flatten(), sum_processes(_rest(learn, step)).reshape(1)]
-        both = torch.cat(both).cpu()    # asks the device once
+        both = torch.cat(both).cpu()    # waits for the device once
         new = both[:-1].view(2, -1)
         rest = both[-1]/max(num_distrib(), 1)
         self.sums = self.beta*self.sums + (1-self.beta)*new
@@ -182,7 +182,7 @@ class _Columns:
         self.used = set()
 
     def of(self, n, m, pos):
-        "The columns of the metric `m` of output `n`: one, or with class weights the plain and the weighted one"
+        "The columns of the metric `m` of output `n`: one, or with class weights a plain and a weighted one"
         if isinstance(m, (OutputMetric,OutputLoss,ValueMetric)): return [m]
         m = self._of_output(n, m)
         res = [self.column(n, self._copied(m), pos)]
@@ -199,7 +199,7 @@ class _Columns:
         return self.own[n](m) if n in self.own else m
 
     def _copied(self, m):
-        "One object holds one state: another output gets its own copy"
+        "Copy a metric object for another output, because it holds a state"
         if not isinstance(m, Metric) and not is_torchmetric(m): return m
         if id(m) in self.used: m = deepcopy(m)
         self.used.add(id(m))
@@ -252,11 +252,11 @@ class OverOutputs(Metric):
 
 # %% ../nbs/54_columns.ipynb #ffb6b5b9
 def check_over(weights):
-    "Raise unless `weights` are numbers from 0 up, some above"
+    "Raise unless `weights` are numbers of at least 0, and some are above"
     right = all(isinstance(w, (int,float)) and w>=0 for w in weights.values())
     if weights and right and sum(weights.values())>0: return
-    raise ValueError(f'The weights of `OverOutputs` are {weights!r}; give each output a number that is not negative, '
-                     'as dict(root=2, vowel=1).')
+    raise ValueError(f'The weights of `OverOutputs` are {weights!r}; pass a number of at least 0 for each output, '
+                     'such as dict(root=2, vowel=1).')
 
 def split_over(metrics, defaults):
     "`metrics` as a dict by output, and those over several outputs by name"
@@ -270,7 +270,7 @@ def split_over(metrics, defaults):
 
 # %% ../nbs/54_columns.ipynb #a0114f75
 def _ready(ms, outputs):
-    "The list `ms`, which may only hold metrics that know their output, or the whole learner"
+    "The list `ms`, which may only hold metrics that know their output, or that read the whole learner"
     ms = list(L(ms))
     for m in ms:
         if isinstance(m, OverOutputs) and not m.parts: refuse_beside(m)
@@ -279,7 +279,7 @@ def _ready(ms, outputs):
     return _unique(ms)
 
 def refuse_beside(m):
-    raise TypeError(f"{m!r} is in a list with metrics of other kinds: give all of them by name, as "
+    raise TypeError(f"{m!r} is in a list with metrics of other kinds: pass all of them by name, as "
                     "metrics=dict(kind=…, score=OverOutputs(…)).")
 
 def _refuse_list(ms, bad, outputs):
@@ -290,13 +290,13 @@ def _refuse_list(ms, bad, outputs):
                     f'output, such as metrics=dict({outputs[0]}={name}).')
 
 # %% ../nbs/54_columns.ipynb #5d42e157
-def output_metrics(metrics, # By output a metric or a list; an `OverOutputs` by its own name; `None` for the usual ones
-                   defaults:dict, # For each output a list of its usual metrics
-                   prep:dict=None, # By output what is applied to predictions and targets first, such as a scaling
+def output_metrics(metrics, # By output a metric or a list; an `OverOutputs` by its own name; `None`: the defaults
+                   defaults:dict, # For each output a list of its default metrics
+                   prep:dict=None, # By output a function for predictions and targets, such as a scaling
                    named:bool=True, # Outputs have names; `False` for one plain target, with fastai's column names
-                   losses:bool=True, # Begin with a column for each output's loss
-                   class_weights:dict=None, # By output how much an item counts by its true class: adds weighted columns
-                   own:dict=None # By output a function that returns a metric as this output uses it
+                   losses:bool=True, # Start with a column for each output's loss
+                   class_weights:dict=None, # Weights by true class, by output; adds weighted columns
+                   own:dict=None # By output a function that adapts a metric to the output
                   ) -> list:
     "The metrics of a learner of several outputs, one column each"
     metrics,over = split_over(metrics, defaults)

@@ -17,7 +17,7 @@ from .columns import *
 
 # %% ../nbs/84_compare.ipynb #99ad671d
 def judged_column(learn, name, metric=None):
-    "The column by which output `name` is judged, and whether more is better"
+    "The column that measures output `name`, and whether higher is better"
     own = [m for m in learn.metrics if getattr(m, 'output', None)==name]
     if metric is not None:
         own = [m for m in own if metric in (m.name, getattr(getattr(m, 'use', None), 'name', None))]
@@ -32,15 +32,15 @@ def unknown_metric(learn, name, metric):
 def check_learner_of(learn, outputs):
     "Raise unless `learn_fn` returned a learner for `outputs`"
     if not hasattr(learn, 'evaluate'):
-        raise TypeError(f'`learn_fn({outputs!r})` returned {learn!r}; return a MultiLearner, such as '
-                        f'multi_learner gives.')
+        raise TypeError(f'`learn_fn({outputs!r})` returned {learn!r}; return a MultiLearner, for example '
+                        f'from multi_learner.')
     if isinstance(learn.loss_func, MultiLoss) and set(learn.loss_func.names)!=set(outputs):
         raise ValueError(f'`learn_fn({outputs!r})` built a learner for the outputs '
-                         f'{list(learn.loss_func.names)}: build its loaders with the outputs asked for.')
+                         f'{list(learn.loss_func.names)}: build its loaders with the requested outputs.')
 
 def run_once(
-    learn_fn, # Builds a fresh learner
-    names, # What it is asked for: outputs, or inputs
+    learn_fn, # Builds a new learner
+    names, # The requested outputs or inputs
     fit, # Trains it
     seed,
     metrics, # By output
@@ -65,15 +65,15 @@ def run_once(
     return res
 
 def runs_of(
-    run, # `run(names, fit, seed)` gives rows
+    run, # `run(names, fit, seed)` returns rows
     names, # Outputs or inputs
     arg, # Their argument, for messages
     fit, # Epochs of `fit_one_cycle`, or a function of the learner that trains it
     seeds # Number of seeds, or a list of them
 ) -> pd.DataFrame:
-    "The rows of `run` with all names and with each alone, for each seed; random numbers go on as they were"
+    "The rows of `run` with all names and with each alone, for each seed; the random state is restored"
     if len(names)<2:
-        raise ValueError(f'`{arg}` is {names!r}; there must be two or more to compare together with alone.')
+        raise ValueError(f'`{arg}` is {names!r}; pass two or more to compare together with alone.')
     if not callable(fit): fit = partial(_one_cycle, n=fit)
     if isinstance(seeds, int): seeds = range(seeds)
     states = get_random_states()
@@ -88,11 +88,11 @@ def _one_cycle(learn, n): learn.fit_one_cycle(n)
 
 # %% ../nbs/84_compare.ipynb #038d81ca
 def compare_single_task(
-    learn_fn, # `learn_fn(outputs)` builds a fresh `MultiLearner` for a list of outputs' names
+    learn_fn, # `learn_fn(outputs)` builds a new `MultiLearner` for a list of output names
     outputs:list, # All outputs' names
     fit=5, # Epochs of `fit_one_cycle`, or a function of the learner that trains it
     seeds=3, # Number of seeds, or a list of them
-    metrics:dict=None # By output the metric to compare; its first one where not given
+    metrics:dict=None # The metric to compare by output; default: its first one
 ): # A `SingleTaskComparison`
     "Train each output alone and all together, and compare"
     outputs = list(outputs)
@@ -128,7 +128,7 @@ class SingleTaskComparison:
         return runs.pivot(index='seed', columns='output', values='value')[self.outputs]
 
     def _cost(self):
-        "Parameters and seconds: of all single learners, of the one for all, and their ratio"
+        "Parameters and seconds of all single learners, of the joint one, and their ratio"
         single = self.runs[~self.runs.together]
         multi = self.runs[self.runs.together].drop_duplicates('seed')
         one_seed = single[single.seed==single.seed.iloc[0]]
@@ -154,7 +154,7 @@ class SingleTaskComparison:
         res = []
         if good: res.append(f'Together is clearly better for {self._list(good)}.')
         if bad:
-            res.append(f'Together is clearly worse for {self._list(bad)}: learn it alone, share less with '
+            res.append(f'Together is clearly worse for {self._list(bad)}: train it alone, share less with '
                        f'it (`split=`, `depth=`), or look at task_report().')
         if tie: res.append(f'No clear difference for {self._list(tie)}: the seeds differ by as much.')
         return res + self._cost_advice(good)
@@ -165,9 +165,9 @@ class SingleTaskComparison:
                f'of all alone.']
         if not good:
             saves = ': it saves parameters and time.' if parameters<1 and seconds<1 else '.'
-            res.append('Learning together does not pay in quality here' + saves)
+            res.append('Training together does not improve quality here' + saves)
         n = len(self.gains)
-        if n<3: res.append(f"{n} seed{'s' if n>1 else ''} say little of the spread: three or more are better.")
+        if n<3: res.append(f"{n} seed{'s' if n>1 else ''} say little about the spread: use three or more.")
         return res
 
     def overview(self) -> Overview:

@@ -16,12 +16,12 @@ from .compare import *
 def check_inputs_of(learn, inputs):
     "Raise unless `learn_fn` returned a learner for `inputs`"
     if not hasattr(learn, 'evaluate'):
-        raise TypeError(f'`learn_fn({inputs!r})` returned {learn!r}; return a MultiLearner, such as '
-                        'multi_learner gives.')
+        raise TypeError(f'`learn_fn({inputs!r})` returned {learn!r}; return a MultiLearner, for example '
+                        'from multi_learner.')
     found = list(learn.input_parts)
     if set(found)==set(inputs): return
-    raise ValueError(f'`learn_fn({inputs!r})` built a learner of the inputs {found}: build its loaders with the inputs '
-                     'asked for, and name them as in `inputs`.')
+    raise ValueError(f'`learn_fn({inputs!r})` built a learner with {found}: build its loaders with the requested '
+                     'inputs, and name them as in `inputs`.')
 
 def run_with(learn_fn, inputs, fit, seed, metrics):
     "Train a learner of `inputs`; a row for each of its outputs"
@@ -29,11 +29,11 @@ def run_with(learn_fn, inputs, fit, seed, metrics):
     return [dict(row, inputs=' + '.join(inputs)) for row in rows]
 
 def compare_inputs(
-    learn_fn, # `learn_fn(inputs)` builds a fresh `MultiLearner` that has the inputs in a list of names
+    learn_fn, # `learn_fn(inputs)` builds a new `MultiLearner` with the inputs in a list of names
     inputs:list, # All inputs' names
     fit=5, # Epochs of `fit_one_cycle`, or a function of the learner that trains it
     seeds=3, # Number of seeds, or a list of them
-    metrics:dict=None # By output the metric to compare; its first one where not given
+    metrics:dict=None # The metric to compare by output; default: its first one
 ): # An `InputComparison`
     "Train with each input alone and with all together, and compare"
     inputs = list(inputs)
@@ -66,7 +66,7 @@ class InputComparison:
         return means.idxmin()
 
     def gains(self, output):
-        "By seed, how much better `output` is with all inputs than with the best one alone"
+        "How much better `output` is with all inputs than with the best one alone, by seed"
         own = self.runs[self.runs.output==output].pivot(index='seed', columns='inputs', values='value')
         res = own[self.together]-own[self.best_alone(output)]
         if self.up[output]: return res
@@ -81,10 +81,10 @@ class InputComparison:
         return res
 
     def sentences(self) -> list:
-        "What the table says, in words"
+        "Describe the table in sentences"
         res = [self._sentence(n) for n in self.outputs]
         n = self.runs.seed.nunique()
-        if n<3: res.append(f'{n} seed(s) say little of the spread: three or more are better.')
+        if n<3: res.append(f'{n} seed(s) say little about the spread: use three or more.')
         return res
 
     def _sentence(self, output):

@@ -19,7 +19,7 @@ from .learner import *
 
 # %% ../nbs/87_deploy.ipynb #e5ef0ccc
 def read_bundle(folder, path='.') -> dict: # As for `load_bundle`
-    "What `learner_state` recorded, as objects"
+    "The objects that `learner_state` recorded"
     folder = Path(folder)
     read_manifest(folder)
     try: record = json.loads((folder/'learner.json').read_text(encoding='utf-8'))
@@ -34,28 +34,28 @@ def read_bundle(folder, path='.') -> dict: # As for `load_bundle`
     return res
 
 def check_trial(learn, tried, folder, tolerance=1e-3):
-    "Raise unless the model answers here as where it was saved"
+    "Raise unless the model predicts the same as when it was saved"
     if tried is None: return
     try: found = predicted(learn, tried['inputs'])
     except Exception as e:
         refuse_bundle(folder, f'its tensors do not fit its model ({type(e).__name__}: {one_line(e)})')
     for a,b in zip(flat(found), flat(tried['answers'])):
         if a.shape!=b.shape:
-            refuse_bundle(folder, f'its model answers in shape {tuple(a.shape)}, and should in {tuple(b.shape)}')
+            refuse_bundle(folder, f'its predictions have shape {tuple(a.shape)}, but should have {tuple(b.shape)}')
         gap = float((a-b).abs().max())
         if not gap<=tolerance*max(1., float(b.abs().max())):
-            refuse_bundle(folder, f'its model answers otherwise than where it was saved (by {gap:.2g})')
+            refuse_bundle(folder, f'its predictions differ from those when it was saved (by {gap:.2g})')
 
 def load_bundle(
-    folder, # What `learn.save_bundle` wrote
+    folder, # A folder that `learn.save_bundle` wrote
     device=None, # Device of the model, such as 'cuda'; `None`: the CPU
-    path='.' # The folder of your data: files in tables that you predict are looked for there
+    path='.' # The folder of your data, for file names in tables that you predict
 ) -> MultiLearner:
-    """Load the learner of a bundle; it predicts as the saved one did.
+    """Load the learner of a bundle; it makes the same predictions as the saved one.
 
-    To train it further give it data, `learn.dls = dls`, with the same inputs and outputs. Raises a `ValueError` for a
-    bundle that is cut short, changed, of a newer version, or not in order; `NotInRegistry` for one that names what the
-    registry does not hold."""
+    To train it further, give it data, `learn.dls = dls`, with the same inputs and outputs. Raises a `ValueError` for a
+    bundle that is truncated, changed, invalid or of a newer version; `NotInRegistry` for one that names what the
+    registry does not contain."""
     state = read_bundle(folder, path)
     learn = MultiLearner(state['dls'], state['model'], loss_func=state['loss'], splitter=split_params)
     restore(learn, state)
@@ -63,8 +63,8 @@ def load_bundle(
     if device is not None: learn.dls.to(device)
     return learn
 
-def restore(learn, state): # A new `MultiLearner`; what `read_bundle` gave
-    "Give a learner what the bundle knows of its parts"
+def restore(learn, state): # A new `MultiLearner`; the result of `read_bundle`
+    "Restore the parts of a learner from a bundle"
     for n in ('tasks', 'modalities', 'priors', 'given_losses', 'class_weights', 'calibration'):
         setattr(learn, n, state[n])
     for n,t in learn.tasks.items(): t.part = learn.description.outputs[n]
@@ -74,22 +74,22 @@ def restore(learn, state): # A new `MultiLearner`; what `read_bundle` gave
 # %% ../nbs/87_deploy.ipynb #53508a97
 def from_hub(
     repo_id:str, # 'user/name' on the Hugging Face Hub
-    revision:str=None, # A branch, tag or commit; name a commit to get the same files for ever
+    revision:str=None, # A branch, tag or commit; a commit always gives the same files
     device=None, # As for `load_bundle`
     **kwargs # Passed to `huggingface_hub.snapshot_download`, such as `token`
 ) -> MultiLearner:
-    "Load a bundle from the Hugging Face Hub, as `learn.push_to_hub` wrote it; only a bundle's files are fetched"
+    "Load a bundle that `learn.push_to_hub` uploaded to the Hugging Face Hub; download only a bundle's files"
     files = [*bundle_files, manifest_file]
     hub = import_hub()
     found = hub.snapshot_download(repo_id, revision=revision, allow_patterns=files, **kwargs)
     with tempfile.TemporaryDirectory() as d:
-        for n in files:    # the Hub's cache holds links, which no bundle may
+        for n in files:    # the Hub's cache holds links, which a bundle may not
             if (Path(found)/n).is_file(): shutil.copy(Path(found)/n, Path(d)/n)
         return load_bundle(d, device)
 
 # %% ../nbs/87_deploy.ipynb #a730e6cb
 def import_gradio():
-    "The module `gradio`; raise in words where it is missing"
+    "The module `gradio`; raise if it is missing"
     try: import gradio
     except ImportError as e:
         raise ImportError('gradio_app needs the package gradio: pip install gradio. The page of '
@@ -102,12 +102,12 @@ def gradio_component(gradio, modality):
     return gradio.Textbox(label=modality.name, info=modality.hint)
 
 def field_value(modality, value):
-    "What a field holds as an input of `predict`; `None` if it is empty"
+    "The value of a field as an input of `predict`; `None` if it is empty"
     if isinstance(value, str) and value.strip(): return modality.from_text(value)
     return value or None
 
 def gradio_app(learn:MultiLearner): # For example from `load_bundle`
-    "An `Interface` of Gradio with a field for each input; every output with its confidence comes as JSON"
+    "A Gradio `Interface` with a field for each input; it returns every output with its confidence as JSON"
     gradio = import_gradio()
     modalities = learn.modalities
     def answer(*values):

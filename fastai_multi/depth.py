@@ -22,8 +22,8 @@ from .learner import *
 
 # %% ../nbs/80_depth.ipynb #d7899474
 class BoundedFit(Callback):
-    "Ends training after `n` batches without validation, and takes the time of each"
-    order = 70            # after what counts batches
+    "Ends training after `n` batches without validation, and measures the time of each batch"
+    order = 70            # after callbacks that count batches
     def __init__(self, n):
         self.n = n
         self.ms = []
@@ -39,7 +39,7 @@ class BoundedFit(Callback):
 # %% ../nbs/80_depth.ipynb #10d6635e
 @contextmanager
 def same_start(dls, seed):
-    "Random states set by `seed` for the time being, and all put back afterwards"
+    "Set all random states by `seed` temporarily, and restore them afterwards"
     rngs = [dl.rng.getstate() for dl in dls.loaders]
     tfms = [list(dl.after_batch.fs) for dl in dls.loaders]
     states = get_random_states()
@@ -55,7 +55,7 @@ def same_start(dls, seed):
 
 # %% ../nbs/80_depth.ipynb #f5800344
 def try_candidate(learn, batches, epochs, lr):
-    "Train `learn` for a bounded time; its losses and metrics, and the milliseconds of a step"
+    "Train `learn` for a limited number of batches; return losses, metrics and milliseconds of a step"
     n = len(learn.dls.train)
     cb = BoundedFit(batches or n*epochs)
     with learn.no_bar(), learn.no_logging():
@@ -66,7 +66,7 @@ def try_candidate(learn, batches, epochs, lr):
 
 # %% ../nbs/80_depth.ipynb #273caaf8
 def stage_agreement(
-    learn:MultiLearner, # With one picture whose stages are shared
+    learn:MultiLearner, # A learner with a picture whose stages are shared
     batches:int=4 # How many training batches to average over, at most
 ) -> pd.DataFrame: # A row for each stage, a column for each pair of outputs
     "Compute the cosine between the outputs' gradients at each stage, without training"
@@ -84,7 +84,7 @@ def stage_agreement(
 def check_trunk(trunks): # By picture
     "Raise for a model without a picture whose stages the outputs share"
     if trunks: return
-    raise ValueError('`stage_agreement` compares outputs at the stages of a picture that they share, and this model '
+    raise ValueError('`stage_agreement` compares outputs at the shared stages of a picture, but this model '
                      'has none: it has no picture, or its encoder has no stages.')
 
 def cosines_at(learn, b, name):
@@ -96,7 +96,7 @@ def cosines_at(learn, b, name):
         read = model.read(*x)
         deepest = max((o[name] for o in read.values()), key=len)
         for s in deepest.states:
-            if not s.requires_grad: s.requires_grad_()           # of a frozen trunk too
+            if not s.requires_grad: s.requires_grad_()           # also for a frozen trunk
         learn.loss_func(model.answer(read), *y)
         live = learn.loss_func.step.live
         return [cosines(task_gradients(live, [s])).nan_to_num() for s in deepest.states]
@@ -129,18 +129,18 @@ class DepthResults:
         "The column of `output` for `by`: 'loss', or part of a metric's name"
         name = f'{output}_{by}' if output else f'valid_{by}'
         if len(self.outputs)==1 and name not in self.runs and by in self.runs:
-            name = by      # the metrics of one plain target bear no name
+            name = by      # the metrics of a single unnamed target have no prefix
         return check_in(name, self.runs, 'column of the table')
 
     def suggest(self,
         tol:float=0.05, # Accept results that are worse than the best by this fraction
         by:str='loss', # 'loss', or a metric that all outputs share
         split=None # Use only the runs with this split
-    ): # A depth by output, or a number where there is one output
+    ): # A depth by output, or a number if there is one output
         "Suggest for each output the shallowest depth within a tolerance of the best"
         table = self.table
         rows = table[table.split.isna() if split is None else table.split==split]
-        if not len(rows): raise ValueError(f'`split`={split} was not tried; there is {list(table.split.unique())}.')
+        if not len(rows): raise ValueError(f'`split`={split} was not tried; available: {list(table.split.unique())}.')
         up = by!='loss' and metric_direction(by)=='max'
         if len(self.outputs)>1:
             return {n: shallowest(rows.depth, rows[self.column(n, by)], tol, up) for n in self.outputs}
@@ -151,7 +151,7 @@ class DepthResults:
         by:str='loss', # 'loss', or a metric that all outputs share
         figsize=None # In inches
     ): # The axes
-        "For each output the loss by depth (mean, and from least to most over seeds), a line for each "
+        "Plot each output's loss by depth (mean and range over seeds), a line for each "
         "split; then the time of a step"
         outputs = self.outputs
         if len(outputs)==1 and by=='loss': outputs = ['']
@@ -188,19 +188,19 @@ def depth_candidates(enc, depths, splits):
     splits = [None if s is None else enc.check_depth(s, 'split', 0) for s in splits]
     res = [(d,s) for s in splits for d in depths if s is None or s<d]
     if not res:
-        raise ValueError('No candidate is left: a split is tried with the depths that go beyond it, '
+        raise ValueError('No candidate is left: a split is tried with greater depths only, '
                          f'and there are `depths`={depths}, `splits`={splits}.')
     return res
 
 def full_backbone(dls, arch, depths, kwargs):
-    "The encoder of the picture as deep as any candidate"
+    "The picture's encoder with the depth of the deepest candidate"
     if not len(dls.train):
         raise ValueError(f'The training loader has {len(dls.train_ds)} items and gives no batch of '
                          f'{dls.train.bs}: choose a smaller `bs`.')
     deep = multi_learner(dls, arch, **{**kwargs, 'depth': max(depths) if depths else None})
     trunk = first(deep.plain_model.trunks.values())
     if trunk is None:
-        raise ValueError(f"`depth_finder` tries the stages of a picture's encoder, and these data have no "
+        raise ValueError(f"`depth_finder` tries the stages of a picture's encoder, but these data have no "
                          f"picture: the inputs are {list(deep.input_parts)}.")
     enc = trunk.trunk
     enc.stats = trunk.stats
@@ -219,18 +219,18 @@ def depth_finder(
     dls:DataLoaders, # The data
     arch, # The backbone, as for `multi_learner`
     depths:list=None, # Depths to try; all if `None`
-    splits:list=(None,), # Splits to try with each depth that goes beyond them; `None` is all shared
+    splits:list=(None,), # Splits to try with each greater depth; `None`: all stages shared
     *,
     batches:int=None, # Training batches for each candidate
-    epochs:int=1, # Epochs for each, where `batches` is `None`
+    epochs:int=1, # Epochs for each candidate if `batches` is `None`
     lr:float=None, # Highest learning rate; the learner's own if `None`
     seeds:list=(0,), # Seeds: train each candidate once per seed
-    agreement:int=4, # Batches over which the deepest shared candidate's outputs are compared after training; 0: none
+    agreement:int=4, # Batches to compute the agreement of the deepest shared candidate after training; 0: none
     **kwargs # For `multi_learner`
 ) -> DepthResults:
     "Train a learner for each depth and split for a limited time, and compare their cost and scores"
     if not len(seeds):
-        raise ValueError('`seeds` is empty: give one for each training of a candidate, such as [0, 1, 2].')
+        raise ValueError('`seeds` is empty: pass one for each training of a candidate, such as [0, 1, 2].')
     rows = []
     agree = None
     for seed in seeds:

@@ -13,7 +13,7 @@ import ast, inspect, linecache
 def header_lines(lines, # Lines of a file
                  start:int # Where the function begins, its decorators included
                 ) -> list:
-    "The lines of a function's header: from `def` to the bracket that closes its parameters"
+    "The lines of a function's header, from `def` to the closing bracket of its parameters"
     while not lines[start].lstrip().startswith('def '): start += 1
     depth = 0
     for i in range(start, len(lines)):
@@ -26,7 +26,7 @@ def header_lines(lines, # Lines of a file
 def parsed_header(lines):
     "The syntax tree of a function from the lines of its header, or `None`"
     code = '\n'.join(lines)
-    for body in ('\n pass', ''):    # the body may stand on the header's last line
+    for body in ('\n pass', ''):    # the body may be on the header's last line
         try: return ast.parse(code+body).body[0]
         except SyntaxError: continue
 
@@ -54,7 +54,7 @@ def shared_comment(names, comment):
 
 def header_comments(lines # Lines of a header
                    ) -> dict:
-    "The comments of a header by parameter; the result's under 'return'"
+    "The comments of a header by parameter; the result's is under 'return'"
     node = parsed_header(lines)
     if node is None: return {}
     ends = {}     # by line: the last column of its parameters, and their names
@@ -73,7 +73,7 @@ def header_comments(lines # Lines of a header
     return res
 
 # %% ../nbs/79_docstrings.ipynb #d0c50013
-title = 'Parameters:'    # Above the parameters in a docstring
+title = 'Parameters:'    # The heading of the parameters in a docstring
 
 def explained(doc, comments): # A docstring or `None`; comments by parameter
     "The docstring `doc` with a line for each parameter"
@@ -85,7 +85,7 @@ def explained(doc, comments): # A docstring or `None`; comments by parameter
     return '\n'.join(lines).strip()
 
 def plain_docstring(doc): # A docstring, or `None`
-    "The docstring as its author wrote it, without what `explain` added"
+    "The original docstring, without what `explain` added"
     doc = doc or ''
     if doc.startswith((title, 'Returns: ')): return ''
     return doc.split(f'\n\n{title}')[0].split('\n\nReturns: ')[0]
@@ -106,10 +106,10 @@ class Explainer:
     "Adds the comments of parameters to the docstrings of a module"
     def __init__(self, module): # A module of this package
         self.module = module
-        self.packages = [module.__name__.split('.')[0], 'fastai']    # both write comments in this style
+        self.packages = [module.__name__.split('.')[0], 'fastai']    # both use this style of comments
 
     def comments(self, function):
-        "The comments of the parameters of a function, and of those that it takes by `delegates`"
+        "The comments of a function's parameters, including those from `delegates`"
         res = self.own_comments(inspect.unwrap(function))
         to = getattr(function, '__delwrap__', None)
         if to is None: return res
@@ -123,7 +123,7 @@ class Explainer:
         "The comments in the header of a function"
         if function.__module__.split('.')[0] not in self.packages: return {}
         code = function.__code__
-        lines = linecache.getlines(code.co_filename)    # none for what a dataclass writes
+        lines = linecache.getlines(code.co_filename)    # empty for code that a dataclass generates
         if not lines or function.__name__=='<lambda>': return {}
         lines = header_lines(lines, code.co_firstlineno-1)
         if not any('#' in line for line in lines): return {}
@@ -135,7 +135,7 @@ class Explainer:
         if comments: function.__doc__ = explained(function.__doc__, comments)
 
     def explain_class(self, cls):
-        "Explain a class by what makes it, and its public methods"
+        "Explain a class by its constructor, and its public methods"
         maker = maker_of(cls)
         if maker is not None and vars(cls).get('__doc__') and title not in cls.__doc__:
             comments = self.comments(maker)
@@ -146,7 +146,7 @@ class Explainer:
             if function is not None and not name.startswith('_'): self.explain_function(function)
 
     def explain(self):
-        "Explain what the module lists in `__all__`"
+        "Explain the names in the module's `__all__`"
         for name in self.module.__all__:
             o = getattr(self.module, name)
             if getattr(o, '__module__', None)!=self.module.__name__: continue

@@ -17,7 +17,7 @@ from .answers import *
 from .build import *
 
 # %% ../nbs/77d_explaining.ipynb #exe3c67a
-def check_explained(output, names): # What the user gave; the outputs
+def check_explained(output, names): # The user's argument; the outputs
     "The output to explain, or raise unless it is one of the learner's"
     if output is None and len(names)==1: return first(names)
     if output is None:
@@ -30,7 +30,7 @@ class ItemProbe:
     bs = 32    # variants in a batch
     def __init__(self,
         model:nn.Module, # The model; in evaluation mode
-        x, # The inputs of one item: `Inputs`, or the tensor of the one input
+        x, # The inputs of one item: `Inputs`, or the tensor of the only input
         names:list, # The inputs
         output:str, # The output
         named:bool # Whether the model's predictions have names
@@ -42,11 +42,11 @@ class ItemProbe:
         self.bare = not isinstance(x, Named)
         self.xs = {first(names): x} if self.bare else dict(x.items())
         self.score = None
-        self.base = None    # the score of the item itself
-        self.reads = None   # what the model reads of it
+        self.base = None    # the score of the unchanged item
+        self.reads = None   # the features of the item
 
     def about(self, task, target): # The output's `Task`; as in `explain`
-        "Let `task` choose the score from what the model predicts"
+        "Let `task` choose the score from the prediction"
         with torch.no_grad(): pred = self.predict(self.xs)
         self.score = task.explained(pred, target)
         self.base = self.score(pred)[0]
@@ -57,7 +57,7 @@ class ItemProbe:
         return preds
 
     def packed(self, xs):
-        "Inputs by name as the model takes them"
+        "Inputs by name, in the form that the model takes"
         if self.bare: return first(xs.values())
         return self.kind([xs[n] for n in self.xs])
 
@@ -69,7 +69,7 @@ class ItemProbe:
 
     @torch.no_grad()
     def falls(self, name, rows): # An input; variants of it, `n,…`
-        "What the score loses with each variant of input `name`, `n`"
+        "The drop of the score with each variant of input `name`, `n`"
         return torch.cat([self.base-self.score(self.variants(name, chunk)) for chunk in rows.split(self.bs)])
 
     def variants(self, name, rows):
@@ -79,7 +79,7 @@ class ItemProbe:
         return self.predict({**xs, name: rows})
 
     def read_with(self, name, rows):
-        "What a `MultiModel` reads of as many items as `rows`, which differ in input `name`"
+        "The features in a `MultiModel` of items that differ only in input `name`, one for each of `rows`"
         if self.reads is None: self.reads = self.model.read(self.packed(self.xs))
         new = self.model.encode(self.model.encoders[name], rows)
         res = {}
@@ -89,7 +89,7 @@ class ItemProbe:
         return res
 
     def map_heat(self, name):
-        "Where the score depends on the last map of input `name` that the output reads, `h,w`; `None` without a map"
+        "The score's dependence on each location of the last map of input `name` that the output reads; or `None`"
         if not isinstance(self.model, MultiModel) or name not in self.model.trunks: return None
         xs = {**self.xs, name: self.xs[name].detach().requires_grad_()}    # all layers may be frozen
         reads = self.model.read(self.packed(xs))
@@ -100,21 +100,21 @@ class ItemProbe:
         return grad_cam(score, maps)[0]
 
     def embedding(self, name):
-        "The layer of word vectors of the text `name`, if its encoder names one and reads no other text"
+        "The embedding layer of the text `name`, if its encoder names one and reads no other text"
         if not isinstance(self.model, MultiModel): return None
         encoder = own_encoder(self.model.encoders[name])
         n_readers = sum(own_encoder(e) is encoder for e in self.model.encoders.values())
         if n_readers>1: return None
         return getattr(encoder, 'embedding', None)
 
-def repeated(read, n): # What an encoder gives for one item
+def repeated(read, n): # An encoder's output for one item
     "The same for `n` equal items"
     def rows(t): return t.expand(n, *t.shape[1:])
     if not isinstance(read, FeatureMaps): return map_tensors(rows, read)
     return FeatureMaps(rows(read.image), rows(read.here), map_tensors(rows, read.states), read.leave)
 
 def own_encoder(encoder):
-    "The encoder itself, where several inputs share it"
+    "The encoder itself if several inputs share it"
     return getattr(encoder, 'repeats', encoder)
 
 class InputProbe:
@@ -123,7 +123,7 @@ class InputProbe:
         item:ItemProbe, # The whole item
         name:str, # The input
         shown, # Its decoded value
-        mean=None # Mean of the training items, as the model reads them; `None` if it is not known
+        mean=None # Mean of the encoded training items; `None` if unknown
     ):
         self.item = item
         self.name = name
@@ -133,15 +133,15 @@ class InputProbe:
         self.score = item.score
 
     def falls(self, rows):
-        "What the score loses with each variant of this input, `n`"
+        "The drop of the score with each variant of this input, `n`"
         return self.item.falls(self.name, rows)
 
     def map_heat(self):
-        "Where the score depends on the last map, `h,w`; `None` if the encoder gives none"
+        "How much the score depends on each location of the last map, `h,w`; `None` if the encoder has no map"
         return self.item.map_heat(self.name)
 
     def embedding(self):
-        "The layer of word vectors, `None` if there is none to read"
+        "The embedding layer, or `None`"
         return self.item.embedding(self.name)
 
     def again(self):
@@ -186,7 +186,7 @@ class Explaining:
         return Explanation(output, probe.score, float(probe.base), pieces, inputs)
 
     def _piece(self, probe, name, shown):
-        "What explains input `name`; `None` if the item does not have it"
+        "The explanation of input `name`; `None` if the item does not have it"
         modality = self.modalities[name]
         if not bool(modality.here(probe.xs[name])[0]): return None
         mean = training_mean(self.dls.train, name)
@@ -194,6 +194,6 @@ class Explaining:
         return modality.attribution(InputProbe(probe, name, shown, mean))
 
 def by_input(decoded, names):
-    "Decoded inputs as a dict, also the one that has no name"
+    "Decoded inputs as a dict; an input without a name gets one"
     if isinstance(decoded, Named): return dict(decoded.items())
     return {first(names): decoded}

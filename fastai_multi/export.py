@@ -10,7 +10,7 @@ __all__ = ['about_key', 'activations', 'ExportedModel', 'resized', 'examples', '
 
 # %% ../nbs/77a_export.ipynb #175081e6
 from fastai.basics import *
-from torch import nn    # by name, so that Tab finds it without reading star imports
+from torch import nn    # by name: Tab completion does not follow star imports
 from torch.export import Dim
 from copy import deepcopy
 from typing import NamedTuple
@@ -28,7 +28,7 @@ def activations(learn) -> dict: # A `MultiLearner`
     return {n: getcallable(loss, 'activation') for n in learn.tasks}
 
 class ExportedModel(nn.Module):
-    "The model of a learner with what comes before and after it: a tensor for each input, a tensor for each answer"
+    "A learner's model with normalisation and activations: a tensor for each input, a tensor for each answer"
     def __init__(self, learn): # A `MultiLearner`
         super().__init__()
         self.model = deepcopy(learn.plain_model).cpu().eval()
@@ -45,7 +45,7 @@ class ExportedModel(nn.Module):
         if self.normalizes: return self.mean, self.std
 
     def inputs(self, xs):
-        "The tensors `xs` as the model takes them"
+        "The tensors `xs` as inputs of the model"
         stats = self.stats()
         xs = [m.prepared(x, stats) for m,x in zip(self.modalities.values(), xs)]
         if len(xs)==1: return xs[0]
@@ -69,7 +69,7 @@ def resized(x, axis, n): # A batch; one of its dimensions; the size that it gets
     return x.repeat(*times).narrow(axis, 0, n)
 
 def examples(learn, n:int=3, length:int=None): # A `MultiLearner`; how many items; how long texts are
-    "A tensor for each input, with random pictures, words and numbers; in the last item of several each is missing"
+    "A tensor for each input, with random pictures, words and numbers; the last of several items lacks every input"
     res = []
     for m in learn.modalities.values():
         x = untyped(m.example(learn.dls.valid, n))
@@ -81,16 +81,16 @@ def examples(learn, n:int=3, length:int=None): # A `MultiLearner`; how many item
 
 # %% ../nbs/77a_export.ipynb #13108927
 def free_dimensions(learn, tokens=None): # A `MultiLearner`; how many tokens a text has, `None`: any number
-    "For each input its free dimensions, as `torch.export` takes them"
+    "The free dimensions of each input, in the form of `torch.export`"
     batch = Dim('batch')
     res = [{0: batch} for _ in learn.modalities]
     if tokens is not None: return tuple(res)
     for free,m in zip(res, learn.modalities.values()):
-        for axis in m.free_axes: free[axis] = Dim.DYNAMIC    # the tracer finds how long a text may be
+        for axis in m.free_axes: free[axis] = Dim.DYNAMIC    # the tracer finds the maximum length of a text
     return tuple(res)
 
 def free_names(learn, tokens=None): # As for `free_dimensions`
-    "For each input the names of its free dimensions, by number"
+    "The names of the free dimensions of each input, by number"
     res = [{0: 'batch'} for _ in learn.modalities]
     if tokens is not None: return res
     several = sum(len(m.free_axes)>0 for m in learn.modalities.values())>1
@@ -101,7 +101,7 @@ def free_names(learn, tokens=None): # As for `free_dimensions`
     return res
 
 def longest(learn, program) -> dict: # A `MultiLearner`; its program
-    "By input, how many tokens the program takes at most; an input whose texts have any length is left out"
+    "The maximum number of tokens by input; inputs whose texts can have any length are left out"
     asked = program.graph_signature.user_inputs
     inputs = [o.meta['val'] for o in program.graph.nodes if o.op=='placeholder' and o.name in asked]
     res = {}
@@ -119,16 +119,16 @@ def check_tokens(learn, tokens):
     if tokens is not None and not texts:
         raise ValueError(f'`tokens` is about texts, and the inputs are {list(learn.modalities)}: leave it out.')
     if tokens is not None and (not isinstance(tokens, int) or tokens<1):
-        raise ValueError(f'`tokens` is {tokens!r}; it is how many tokens every text has, from 1 up.')
+        raise ValueError(f'`tokens` is {tokens!r}; it is the number of tokens of every text, at least 1.')
     lstms = [m for m in learn.plain_model.modules() if isinstance(m, nn.RNNBase)]
     if tokens is None and texts and lstms:
         raise ValueError(f'An LSTM reads the input {texts[0]!r}, and the exporter fixes the number of its steps: pass '
-                         'tokens=64 and pad or cut every text to that many, or build the learner with text=\'bag\' '
+                         'tokens=64 and pad or cut every text to that length, or build the learner with text=\'bag\' '
                          'or a Hugging Face model.')
 
 # %% ../nbs/77a_export.ipynb #a604e2e2
 class Exported(NamedTuple):
-    "A file that was written: what goes in, what comes out, and how far it is from the learner"
+    "An exported file: its inputs and outputs, and how far its answers are from the learner's"
     file:Path # The file
     inputs:dict # By input, type and shape of its tensor
     outputs:dict # By answer, the same
@@ -152,7 +152,7 @@ def shape_text(x, free): # A tensor; the names of its free dimensions, by number
 
 def traced(learn, # A `MultiLearner`
            tokens:int=None, # How many tokens every text has; `None`: any number
-           kind=ExportedModel # The model as it leaves
+           kind=ExportedModel # The class of the exported model
           ) -> tuple: # An `ExportedModel` and its program
     "The model of a learner, traced by `torch.export`"
     check_tokens(learn, tokens)
@@ -166,9 +166,9 @@ def traced(learn, # A `MultiLearner`
 
 def refuse_export(e, what):
     "Raise for a model that `what` cannot trace"
-    raise ValueError(f'{what} cannot trace this model: {type(e).__name__}: {one_line(e)} If a module of yours is in '
-                     'it, write it without data-dependent `if` and without `len` of a tensor (use `x.shape[0]`); '
-                     'learn.export() keeps the model as it is.') from e
+    raise ValueError(f'{what} cannot trace this model: {type(e).__name__}: {one_line(e)} If it contains a module of '
+                     'yours, write it without data-dependent `if` and without `len` of a tensor (use `x.shape[0]`); '
+                     'learn.export() saves the model as it is.') from e
 
 # %% ../nbs/77a_export.ipynb #fd2633c6
 def difference(run, # A function from input tensors to a list of answers
@@ -193,7 +193,7 @@ def difference(run, # A function from input tensors to a list of answers
     return max(found)
 
 def rounding(learn, model, tokens=None, most={}) -> float: # As for `difference`
-    "How far the answers of `model` are from those in double precision; 0 where it does not compute in that"
+    "The difference of the answers of `model` from those in double precision; 0 if it does not support that"
     exact = deepcopy(model).double()
     def run(*xs):
         xs = [x.double() if x.is_floating_point() else x for x in xs]
@@ -227,13 +227,13 @@ def described(learn, model, file, tokens, most, gap):
     return Exported(Path(file), inputs, outputs, gap)
 
 def tokenizer_json(part): # The `Part` of an input
-    "The tokenizer of a text model as JSON of the package tokenizers; `None` where words are split here"
+    "The tokenizer of a text model as JSON of the package tokenizers; `None` if this package splits the words"
     numbering = getattr(getattr(part, 'encoder', None), 'tok', None)
     tokenizer = getattr(numbering, 'tok', None)
     if hasattr(tokenizer, 'to_str'): return tokenizer.to_str()
 
 def about(learn) -> str: # A `MultiLearner`
-    "What the inputs and outputs of a learner mean, as JSON: kinds, words, classes, statistics, tokenizers"
+    "The metadata of a learner's inputs and outputs as JSON: kinds, words, classes, statistics, tokenizers"
     res = signature_of(learn.dls, learn.description)
     for n,m in learn.modalities.items():
         found = tokenizer_json(m.part)
@@ -244,7 +244,7 @@ def about(learn) -> str: # A `MultiLearner`
 about_key = 'fastai_multi.json'
 
 def write_program(learn, file, tokens=None, tolerance=1e-5) -> Exported: # As `to_program` of a learner
-    "Write the model as a program of PyTorch, and read it again"
+    "Write the model as a program of PyTorch, and load it again"
     model,program = traced(learn, tokens)
     most = longest(learn, program)
     Path(file).parent.mkdir(parents=True, exist_ok=True)
@@ -256,7 +256,7 @@ def write_program(learn, file, tokens=None, tolerance=1e-5) -> Exported: # As `t
 
 # %% ../nbs/77a_export.ipynb #3adc69d7
 def searchsorted(sorted_sequence, self, out_int32:bool=False, right:bool=False, side:str=None, sorter=None):
-    "Nodes of ONNX for `torch.searchsorted` in one row of numbers: as many steps as its length has binary digits"
+    "ONNX nodes for `torch.searchsorted` in one row of numbers, with as many steps as its length has binary digits"
     from onnxscript import opset18 as op
     n = sorted_sequence.shape[0]
     one = op.Constant(value_int=1)
@@ -270,7 +270,7 @@ def searchsorted(sorted_sequence, self, out_int32:bool=False, right:bool=False, 
     return place
 
 def import_onnx():
-    "`onnxruntime`, once it is sure that all packages of the extra are there"
+    "`onnxruntime`; raise if a package of the extra is missing"
     try:
         import onnx, onnxscript, onnxruntime
         return onnxruntime
@@ -285,7 +285,7 @@ def onnx_runner(file): # A file of ONNX
 
 # %% ../nbs/77a_export.ipynb #e8d20b20
 def name_sizes(graph, names): # A graph of ONNX; for each input the names of its free dimensions, by number
-    "Give the free dimensions of inputs and outputs their names; the tracer calls them s31 and the like"
+    "Name the free dimensions of inputs and outputs, which the tracer calls s31 and the like"
     found = {}
     for value,free in zip(graph.inputs, names):
         for axis,name in free.items(): found[str(value.shape[axis])] = name
@@ -301,7 +301,7 @@ def onnx_program(program, inputs, outputs): # A program of `torch.export`; the n
     except Exception as e: refuse_export(e, 'torch.onnx')
 
 def write_onnx(learn, file, tokens=None, tolerance=1e-5) -> Exported: # As `to_onnx` of a learner
-    "Write the model as ONNX, and run it; what its inputs and outputs mean is in its metadata"
+    "Write the model as ONNX, and run it; its metadata describes its inputs and outputs"
     import_onnx()
     model,program = traced(learn, tokens)
     with torch.no_grad(): outputs = list(model.answers(*examples(learn, length=ifnone(tokens, 4))))

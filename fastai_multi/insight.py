@@ -24,7 +24,7 @@ class OutputInterpretation(ForTask):
     "The predictions of one output, item by item; a subclass names its kind with `task=`"
     score_name = 'loss'        # What `scores` are
     higher_is_better = False
-    resampled = True           # Its metrics are quick enough to be computed on many samples of the items
+    resampled = True           # Its metrics are fast enough for many bootstrap samples
 
     def __init__(self,
         task, # The output's `Task`
@@ -48,18 +48,18 @@ class OutputInterpretation(ForTask):
 
     @property
     def labelled(self): # `n`
-        "Which items have a label"
+        "Whether each item has a label"
         return self.task.labelled(self.targs)
 
     def scores(self) -> Tensor: # `n`, NaN for an item without a label
-        "A score of each item that people read, as `score_name` says"
+        "A readable score of each item; `score_name` says which"
         return self.losses
 
-    def classes(self) -> tuple: # `n` predicted and `n` true places in a list of words, and the words; or `None`
-        "The output as one of a few words, for an output that is one"
+    def classes(self) -> tuple: # `n` predicted and `n` true indices into a list of words, and the words; or `None`
+        "The output as one of a few words, if its kind allows"
         return None
 
-    def top_losses(self, k:int=9, largest:bool=True) -> tuple: # Losses, and the places of their items
+    def top_losses(self, k:int=9, largest:bool=True) -> tuple: # Losses, and the positions of their items
         "The `k` labelled items with the largest loss, or with the smallest"
         return ordered(self.losses, k, largest)
 
@@ -77,12 +77,12 @@ class OutputInterpretation(ForTask):
         if sure is None: refuse_confidence(self.name, self.part.kind)
         return sure
 
-    def calibration_error(self, bins:int=10) -> float: # Of equal width
+    def calibration_error(self, bins:int=10) -> float: # Number of bins of equal width
         "Compute the expected calibration error: the mean gap between confidence and accuracy (Guo et al., 2017)"
         return calibration_error(*self.confidence(), bins)
 
     def plot_calibration(self,
-        bins:int=10, # Of equal width
+        bins:int=10, # Number of bins of equal width
         ax=None # Axes to draw on
     ):
         "Plot accuracy over confidence; on the dashed line they are equal"
@@ -94,8 +94,8 @@ class OutputInterpretation(ForTask):
         if self.score_name!='loss': rows[self.score_name] = self.scores().tolist()
         return pd.DataFrame(rows, index=self.source.index)
 
-    def right(self) -> Tensor: # `n`: 1, 0, or NaN without a label or where the kind has no verdict
-        "Whether each item counts as right, as the ✓ and ✗ of `show_results` say"
+    def right(self) -> Tensor: # `n`: 1, 0, or NaN without a label or if the kind has no verdict
+        "Whether each item counts as right, like the ✓ and ✗ of `show_results`"
         said = self._decode(self.decoded)
         true = self._decode(self.targs)
         verdicts = [self.part.judge(a, b).right for a,b in zip(said, true)]
@@ -112,10 +112,10 @@ class OutputInterpretation(ForTask):
 
 def refuse_confidence(name, kind):
     raise ValueError(f'Output {name!r} is of kind {kind!r}, which has no probabilities; categories and tags have. '
-                     'For others see how wide their sets are: learn.calibrate(), then learn.predict_sets(…).')
+                     'For other kinds look at the size of sets: learn.calibrate(), then learn.predict_sets(…).')
 
 def ordered(losses, k, largest=True):
-    "The `k` largest or smallest of `losses` that are no NaN, and their places"
+    "The `k` largest or smallest `losses` that are not NaN, and their positions"
     n = int((~losses.isnan()).sum())
     worst = -math.inf if largest else math.inf
     vals,places = torch.where(losses.isnan(), worst, losses).sort(descending=largest)
@@ -123,7 +123,7 @@ def ordered(losses, k, largest=True):
     return vals[:k],places[:k]
 
 def readable(value):
-    "A decoded value as a cell of a table holds it"
+    "A decoded value as a table cell"
     if value is absent: return None
     if isinstance(value, Tensor):
         if value.ndim==0: return value.item()
@@ -158,7 +158,7 @@ class CategoryInterpretation(OutputInterpretation, task=CategoryTask):
         return torch.bincount(pairs, minlength=c*c).reshape(c, c).numpy()
 
     def plot_confusion_matrix(self,
-        normalize:bool=False, # Shares of each true class in place of counts
+        normalize:bool=False, # Show shares of each true class instead of counts
         title:str=None, # Above the matrix; the output's name if `None`
         ax=None, # Axes to draw on; new ones of a fitting size if `None`
         **kwargs # Passed to `plt.subplots`
@@ -181,9 +181,9 @@ class CategoryInterpretation(OutputInterpretation, task=CategoryTask):
 
 def plot_matrix(
     cm:np.ndarray, # Counts, `c,c`: rows are true, columns are predicted
-    words, # What the `c` rows and columns stand for
+    words, # The labels of the `c` rows and columns
     title:str, # Above the matrix
-    normalize:bool=False, # Shares of each row in place of counts
+    normalize:bool=False, # Show shares of each row instead of counts
     ax=None, # Axes to draw on; new ones of a fitting size if `None`
     **kwargs # Passed to `plt.subplots`
 ):
@@ -229,7 +229,7 @@ class TagsInterpretation(OutputInterpretation, task=TagsTask):
     def per_tag(self) -> pd.DataFrame: # A row by tag, the most frequent first
         """Compute for each tag its counts, threshold, precision, recall, F1 and average precision
 
-        A threshold is NaN where the loss has its own way to decide, or if it changed since the items were predicted."""
+        A threshold is NaN if the loss decides in its own way, or if it changed after the items were predicted."""
         rows = [self._row(self._threshold(i), *self._known(i)) for i in range(len(self.vocab))]
         return pd.DataFrame(rows, index=pd.Index(self.vocab, name='tag')).sort_values('true', ascending=False)
 
@@ -289,7 +289,7 @@ class NumberInterpretation(OutputInterpretation, task=NumberTask):
     def scores(self): return self.errors().abs().nanmean(1)
 
     def error_by_range(self,
-        n:int=4, # Into how many ranges
+        n:int=4, # The number of ranges
         column:int=0 # Which of several numbers
     ) -> pd.DataFrame: # A row by range: items, mean error, mean absolute error
         "Compute the mean errors in ranges of the true value"
@@ -323,7 +323,7 @@ class NumberInterpretation(OutputInterpretation, task=NumberTask):
         return ax
 
 def quantile_ranges(values, n):
-    "The range of each of `values` that it is in, of `n` with about the same number of items"
+    "The range of each of `values`, one of `n` ranges with about the same number of items"
     values = pd.Series(values)
     if values.nunique()<=n: return values
     return pd.qcut(values, n, duplicates='drop', precision=3)
@@ -375,7 +375,7 @@ class PointsInterpretation(OutputInterpretation, task=PointsTask):
     score_name = 'distance'
 
     def distances(self) -> Tensor: # `n,k`, NaN without a label
-        "Return the distance of each point from its true place, relative to the image's side"
+        "Return the distance of each point from its true position, relative to the image's side"
         apart = (self.decoded.float()-self.targs.float()).reshape(len(self.targs), -1, 2)
         return apart.norm(dim=-1)/2
 

@@ -28,7 +28,7 @@ class MultiInterpretation:
         self.learn = learn
         self.dl = dl
         self.outputs = outputs
-        self.metrics = None        # `ItemMetrics`: the columns of the epoch table, on any of the items
+        self.metrics = None        # `ItemMetrics`: the columns of the epoch table, on any subset of items
 
     @classmethod
     def from_learner(cls,
@@ -38,7 +38,7 @@ class MultiInterpretation:
         cbs=None, # Callbacks for the prediction
         shuffle:bool=False # Predict in batches of random items; the items stay in the loader's order
     ):
-        "Predict the items of a loader once, and keep what the methods below need"
+        "Predict the items of a loader once, and interpret the predictions"
         check_is_multi(learn)
         dl = ifnone(dl, learn.dls[ds_idx])
         dl = dl.new(shuffle=shuffle, drop_last=False)
@@ -63,18 +63,18 @@ class MultiInterpretation:
 
     @property
     def items(self):
-        "The items of the source, as rows of the table where there is one"
+        "The items of the source, as rows of the table if there is one"
         return self.dl.items
 
     @property
     def index(self):
-        "The index of the table, or the places of the items"
+        "The index of the table, or the positions of the items"
         if isinstance(self.items, pd.DataFrame): return self.items.index
         return pd.RangeIndex(len(self))
 
     @property
     def losses(self): # `n`
-        "The weighted total loss of each item, over what is labelled"
+        "The weighted total loss of each item over its labels"
         loss_func = self.learn.loss_func
         each = torch.stack([o.losses for o in self.outputs.values()], 1)
         total = loss_func.total(each.nan_to_num(0.))
@@ -84,7 +84,7 @@ class MultiInterpretation:
         k:int=9, # How many items
         largest:bool=True, # The worst first; `False`: the best first
         output:str=None # By the loss of this output; the weighted total if `None`
-    ) -> tuple: # Losses, and the places of their items
+    ) -> tuple: # Losses, and the positions of their items
         "The items with the largest loss"
         if output is not None: return self[output].top_losses(k, largest)
         return ordered(self.losses, k, largest)
@@ -94,7 +94,7 @@ class MultiInterpretation:
         self.show(self.top_losses(k, largest, output)[1], **kwargs)
 
     def show(self,
-        places, # Places of items, as `top_losses` gives them
+        places, # Positions of items, as `top_losses` returns them
         **kwargs # Passed to `show_results`
     ):
         "Show the items at `places` with their predictions"
@@ -104,9 +104,9 @@ class MultiInterpretation:
 
     def slices(self,
         columns, # One or several columns of the table; each is used by itself
-        n:int=4, # Cut a numeric column into at most so many ranges
-        max_values:int=20, # Use at most so many values of a column, the most frequent ones
-        metrics:bool=True, # Include each metric of the epoch table; `False`: only each output's score, which is quick
+        n:int=4, # The maximum number of ranges for a numeric column
+        max_values:int=20, # The maximum number of values of a column; the most frequent ones are used
+        metrics:bool=True, # Include each metric of the epoch table; `False`: only each output's score, which is fast
         resamples:int=100 # Samples of the bootstrap, for the intervals of these metrics; 0: no intervals
     ) -> pd.DataFrame: # A row by column, value, output and metric: items, the metric, and its interval
         "Compute each output's metrics on groups of items that share a value of a column"
@@ -131,7 +131,7 @@ class MultiInterpretation:
         return res
 
     def _metric_rows(self, output, here, resamples):
-        "The columns of the epoch table for one output, on the labelled items of those that are `here`"
+        "The columns of the epoch table for one output, on the labelled items that are `here`"
         one = self[output]
         places = np.flatnonzero(here & self.metrics.labelled(output).numpy())
         if not one.resampled: resamples = 0
@@ -141,14 +141,14 @@ class MultiInterpretation:
 
     def _table(self):
         if isinstance(self.items, pd.DataFrame): return self.items
-        raise ValueError('`slices` reads columns, and these items come from no table: they are '
+        raise ValueError('`slices` reads columns, but these items do not come from a table: they are '
                          f'{type(self.items).__name__}.')
 
     def disagreements(self, k:int=9) -> pd.DataFrame: # The rarest first; `place` is for `interp.show`
         "Find items whose two predicted classes rarely occur together among the true ones"
         named = {n: o.classes() for n,o in self.outputs.items()}
         named = {n: c for n,c in named.items() if c is not None}
-        if len(named)<2: raise ValueError('`disagreements` compares outputs of one class, and there are '
+        if len(named)<2: raise ValueError('`disagreements` compares category outputs, and there are '
                                           f'{len(named)} of them: {list(named)}.')
         rows = []
         for a,b in itertools.combinations(named, 2): rows += pair_rows(a, named[a], b, named[b])
@@ -181,14 +181,14 @@ class MultiInterpretation:
 def check_is_multi(learn):
     "Raise unless `learn` is a `MultiLearner` with a `MultiLoss`"
     if isinstance(learn, MultiLearner) and isinstance(learn.loss_func, MultiLoss): return
-    raise TypeError(f'`learn` is a {type(learn).__name__}: MultiInterpretation reads a MultiLearner with a loss by '
-                    'output. For one plain output fastai has Interpretation.from_learner(learn).')
+    raise TypeError(f'`learn` is a {type(learn).__name__}: MultiInterpretation needs a MultiLearner with a loss by '
+                    'output. For one plain output use fastai\'s Interpretation.from_learner(learn).')
 
 def check_same_items(a, b):
-    "Raise unless two interpretations are of the same items"
+    "Raise unless two interpretations have the same items"
     if len(a)==len(b) and a.index.equals(b.index): return
-    raise ValueError(f'The two interpretations are of {len(a)} and {len(b)} items, and not of the same ones: give '
-                     'both learners one loader, from_learner(learn, dl=dl).')
+    raise ValueError(f'The two interpretations have {len(a)} and {len(b)} items, and not the same ones: pass '
+                     'the same loader for both, from_learner(learn, dl=dl).')
 
 def by_name(x, names):
     "`x` by the outputs' names"
@@ -204,7 +204,7 @@ def item_losses(loss_func, raw, targs) -> dict: # By output `n`, NaN for an item
     return res
 
 def same_metric(column, output, score):
-    "Whether a column of the epoch table is the score of its output by another name"
+    "Whether a column of the epoch table equals the score of its output"
     return column.lower() in (f'{output}_{score}'.lower(), score.lower())
 
 def pick(items, places):
@@ -213,19 +213,19 @@ def pick(items, places):
     return L(items)[places]
 
 def column_groups(values:pd.Series, n, max_values):
-    "The group of each value of a column: ranges of many numbers, else the value itself; `None` beyond `max_values`"
+    "The group of each value of a column: a range for many numbers, else the value; `None` beyond `max_values`"
     if pd.api.types.is_numeric_dtype(values) and values.nunique()>max(n, 10): return quantile_ranges(values, n)
     words = values.astype(str).where(values.notna())
     often = words.value_counts().index[:max_values]
     return words.where(words.isin(often))
 
 def group_values(groups:pd.Series):
-    "The values of a column of groups: ranges from low to high, words by how frequent they are"
+    "The values of a column of groups: ranges in increasing order, words by decreasing frequency"
     if isinstance(groups.dtype, pd.CategoricalDtype): return groups.cat.categories
     return groups.value_counts().index
 
 def interval(values) -> dict:
-    "How many of `values` are no NaN, their mean, and its 95 % interval"
+    "How many `values` are not NaN, their mean, and its 95 % interval"
     values = values[~np.isnan(values)]
     n = len(values)
     if n==0: return dict(items=0, mean=math.nan, low=math.nan, high=math.nan)
@@ -236,13 +236,13 @@ def interval(values) -> dict:
     return dict(items=n, mean=mean, low=mean-half, high=mean+half)
 
 def wilson(share, n, z=1.96) -> dict:
-    "Wilson's interval of a share of `n`"
+    "Wilson's interval of a share of `n` items"
     centre = (share + z*z/(2*n))/(1 + z*z/n)
     half = z*math.sqrt(share*(1-share)/n + z*z/(4*n*n))/(1 + z*z/n)
     return dict(low=centre-half, high=centre+half)
 
 def pair_rows(a, classes_a, b, classes_b):
-    "For each item, how much more often than by chance the two predicted classes stand together among the true ones"
+    "For each item, how much more often than by chance the two predicted classes occur together among the true ones"
     said_a,true_a,words_a = classes_a
     said_b,true_b,words_b = classes_b
     both = (true_a>=0) & (true_b>=0)

@@ -15,14 +15,14 @@ from .metrics import *
 
 # %% ../nbs/81b_itemmetrics.ipynb #81b00005
 class ItemMetrics:
-    "The metrics of each output, on any of the items that were predicted"
+    "The metrics of each output on any subset of the predicted items"
     def __init__(self,
-        metrics, # The learner's: an `OutputMetric` for each column; losses among them are left out
+        metrics, # The learner's metrics: an `OutputMetric` for each column; losses are left out
         raw:dict, # By output the raw predictions, `n,…`
         targs:dict # By output the targets, `n,…`
     ):
         mine = [m for m in metrics if getattr(m, 'output', None) in raw and not is_loss(m)]
-        self.metrics = deepcopy(mine)          # the learner's own are in use
+        self.metrics = deepcopy(mine)          # do not change the learner's own
         self.raw = raw
         self.targs = targs
 
@@ -31,7 +31,7 @@ class ItemMetrics:
         return [m for m in self.metrics if m.output==output]
 
     def labelled(self, output) -> Tensor: # `n`, booleans
-        "The items with a label, or a part of one"
+        "Whether each item has at least a part of a label"
         return present_rows(self.targs[output])
 
     def values(self,
@@ -59,19 +59,19 @@ class ItemMetrics:
         return {k: [v, *middle([s[k] for s in samples])] for k,v in self.values(output, places).items()}
 
 def is_loss(metric):
-    "Whether a column of the epoch table is a loss: it belongs to a step of the training"
+    "Whether a column of the epoch table is a loss"
     return isinstance(metric, OutputLoss) or isinstance(getattr(metric, 'metric', None), AvgLoss)
 
 def bootstrap(
-    places, # Places of items
-    n:int # How many samples
+    places, # Positions of items
+    n:int # Number of samples
 ) -> list:
-    "Samples of `places`, each with replacement and as large; the same ones at each call"
+    "Samples of `places` with replacement, each of the same size; identical at each call"
     places = np.asarray(places)
     rng = np.random.default_rng(0)
     return [places[rng.integers(0, len(places), len(places))] for _ in range(n)]
 
-def middle(values, share=.95) -> tuple: # Values of a metric; how many lie between the two numbers returned
+def middle(values, share=.95) -> tuple: # Values of a metric; the share between the two returned numbers
     "The ends of the middle of `values`; NaN without values"
     values = np.array(values, dtype=float)
     values = values[~np.isnan(values)]

@@ -7,10 +7,10 @@ __all__ = ['MultiLearner', 'plot_model', 'multi_learner']
 
 # %% ../nbs/78_learner.ipynb #1751d34a
 from fastai.basics import *
-# Classes that users see are imported by name, so that Tab finds them without reading star imports
+# Classes that users see are imported by name, because Tab completion does not follow star imports
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
-import fastai.callback.schedule    # gives `Learner` its `lr_find`
+import fastai.callback.schedule    # adds `lr_find` to `Learner`
 from fastcore.meta import delegates
 from .core import *
 from .figures import *
@@ -71,14 +71,14 @@ class MultiLearner(Answering, Explaining, Growing, Tiling, Resuming, Bundling, E
         self.class_weights = class_weight_tensors(class_weights, dls, self.tasks, loss_func)
         self.given_losses = given_losses(loss_func, self.tasks)
         self.priors = {}    # by output, the constant raw prediction that fits the training targets
-        self.probe_scores = None    # what `evaluate` gave after the probe, by name
+        self.probe_scores = None    # the result of `evaluate` after the probe, by name
         loss_func = multi_loss(self.description, self.tasks, loss_func, loss_weights, self.class_weights,
                                label_smoothing)
         super().__init__(dls, model, loss_func=loss_func, metrics=metrics, **kwargs)
         self.remove_cb(CastToTensor)
         self.add_cbs([LossWatch(), BestEpochWatch()])
 
-    # What it works on
+    # Data and model
     @property
     def named(self): return self.description.named
     @property
@@ -100,7 +100,7 @@ class MultiLearner(Answering, Explaining, Growing, Tiling, Resuming, Bundling, E
 
     def _take(self, dls):
         super()._take(dls)
-        self.probe_scores = None    # they are of other items
+        self.probe_scores = None    # they belong to other items
 
     @property
     def loss_func(self): return self._loss_func
@@ -137,7 +137,7 @@ class MultiLearner(Answering, Explaining, Growing, Tiling, Resuming, Bundling, E
         watch = [] if is_watched else [ConstantBaseline()]
         with named_batch_norm(self.dls.train), self.added_cbs(watch): super().fit(n_epoch, *args, **kwargs)
         for w in watch:
-            if w.own: self._say_after(w, n_epoch)    # `lr_find` validates nothing
+            if w.own: self._say_after(w, n_epoch)    # `lr_find` does not validate
 
     @delegates(Learner.lr_find)
     def lr_find(self, *args, **kwargs):
@@ -146,7 +146,7 @@ class MultiLearner(Answering, Explaining, Growing, Tiling, Resuming, Bundling, E
         return super().lr_find(*args, **kwargs)
 
     def probe(self) -> ProbeResult: # Losses on held-out items by output; prints as a table
-        "Fit each head linearly on frozen features, or start it at its prior where that is as good"
+        "Fit each head linearly on frozen features, or start it at its prior if that is as good"
         res = self._fit_probe()
         if len(self.dls.loaders)>1 and len(self.dls.valid):
             with self.no_bar(): self.probe_scores = self.evaluate()
@@ -166,7 +166,7 @@ class MultiLearner(Answering, Explaining, Growing, Tiling, Resuming, Bundling, E
         div:float=5., # Divides the learning rate at the start
         probe:bool=True, # First fit new heads on frozen features, if there are any
         lrs:dict=None, # Learning rates by output, by input or for 'trunk', kept in all epochs
-        cache=True, # Keep the features of frozen epochs in memory; a number: those of so many augmented passes
+        cache=True, # Keep the features of frozen epochs in memory; a number: features of this many augmented passes
         resume=False, # Resume an interrupted call after its last complete epoch; or the name of the file to use
         **kwargs # Passed to `fit_one_cycle`
     ):
@@ -205,11 +205,11 @@ class MultiLearner(Answering, Explaining, Growing, Tiling, Resuming, Bundling, E
             for sentence in aside.sentences(): self._say(sentence)
 
     def _say_after(self, watch, epochs):
-        "Say whether the steps of a training were few, and which outputs a constant answer beats"
+        "Say whether a training had few steps, and which outputs a constant answer beats"
         for sentence in [few_steps(self.dls.train, epochs), *watch.worse()]: self._say(sentence)
 
     def _say(self, what):
-        "Print `what`, if it says something, unless the learner's log is off"
+        "Print `what` if it is not empty, unless the learner's log is off"
         if what is not None and self.logger is not noop: print(what)
 
     def _split(self, b):
@@ -267,7 +267,7 @@ class MultiLearner(Answering, Explaining, Growing, Tiling, Resuming, Bundling, E
         for n,choice in res.items(): self._say(choice.sentence(n))
         return res
 
-    # What it is made of
+    # Structure
     def overview(self) -> Overview:
         "Summarise the model, the optimizer, the metrics and the data, without running the model"
         lr = f'Optimizer: {optimizer_name(self.opt_func)}, learning rate {rate_text(self.lr)}'
@@ -287,7 +287,7 @@ class MultiLearner(Answering, Explaining, Growing, Tiling, Resuming, Bundling, E
         "List the parts of the model on a batch of the training loader: see `model_tree`"
         m = self.plain_model
         if not isinstance(m, MultiModel):
-            raise TypeError(f'The tree is of a MultiModel, and this learner has a {type(m).__name__}: '
+            raise TypeError(f'`tree` needs a MultiModel, but this learner has a {type(m).__name__}: '
                             f'Learner.summary(learn) lists the layers of any model.')
         b = self.dls.train.one_batch()
         n = self.dls.train.n_inp
@@ -305,10 +305,10 @@ class MultiLearner(Answering, Explaining, Growing, Tiling, Resuming, Bundling, E
                  f'Loss: {self.loss_func}', f'Callbacks: {callbacks}']
         return PrettyString('\n\n'.join(parts))
 
-    # What its losses say
+    # Reports on its losses
     def task_report(self,
-        n_batches:int=8, # How many batches to look at, of the training and of the validation items
-        dl=None, # Loader; the training one if `None`
+        n_batches:int=8, # How many batches of the training and of the validation items to look at
+        dl=None, # Loader; `None`: the training loader
         baselines:bool=False # Add `evaluate(baseline=True)`: each metric beside those of simple baselines
     ) -> TaskReport:
         "Report from a few batches whether each output learns, whether the losses need balancing, and what to do; "

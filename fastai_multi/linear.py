@@ -18,7 +18,7 @@ def gram(x):
 
 class Coordinates(NamedTuple):
     "Centred items on the axes of their Gram matrix"
-    u:Tensor # n,r: columns of length 1, at right angles
+    u:Tensor # n,r: orthonormal columns
     s:Tensor # r: how far the items spread along each axis
 
     @property
@@ -27,7 +27,7 @@ class Coordinates(NamedTuple):
         return self.u*self.s
 
     def on_items(self, weight): # r,c
-        "The weights on items, n,c, that say what `weight` on coordinates says"
+        "The weights on items, n,c, that are equivalent to `weight` on coordinates"
         return self.u@(weight/self.s[:,None])
 
 def item_coordinates(inner, most:int=1024):
@@ -49,14 +49,14 @@ class LinearFit(NamedTuple):
     weight:Tensor # r,c
     bias:Tensor # c
     rows:Tensor # The items that were left out once
-    unseen:Tensor # What fits without them say of them, len(rows),c, at the penalty that is best for others
+    unseen:Tensor # Their predictions by fits without them, len(rows),c, at the penalty that is best for others
 
 def folds(n, k=4, seed=0):
     "A number from 0 to `k`-1 for each of `n` items, at random"
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed))%k
 
-def crossfitted(losses, said, k=4): # By penalty: losses of items, p,n; what is said of them, p,n,c
-    "What is said of each item at the penalty that is best for the items of other folds, n,c"
+def crossfitted(losses, said, k=4): # By penalty: losses of items, p,n; predictions, p,n,c
+    "The prediction of each item at the penalty that is best for the items of other folds, n,c"
     fold = folds(losses.shape[1], k, seed=1)
     res = torch.empty_like(said[0])
     for i in range(k):
@@ -65,7 +65,7 @@ def crossfitted(losses, said, k=4): # By penalty: losses of items, p,n; what is 
     return res
 
 def strongest(losses): # p,n, the strongest penalty first
-    "The strongest penalty whose mean loss is within one standard error of the least"
+    "The strongest penalty whose mean loss is within one standard error of the smallest"
     means = losses.mean(1)
     best = losses[int(means.argmin())]
     limit = best.mean() + best.std()/len(best)**.5
@@ -88,7 +88,7 @@ def ridge(space, y # `Coordinates` of n items; n,c numbers
                      unseen.float())
 
 def _errors_left_out(u, s, uy, y, penalty):
-    "Of each item, the error of the fit without it"
+    "The error of each item in the fit without it"
     share = s**2/(s**2+penalty)
     leverage = (u**2*share).sum(1) + 1/len(y)
     return (y-u@(share[:,None]*uy))/(1-leverage).clamp(min=1e-6)[:,None]
@@ -100,7 +100,7 @@ class Logistic:
     "Logistic regression of classes or tags on coordinates, by L-BFGS"
     def __init__(self,
         loss, # `F.cross_entropy` or `F.binary_cross_entropy_with_logits`
-        prior:Tensor, # Bias from which it starts
+        prior:Tensor, # Initial bias
         class_weight:Tensor=None # A weight for each class
     ):
         self.loss = loss
@@ -122,7 +122,7 @@ class Logistic:
         return w.detach(), b.detach()
 
     def choose(self, z, y) -> LinearFit:
-        "The fit with the penalty whose loss on items left out is least; penalties go down until it grows twice"
+        "The fit with the penalty whose held-out loss is smallest; penalties decrease until it grows twice"
         fold = folds(len(z))
         parts = range(4) if len(z)<1000 else range(1)
         rows = torch.cat([(fold==i).nonzero()[:,0] for i in parts])
@@ -144,7 +144,7 @@ class Logistic:
         return self.loss(said, y, reduction='none').reshape(len(y), -1).mean(1)
 
     def _left_out(self, z, y, fold, parts, penalty, starts):
-        "What the fits with `penalty` without each of `parts` say of it; `starts` holds where the fits got to"
+        "The predictions of each of `parts` by fits with `penalty` without it; `starts` holds the solutions"
         said = []
         for i in parts:
             starts[i] = self.fit(z[fold!=i], y[fold!=i], penalty, starts.get(i))

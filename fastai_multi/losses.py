@@ -17,7 +17,7 @@ from .terms import *
 
 # %% ../nbs/52_losses.ipynb #f47bf418
 def _whole_frame(b):
-    "Boxes like `b` that cover the whole frame: they stand in for missing boxes, so that no gradient is 0/0"
+    "Boxes like `b` that cover the whole frame; they replace missing boxes, so that no gradient is 0/0"
     b = torch.ones_like(b)
     b[...,:2] = -1
     return b
@@ -62,10 +62,10 @@ class BoxLoss:
 
 # %% ../nbs/52_losses.ipynb #38f9878d
 class GroupLoss:
-    "The sum of one loss for each member of a named group, for each item; a member without a label costs nothing"
+    "The sum of the losses of a named group's members, for each item; a member without a label adds nothing"
     ignores_missing = True
     def __init__(self, losses:dict, # For each member its loss, as `MultiLoss` takes them by output
-                 weights:dict=None): # Weight of each member's loss; 1 where not given
+                 weights:dict=None): # Weight of each member's loss; default 1
         self.terms = {n: OutputTerm(n, l) for n,l in losses.items()}
         self.weights = check_keys(dict(weights or {}), losses, 'member in `weights`')
 
@@ -80,7 +80,7 @@ class GroupLoss:
 
 # %% ../nbs/52_losses.ipynb #22a07fea
 class _OutputWeights(dict):
-    "Weights of outputs, 1 where not given; it checks what you put in"
+    "Weights of outputs, by default 1; it checks new values"
     def __init__(self, names, weights=None):
         super().__init__({n: 1. for n in names})
         self._made = None
@@ -95,7 +95,7 @@ class _OutputWeights(dict):
         if not hasattr(d, 'keys') and d!=(): self._refuse(d)
         for k,v in {**dict(d), **kw}.items(): self[k] = v
 
-    def vector(self, like, scales=None): # For its device and type; what each weight is multiplied by, 1 where not given
+    def vector(self, like, scales=None): # For its device and type; a factor for each weight, by default 1
         "The weights as one tensor beside `like`, or `None` when all are 1"
         scales = scales or {}
         ws = [w*scales.get(n, 1.) for n,w in self.items()]
@@ -129,12 +129,12 @@ class _OutputWeights(dict):
 
 # %% ../nbs/52_losses.ipynb #step0001
 class StepLosses:
-    "The losses of one call of `MultiLoss`, by output, with what was labelled"
+    "The losses of one call of `MultiLoss`, by output, with the number of labels"
     def __init__(self, names:tuple, # The outputs' names
                  values:Tensor, # `n`, each output's loss, unweighted, with its graph
-                 counts:Tensor, # `n`, how much was labelled: items, or elements of them
+                 counts:Tensor, # `n`, number of labels: items, or elements of them
                  items:Tensor=None, # `bs,n`, each item's losses, NaN without a label; with `reduction='none'` only
-                 weights:Tensor=None): # `n`, how much each output's loss counts; `None` where all count 1
+                 weights:Tensor=None): # `n`, the weight of each output's loss; `None` if all are 1
         self.names = tuple(names)
         self.values = values
         self.counts = counts
@@ -157,7 +157,7 @@ class StepLosses:
 
     @property
     def labelled(self) -> dict: # By output, 0-d tensors
-        "How much of each output was labelled"
+        "The number of labels of each output"
         return self._by_name(self.counts)
 
     def __repr__(self): return f'StepLosses({self.detached})'
@@ -171,7 +171,7 @@ def own_function(loss, attr):
 
 # %% ../nbs/52_losses.ipynb #5a8e9e88
 def check_losses(losses, named):
-    "Raise an error unless `losses` is a dict by output, of one output where it has no name"
+    "Raise unless `losses` is a dict by output, with one output if it has no name"
     if not hasattr(losses, 'items') or not len(losses):
         raise TypeError(f'`losses` is {losses!r}; pass a dict by output, such as '
                         'dict(label=CrossEntropyLossFlat(), box=BoxLoss()).')
@@ -186,12 +186,12 @@ def check_reduction(v):
 class MultiLoss:
     "The weighted sum of one loss per output, over labelled items"
     def __init__(self, losses:dict, # For each output its loss: one of fastai's, a module, or a function `(pred, targ)`
-                 weights:dict=None, # Weight of each output's loss; 1 where not given
+                 weights:dict=None, # Weight of each output's loss; default 1
                  named:bool=True, # Predictions and targets have names; `False` for one plain target, a tensor
                  reduction:str='mean', # 'mean', 'sum' or 'none' (a value for each item)
-                 activations:dict=None, # By output, where the loss has no `activation`: makes probabilities or values
-                 decoders:dict=None, # By output, where the loss has no `decodes`: decodes these, such as to a class
-                 decisions:dict=None): # By output, decodes in place of the loss, such as at a threshold that is tuned
+                 activations:dict=None, # By output, if the loss has no `activation`: computes probabilities or values
+                 decoders:dict=None, # By output, if the loss has no `decodes`: decodes these, for example to a class
+                 decisions:dict=None): # By output, decodes instead of the loss, for example at a tuned threshold
         check_losses(losses, named)
         self.terms = {n: OutputTerm(n, l) for n,l in losses.items()}
         self.activations = check_keys(dict(activations or {}), self.terms, 'output in `activations`')
@@ -200,7 +200,7 @@ class MultiLoss:
         self.named = named
         self.reduction = reduction
         self.weights = weights
-        self.scales = {}       # by output, what its loss is multiplied by beside its weight; 1 where not given
+        self.scales = {}       # by output, a factor of its loss besides its weight; by default 1
         self.step = None
 
     @property
@@ -234,10 +234,10 @@ class MultiLoss:
         self.step = StepLosses(self.names, values, counts, weights=self.weight_vector(values))
         if self.reduction=='none': return self._each_item(ps, self.by_output(targs, 'targets'))
         self.step.total = self.total(sums if self.reduction=='sum' else values)
-        return self.step.total.clone()    # a copy: adding to it in place leaves the step as it is
+        return self.step.total.clone()    # a copy, so that adding in place does not change the step
 
     def _weighted_targets(self, targs):
-        "Lists of a target and item weights for each output: one list, or two where targets are mixed"
+        "Lists of a target and item weights for each output: one list, or two if targets are mixed"
         w = item_weights(targs)
         mixed = mixture(targs)
         ts = self.by_output(targs, 'targets')
@@ -262,7 +262,7 @@ class MultiLoss:
 
     def total(self, values:Tensor # `...,n`
              ) -> Tensor: # `...`
-        "Weighted sum over the outputs; a weight of 0 leaves out even what is infinite"
+        "Weighted sum over the outputs; with a weight of 0 even infinite losses are ignored"
         w = self.weight_vector(values)
         if w is None: return values.sum(-1)
         if self.weights.has_zero: values = torch.where(w!=0, values, 0.)
@@ -288,7 +288,7 @@ class MultiLoss:
                          'every output needs one of each.')
 
     def activation(self, pred):
-        "Each output's prediction as a person reads it: probabilities, values, boxes"
+        "Each output's prediction after its activation: probabilities, values, boxes"
         return self._map(pred, {n: self.activation_of(n) for n in self.names})
 
     def activation_of(self, name): # An output
@@ -296,7 +296,7 @@ class MultiLoss:
         return own_function(self.funcs[name], 'activation') or self.activations.get(name, noop)
 
     def decodes(self, pred):
-        "What each output says, from what `activation` returned: a class, tags, values"
+        "Each output's decoded prediction, from the result of `activation`: a class, tags, values"
         fs = {n: own_function(f, 'decodes') or self.decoders.get(n, noop) for n,f in self.funcs.items()}
         return self._map(pred, {**fs, **self.decisions})
 
@@ -319,10 +319,10 @@ class MultiLoss:
 
     @property
     def counts(self):
-        "How much was labelled in the last call: items, or elements of them"
+        "The number of labels in the last call: items, or elements of them"
         return {} if self.step is None else self.step.labelled
 
-    def __getattr__(self, k):    # one plain target: as if it were that loss (`y_int`, `axis`, `func`, …)
+    def __getattr__(self, k):    # a single unnamed target: like its loss (`y_int`, `axis`, `func`, …)
         d = self.__dict__
         if k.startswith('__') or d.get('named', True): raise AttributeError(f'MultiLoss has no attribute {k!r}')
         return getattr(first(d['terms'].values()).loss, k)
@@ -365,13 +365,13 @@ def tag_weight(
     values:Tensor, # The training items' tags, `n,tags`, 0 or 1
     most:float=100. # The largest weight
 ) -> Tensor: # A weight for each tag
-    "How much the items with a tag count, so that those with it and those without weigh alike"
+    "The weight of items with a tag, such that items with and without it have the same total weight"
     n = values.sum(0)
     return ((len(values)-n)/n.clamp(min=1)).clamp(max=most)
 
 # %% ../nbs/52_losses.ipynb #9f1f5b3d
 def step_of(learn # A learner
-           ) -> StepLosses: # Or `None` for another loss than a `MultiLoss`
+           ) -> StepLosses: # Or `None` if the loss is not a `MultiLoss`
     "The losses of the last call of the learner's `MultiLoss`"
     lf = getattr(learn, 'loss_func', None)
     return lf.step if isinstance(lf, MultiLoss) else None

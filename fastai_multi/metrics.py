@@ -55,7 +55,7 @@ class _Pool:
 
 # %% ../nbs/53_metrics.ipynb #3d894982
 def _labelled(p, t, m=None):
-    "What the metric `m` reads: the predictions and targets of the labelled rows, and how many these are"
+    "The arguments of the metric `m`: predictions and targets of the labelled rows, and their number"
     rows = labelled_rows(t, m).nonzero()[:,0]
     return take_rows(p, rows),take_rows(t, rows),len(rows)
 
@@ -195,7 +195,7 @@ class _MemberUse:
 
 # %% ../nbs/53_metrics.ipynb #96dba0a6
 def adapter_of(m, # A function `(pred, targ)`, a fastai `Metric`, a `RowMetric` or a torchmetrics metric
-               output:str=None # The output that it judges
+               output:str=None # The output that it measures
               ):
     "The adapter of the metric `m`"
     if isinstance(m, type) and issubclass(m, Metric): m = m()
@@ -214,7 +214,7 @@ def _check_metric(m):
     if makes_metric(m):
         raise TypeError(f'{m.__name__} makes a metric: pass {m.__name__}(), with the parentheses.')
     if callable(m) and not isinstance(m, type): return
-    raise TypeError(f'{m!r} is no metric; pass a function `(pred, targ)`, a fastai `Metric` or a torchmetrics metric '
+    raise TypeError(f'{m!r} is not a metric; pass a function `(pred, targ)`, a fastai `Metric` or a torchmetrics one '
                     '(an object, not its class).')
 
 def makes_metric(m):
@@ -235,7 +235,7 @@ def _metric_name(m):
 # %% ../nbs/53_metrics.ipynb #4bfbf34a
 def metric_direction(m # A metric, or its name (not the column's)
                     ) -> str: # 'max' or 'min'
-    "Which way is better for the metric `m`"
+    "Which direction is better for the metric `m`"
     if hasattr(m, 'direction'): return m.direction
     up = getattr(m, 'higher_is_better', None)
     if up is None and isinstance(m, (AvgMetric,AccumMetric)): up = getattr(m.func, 'higher_is_better', None)
@@ -262,7 +262,7 @@ def _of_output(x, name, pos):
 _plain_errors = (TypeError, AssertionError, IndexError, ValueError, RuntimeError)
 
 def _named_error(e, message):
-    "An error of the plain kind of `e` with another message"
+    "An error of the same built-in type as `e`, with another message"
     return first(c for c in _plain_errors if isinstance(e, c))(message)
 
 # %% ../nbs/53_metrics.ipynb #83b147bb
@@ -275,7 +275,7 @@ class OutputMetric(Metric):
                  name:str=None, # The column's name
                  prep=None, # Applied to predictions and to targets, such as from standardised values to your units
                  pos:int=0, # The output's position, for predictions and targets that have no names
-                 class_weights:Tensor=None): # How much an item counts by its true class, for an output of one class
+                 class_weights:Tensor=None): # Weights by true class, for a category
         store_attr('output,metric,prep,pos,class_weights')
         self.use = adapter_of(metric, output)
         self._name = name or column_name(output, self.use.name)
@@ -306,7 +306,7 @@ class OutputMetric(Metric):
         return self.prep(p),self.prep(t)
 
     def _weights(self, w, t):
-        "How much each row counts: its own weight times that of its class; `None` where all count alike"
+        "The weight of each row: its own weight times that of its class; `None` if all are equal"
         if not self.use.weighs: return None
         if w is not None and num_distrib()>1: w = maybe_gather(w)
         if self.class_weights is None: return w

@@ -34,7 +34,7 @@ class ChangedInput(Callback):
         return self.change(o)
 
 def of_another_item(t):
-    "Each row of a batch takes the place of the next one"
+    "Move each row of a batch to the next position"
     return t.roll(1, 0)
 
 # %% ../nbs/85_modality.ipynb #66e368b9
@@ -59,7 +59,7 @@ class ModalityCheck:
         return pd.DataFrame(rows).set_index(['output','input','change'])
 
     def _gain(self, output, name, change):
-        "How much better the output is with the input: low end, mean and high end"
+        "How much better the output is with the input: low end, mean and high end of the interval"
         r = self.table.loc[(output,name,change)]
         ends = [r.low, r.difference, r.high]
         if self.plain[output].higher_is_better: return [-e for e in ends[::-1]]
@@ -74,7 +74,7 @@ class ModalityCheck:
     def _inputs(self): return list(dict.fromkeys(n for n,_ in self.changed))
 
     def sentences(self) -> list:
-        "What the table says, in words"
+        "Describe the table in sentences"
         return [self._sentence(o, n) for o in self.plain.keys() for n in self._inputs]
 
     def _sentence(self, output, name):
@@ -110,7 +110,7 @@ class ModalityCheck:
 def check_has_inputs(learn):
     "Raise unless the learner has several inputs"
     if len(learn.input_parts)>1: return
-    raise ValueError(f'`modality_check` compares inputs, and this learner has one: {list(learn.input_parts)}.')
+    raise ValueError(f'`modality_check` compares inputs, but this learner has one: {list(learn.input_parts)}.')
 
 def modality_check(
     learn:MultiLearner, # Trained, with several inputs
@@ -118,7 +118,7 @@ def modality_check(
     dl=None, # A loader with labels
     seed:int=42 # Seed of the shuffle
 ) -> ModalityCheck:
-    "Compare predictions with all inputs to predictions with each input absent or shuffled"
+    "Compare predictions with all inputs and with each input absent or shuffled"
     check_is_multi(learn)
     check_has_inputs(learn)
     dl = ifnone(dl, learn.dls[ds_idx])

@@ -22,12 +22,12 @@ class PicturePairs(NamedTuple):
     false: list        # The classes of the boxes that overlap no object
 
 def pair_objects(
-    boxes:Tensor, # Predicted boxes `n,4`, the surest first
+    boxes:Tensor, # Predicted boxes `n,4`, the most confident first
     labels:list, # Their classes, `n`
     true_boxes:Tensor, # True boxes `m,4`
     true_labels:list, # Their classes, `m`
-    excused:Tensor=None, # Boxes `e,4` of crowds and of objects of unknown class: a box inside one is no mistake
-    least:float=0.5 # The least overlap (IoU)
+    excused:Tensor=None, # Boxes `e,4` of crowds and of objects of unknown class: a box inside one is not a mistake
+    least:float=0.5 # Minimum overlap (IoU)
 ) -> PicturePairs:
     "Pair predicted with true objects: first within a class, then the rest of any class"
     own = match_boxes(boxes, labels, true_boxes, true_labels, least)
@@ -56,7 +56,7 @@ class ObjectsInterpretation(OutputInterpretation, task=ObjectsTask):
     "Interpret predicted objects: found, missed, false and confused"
     score_name = 'F1 of objects'
     higher_is_better = True
-    resampled = False          # mean average precision takes long
+    resampled = False          # mean average precision is slow
     least = 0.5                # Minimum IoU of a pair
 
     @property

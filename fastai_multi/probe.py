@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['hopeless_rate', 'FrozenFeatures', 'stored', 'ProbeOutput', 'ProbeResult', 'input_shares', 'trained_inputs',
            'can_probe', 'fitted_outputs', 'heads_are_new', 'WideFit', 'gain_of', 'distances', 'numbers_of', 'zero_last',
-           'fit_probe', 'check_can_probe', 'FrozenBatchNorm', 'EpochZero', 'usual_rate', 'few_steps', 'copied_model',
-           'beside_baselines', 'scores_of_probe']
+           'fit_probe', 'check_can_probe', 'FrozenBatchNorm', 'NoStep', 'EpochZero', 'usual_rate', 'few_steps',
+           'copied_model', 'beside_baselines', 'scores_of_probe']
 
 # %% ../nbs/74_probe.ipynb #a440b002
 from fastai.basics import *
@@ -292,6 +292,10 @@ class FrozenBatchNorm(Callback):
                 if isinstance(layer, _BatchNorm): layer.eval()
 
 # %% ../nbs/74_probe.ipynb #b5400012
+class NoStep(float):
+    "A training loss before the first step: not a number, and an empty cell of the epoch table"
+    def __format__(self, spec): return ''
+
 class EpochZero(Callback):
     "Show the scores before the first step as epoch 0 of the epoch table, and keep them as `learn.probe_scores`"
     order = 70    # when tables and bars are there
@@ -300,10 +304,11 @@ class EpochZero(Callback):
         self.learn.epoch = 0
         recorder.before_epoch()
         recorder.smooth_loss.reset()
-        recorder.log += [math.nan]*self._n_train_columns()
+        recorder.log += [NoStep(math.nan)]*self._n_train_columns()
         self.learn._do_epoch_validate()
         if len(self.dls.loaders)>1 and len(self.dls.valid): self._note_scores()
         recorder.after_epoch()
+        recorder.values[-1] = recorder.values[-1].map(float)    # in files and curves it is a plain number
 
     def _note_scores(self):
         names = ['valid_loss', *self.learn.metrics.attrgot('name')]

@@ -45,7 +45,7 @@ def layers_within(model, parameters):
     return list(dict.fromkeys(res))
 
 class HoldStill(Callback):
-    "Parts that are frozen by name stay so in a training, and their batch norms keep their statistics"
+    "Keep parts frozen by name during training, and keep the statistics of their batch norms"
     run_after = TrainEvalCallback
     def before_fit(self): self.learn.freeze_held()
     def before_train(self):
@@ -55,19 +55,19 @@ class HoldStill(Callback):
 
 # %% ../nbs/76_rates.ipynb #19f3a4aa
 def group_rates(lr, n):
-    "`lr` for each of `n` groups, as fastai's optimizers read it"
+    "`lr` for each of `n` groups, as fastai's optimizers expect it"
     if not isinstance(lr, slice): return list(lr) if is_listy(lr) else [lr]*n
     if lr.start: return list(even_mults(lr.start, lr.stop, n))
     return [lr.stop/10]*(n-1) + [lr.stop]
 
 class PartGroup(NamedTuple):
-    "A parameter group: the number of the usual group that it is from, its label, its parameters"
+    "A parameter group: the number of the usual group that it comes from, its label, its parameters"
     base: int
     label: str
     parameters: list
 
 class PartSplit:
-    "A splitter for a `Learner`: the usual groups, and in each a group for each named part"
+    "A splitter for a `Learner`: the usual groups, each divided into a group for each named part"
     def __init__(self, names): # Outputs, inputs, or 'trunk'
         self.names = tuple(names)
     def groups(self, model) -> list: # Of `PartGroup`s
@@ -98,7 +98,7 @@ class PartSplit:
 
 # %% ../nbs/76_rates.ipynb #fh760002
 def rate_text(lr): # A number, a slice, or several numbers
-    "Learning rates as they were given"
+    "Format learning rates as they were passed"
     if isinstance(lr, slice):
         if lr.start is None: return f'slice({lr.stop:g})'
         return f'slice({lr.start:g}, {lr.stop:g})'
@@ -122,7 +122,7 @@ def check_rates(lrs, model):
 
 # %% ../nbs/76_rates.ipynb #1ad61681
 def count_params(params):
-    "How many numbers are in `params`"
+    "The number of elements in `params`"
     return sum(p.numel() for p in params)
 
 class PartsLearner(Learner):
@@ -161,14 +161,14 @@ class PartsLearner(Learner):
         return self.splitter.rates(self.plain_model, lr, lrs)
 
     def _split_by(self, names):
-        "Give the named parts groups of their own; what is frozen stays so"
+        "Give the named parts their own groups; frozen parts stay frozen"
         n = 0 if self.opt is None else self._frozen_base()
         self.splitter = PartSplit(names)
         self.create_opt()
         self.freeze_to(n)
 
     def _frozen_base(self):
-        "The number of the usual group that is the first to be trained"
+        "The number of the first usual group that is trained"
         if self.opt is None: return 0
         n = self.opt.frozen_idx
         if not isinstance(self.splitter, PartSplit): return n
@@ -186,7 +186,7 @@ class PartsLearner(Learner):
     def summary_groups(self,
         lr=None # Learning rates as for `fit`; `None`: those of the last fit, or the learner's own
     ) -> pd.DataFrame: # A row by group: `group`, `parameters`, `trainable`, `lr`
-        "List the optimizer's parameter groups: their size, how much of it is trained, and the learning rate"
+        "List the optimizer's parameter groups: size, number of trained parameters, and learning rate"
         groups = [list(g) for g in L(self.splitter(self.model))]
         names = [f'group {i+1}' for i in range(len(groups))]
         if self.splitter is split_params: names = list(self.plain_model.named_groups())

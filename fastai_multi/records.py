@@ -16,23 +16,23 @@ from .core import *
 from .registry import *
 
 # %% ../nbs/77e_records.ipynb #81cee0c9
-left_out = ('dataloaders',)    # what fastai makes again
-hub_names = ('name_or_path', '_name_or_path', 'base_model_name_or_path')    # where transformers read a model
+left_out = ('dataloaders',)    # what fastai creates again
+hub_names = ('name_or_path', '_name_or_path', 'base_model_name_or_path')    # where transformers loaded a model from
 plain_types = (str, int, bool, type(None))
 empty_module = vars(nn.Module())
 
 def is_default(k, v):
-    "Whether the attribute `k` of a module is as in an empty one"
+    "Whether the attribute `k` of a module is the same as in an empty one"
     if k not in empty_module: return False
     return type(v)==type(empty_module[k]) and (v is empty_module[k] or v==empty_module[k]) and not torch.is_tensor(v)
 
 def without_folder(k, v): # The name and the value of an attribute
-    "The value; where it is the folder that a model was read from, the last part of its name"
+    "The value; only the last part if it is the folder of a model"
     if k in hub_names and isinstance(v, str) and Path(v).is_absolute(): return Path(v).name
     return v
 
 def state_of(o): # An object
-    "The attributes of an object, as a record keeps them"
+    "The attributes of an object, as a record stores them"
     if type(o).__getstate__ is not object.__getstate__: res = o.__getstate__()
     else: res = getattr(o, '__dict__', {})
     res = {k: without_folder(k, v) for k,v in res.items() if k not in left_out and not k.startswith('__')}
@@ -43,19 +43,19 @@ def state_of(o): # An object
     return res
 
 def functions_of(tfm): # A `Transform` that was made of functions
-    "The functions that a transform was made of"
+    "The functions that a transform was created from"
     for f,*_ in [*tfm.encodes._pending, *tfm.encodes._resolved]:
         if f.__name__==tfm.name and f.__closure__: f = f.__closure__[0].cell_contents    # fasttransform wraps methods
         yield f
 
 class RecordWriter:
-    "Writes objects as plain data; tensors are collected in `tensors`, by path; files below `root` lose it"
+    "Writes objects as plain data, and tensors to `tensors` by path; paths below `root` become relative"
     def __init__(self, root=None):
         self.root = root
         self.tensors = {}
         self.numbers = {}    # by `id`, of objects that have been written
-        self.kept = []       # so that no `id` is used twice
-        self.again = set()   # numbers of those that occur again
+        self.kept = []       # keeps objects alive, so that no `id` is used twice
+        self.again = set()   # numbers of objects that occur again
 
     def record(self, o, path:str=''): # Any object; where it is
         "`o` as plain data"
@@ -77,14 +77,14 @@ class RecordWriter:
         return {'is': 'float', 'value': str(v)}
 
     def numbered(self, o, write, path):
-        "What `write` makes of `o`, with a number"
+        "The result of `write` for `o`, with a number"
         n = len(self.numbers)
         self.numbers[id(o)] = n
         self.kept.append(o)
         return dict(write(o, path), number=n)
 
     def name(self, o, path):
-        "The name of a class or function; raise if no bundle may name it"
+        "The name of a class or function; raise if a bundle may not contain it"
         if isinstance(o, type) and issubclass(o, Named) and ':' in o.__name__:
             return dict(base=self.name(named_base(o), path), names=list(Named.keys(o)))
         if inspect.isbuiltin(o): o = getattr(o, '__wrapped__', o)
@@ -137,10 +137,10 @@ class RecordWriter:
 
     def table(self, o, path):
         "A table without rows; a bundle holds no data"
-        if len(o): raise ValueError(f'A bundle holds no data, and there is a table of {len(o)} rows at {path}.')
+        if len(o): raise ValueError(f'A bundle holds no data, but there is a table of {len(o)} rows at {path}.')
         return {'is': 'table', 'items': list(o.columns)}
     def transform(self, o, path):
-        "A `Transform` that was made of functions"
+        "A `Transform` that was created from functions"
         functions = [self.record(f, path) for f in functions_of(o)]
         return {'is': 'transform', 'items': functions, 'split_idx': o.split_idx, 'order': self.record(o.order)}
 
@@ -150,11 +150,11 @@ class RecordWriter:
         state = state_of(o)
         return {'is': 'object', 'of': of, 'state': {k: self.record(v, self.step(o, path, k)) for k,v in state.items()}}
     def step(self, o, path, k):
-        "The path to the attribute `k`: parameters and modules of a module have the path that PyTorch names them by"
+        "The path to the attribute `k`; parameters and submodules have PyTorch's names"
         if isinstance(o, nn.Module) and k in ('_parameters', '_buffers', '_modules'): return path
         return f'{path}.{k}'
 
-    # What writes what; the first that accepts
+    # The writers by type; the first that matches is used
     writers = ((lambda o: isinstance(o, Tensor), 'shared_tensor'), (lambda o: isinstance(o, np.ndarray), 'array'),
                (lambda o: isinstance(o, Named), 'named'), (lambda o: isinstance(o, tuple), 'sequence'),
                (lambda o: type(o) in (list,set), 'shared_sequence'), (lambda o: isinstance(o, dict), 'shared_mapping'),
@@ -173,18 +173,18 @@ class RecordWriter:
     def shared_mapping(self, o, path): return self.numbered(o, self.mapping, path)
 
 def named_base(cls): # `Outputs:kind,box`
-    "The class whose names `cls` has: `Outputs`"
+    "The named-tuple class that `cls` belongs to: `Outputs`"
     return first(c for c in cls.__mro__ if issubclass(c, Named) and ':' not in c.__name__)
 
 def recorded(o, # Any object
-    root=None # The folder of the data; a record holds paths below it without it
+    root=None # The folder of the data; a record stores paths below it relative to it
 ) -> tuple: # Plain data, and tensors by name
     "An object of registered classes as a record"
     writer = RecordWriter(root)
     return without_numbers(writer.record(o), writer.again), writer.tensors
 
-def without_numbers(o, kept): # A record; the numbers that are read again
-    "The record without the numbers that nothing refers to"
+def without_numbers(o, kept): # A record; the numbers that are referred to
+    "Remove the numbers that nothing refers to from a record"
     if isinstance(o, list): return [without_numbers(v, kept) for v in o]
     if not isinstance(o, dict): return o
     if o.get('is')!='seen' and 'number' in o and o['number'] not in kept: o = {k: v for k,v in o.items() if k!='number'}
@@ -194,12 +194,12 @@ def without_numbers(o, kept): # A record; the numbers that are read again
 def check_record(is_right, path, what):
     "Raise unless a record has the right form"
     if is_right: return
-    raise ValueError(f'The bundle is not in order at {path.strip(".") or "its top"}: {what}. It was changed, or '
+    raise ValueError(f'The bundle is not valid at {path.strip(".") or "its top"}: {what}. It was changed, or '
                      'another program wrote it: get a fresh copy.')
 
 def put_plain_state(o, state): # An object without attributes; what `state_of` gave
-    "Give an object its attributes"
-    for k in state: check_record(not k.startswith('__'), k, 'it is no attribute of an object')
+    "Set the attributes of an object"
+    for k in state: check_record(not k.startswith('__'), k, 'it is not an attribute of an object')
     if isinstance(o, nn.Module):
         for k,v in vars(nn.Module()).items(): state.setdefault(k, v)
     if hasattr(type(o), '__setstate__'): o.__setstate__(state)
@@ -207,7 +207,7 @@ def put_plain_state(o, state): # An object without attributes; what `state_of` g
         for k,v in state.items(): object.__setattr__(o, k, v)
 
 class RecordReader:
-    "Makes the objects of a record; `tensors` by key; `root` is the folder of the data here"
+    "Reads the objects of a record; `tensors` by key; `root` is the folder of the data here"
     def __init__(self, tensors, root='.'):
         self.tensors = tensors
         self.root = Path(root)
@@ -216,9 +216,9 @@ class RecordReader:
     def read(self, r, path=''): # A record; where it is
         "The object of a record"
         if r is None or isinstance(r, (str,int,float,bool)): return r
-        check_record(isinstance(r, dict) and isinstance(r.get('is'), str), path, f'{short_repr(r)} is no record')
+        check_record(isinstance(r, dict) and isinstance(r.get('is'), str), path, f'{short_repr(r)} is not a record')
         read = self.readers.get(r['is'])
-        check_record(read is not None, path, f'{r["is"]!r} is no kind of record')
+        check_record(read is not None, path, f'{r["is"]!r} is not a kind of record')
         try: return self.keep(r, getattr(self, read)(r, path))
         except (KeyError, TypeError, AttributeError, IndexError) as e:
             check_record(False, path, f'{type(e).__name__}: {one_line(e)}')
@@ -228,7 +228,7 @@ class RecordReader:
         return o
 
     def items(self, r, path):
-        check_record(isinstance(r['items'], list), path, 'its items are no list')
+        check_record(isinstance(r['items'], list), path, 'its items are not a list')
         return [self.read(v, f'{path}.{i}') for i,v in enumerate(r['items'])]
 
     def named_class(self, of, path):
@@ -249,7 +249,7 @@ class RecordReader:
                      f'{r["shape"]} and {r["dtype"]}')
         cls = Tensor
         if 'of' in r: cls = self.named_class(r['of'], path)
-        check_record(issubclass(cls, Tensor), path, f'{cls.__name__} is no tensor')
+        check_record(issubclass(cls, Tensor), path, f'{cls.__name__} is not a tensor')
         if issubclass(cls, nn.Parameter): return cls(t, requires_grad=bool(r.get('grad')))
         return t.as_subclass(cls).requires_grad_(bool(r.get('grad')))
     def array(self, r, path):
@@ -265,7 +265,7 @@ class RecordReader:
         items = self.items(r, path)
         if 'of' not in r: return tuple(items)
         cls = self.named_class(r['of'], path)
-        check_record(issubclass(cls, tuple), path, f'{cls.__name__} is no tuple')
+        check_record(issubclass(cls, tuple), path, f'{cls.__name__} is not a tuple')
         return tuple.__new__(cls, items)
     def set(self, r, path): return set(self.items(r, path))
     def named(self, r, path):
@@ -275,7 +275,7 @@ class RecordReader:
     def mapping(self, r, path):
         cls = dict
         if 'of' in r: cls = self.named_class(r['of'], path)
-        check_record(issubclass(cls, dict), path, f'{cls.__name__} is no dict')
+        check_record(issubclass(cls, dict), path, f'{cls.__name__} is not a dict')
         res = self.keep(r, cls.__new__(cls))
         put_plain_state(res, {k: self.read(v, f'{path}.{k}') for k,v in r.get('state', {}).items()})
         put = dict.__setitem__
@@ -287,7 +287,7 @@ class RecordReader:
         check_reference(res, path)
         return res
     def method(self, r, path):
-        check_record(r['name'] in known_methods, path, f'{r["name"]!r} is no method that a bundle may name')
+        check_record(r['name'] in known_methods, path, f'{r["name"]!r} is not a method that a bundle may name')
         return getattr(self.read(r['self'], path), r['name'])
     def partial(self, r, path):
         func,args,keywords = self.items(r, path)
@@ -299,7 +299,7 @@ class RecordReader:
     def device(self, r, path): return torch.device('cpu')
     def dtype(self, r, path):
         res = getattr(torch, r['value'])
-        check_record(isinstance(res, torch.dtype), path, f'{r["value"]!r} is no type of numbers')
+        check_record(isinstance(res, torch.dtype), path, f'{r["value"]!r} is not a numeric type')
         return res
     def cut(self, r, path): return slice(*self.items(r, path))
     def fresh(self, r, path): return random.Random()
@@ -310,14 +310,14 @@ class RecordReader:
         return Transform(functions, split_idx=r['split_idx'], order=self.read(r['order'], path))
     def enum(self, r, path):
         cls = self.named_class(r['of'], path)
-        check_record(isinstance(cls, type) and issubclass(cls, Enum), path, f'{r["of"]} is no list of choices')
+        check_record(isinstance(cls, type) and issubclass(cls, Enum), path, f'{r["of"]} is not a list of choices')
         return cls[r['name']]
     def tokenizer(self, r, path):
         from tokenizers import Tokenizer
         return Tokenizer.from_str(r['json'])
     def instance(self, r, path):
         cls = self.named_class(r['of'], path)
-        check_record(isinstance(cls, type), path, f'{r["of"]} is no class')
+        check_record(isinstance(cls, type), path, f'{r["of"]} is not a class')
         res = self.keep(r, object.__new__(cls))
         put_plain_state(res, {k: self.read(v, f'{path}.{k}') for k,v in r['state'].items()})
         return res
@@ -328,6 +328,6 @@ class RecordReader:
                    enum='enum', table='table', transform='transform', tokenizer='tokenizer', object='instance')
 
 def from_record(record, tensors:dict, root='.'): # What `recorded` gave; the folder of the data here
-    "The object of a record; raise for a name outside the registry, and for what is not in order"
+    "The object of a record; raise for a name outside the registry, and for an invalid record"
     try: return RecordReader(tensors, root).read(record)
     except RecursionError: check_record(False, '', 'it is nested too deeply')

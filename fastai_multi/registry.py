@@ -32,7 +32,7 @@ known_names |= {'pathlib:Path', 'pathlib:PosixPath', 'numpy:ndarray', 'torch:Ten
                 'fastcore.foundation:L', 'fastcore.basics:fastuple',
                 'fastcore.imports:noop', 'fastai.imports:noop', 'fastcore.basics:noop', 'collections:OrderedDict',
                 'collections:defaultdict', 'pandas.core.frame:DataFrame', 'torch.nn.parameter:Parameter'}
-# Classes below these hold the settings of a model of Hugging Face, or of what LoRA adds to it
+# Subclasses of these hold the settings of a Hugging Face model or of LoRA
 settings_classes = {'transformers.configuration_utils:PreTrainedConfig', 'peft.config:PeftConfigMixin',
                     'transformers.configuration_utils:PretrainedConfig', 'peft.tuners.lora.config:LoraRuntimeConfig'}
 # Functions that only compute
@@ -40,8 +40,8 @@ known_functions = {'fastai_multi.data.text:split_words', 'fastai.vision.augment:
                    'fastai.vision.augment:zoom_mat', 'fastai.vision.augment:flip_mat', 'fastai.data.load:_wif',
                    'fastai.vision.augment:TensorImage.lighting', 'fastai.vision.augment:dihedral_mat',
                    'torch.nn.functional:relu', 'torch.nn.functional:gelu', 'torch.nn.functional:silu',
-                   'torch._C._nn:gelu'}    # as PyTorch itself calls it
-# Methods that may stand as a value, on any registered class or object
+                   'torch._C._nn:gelu'}    # PyTorch's own name for it
+# Methods that may be used as a value, on any registered class or object
 known_methods = ('create', 'activation', 'decodes', '_do_nothing')
 
 _registered = {}
@@ -68,17 +68,17 @@ def refuse_registration(o):
 def is_in(module, prefixes): return any(module==p or module.startswith(f'{p}.') for p in prefixes)
 
 def is_known(name:str) -> bool: # 'module:name'
-    "Whether the registry may hold this name; its module need not be imported yet"
+    "Whether the registry may contain this name; its module does not have to be imported yet"
     module,_,_ = name.partition(':')
     if name in _registered or name in known_names or name in known_functions: return True
     return is_in(module, layer_modules) or is_in(module, data_modules)
 
 def holds_settings(o): # A class
-    "Whether a class holds the settings of a model, and nothing that runs"
+    "Whether a class only holds the settings of a model"
     return any(name_of(c) in settings_classes for c in o.__mro__)
 
 def check_known(name, o, where):
-    "Raise unless the class or function `o` may stand in a record under `name`"
+    "Raise unless a record may contain the class or function `o` under `name`"
     if name in _registered or name in known_names or name in known_functions: return
     module = name.partition(':')[0]
     is_layer = isinstance(o, type) and issubclass(o, (nn.Module, Enum)) and is_in(module, layer_modules)
@@ -88,7 +88,7 @@ def check_known(name, o, where):
     refuse_name(name, where)
 
 def check_reference(o, where):
-    "Raise for a class that may be made in a record, and may not stand there as a value, which something could call"
+    "Raise for a class that a record may instantiate but not use as a value, because something could call it"
     if not isinstance(o, type): return
     is_type = issubclass(o, (Tensor, tuple, Image.Image, nn.Module, Transform, type(absent)))
     if is_type or name_of(o) in known_names or name_of(o) in _registered or o is type(None): return
@@ -100,12 +100,12 @@ class NotInRegistry(ValueError):
 def refuse_name(name, where=''):
     if where: where = f' at {where}'
     label = name.partition(':')[2].rpartition('.')[2]
-    raise NotInRegistry(f'{name!r}{where} is not in the registry of what a bundle may name. If it is yours, call '
+    raise NotInRegistry(f'{name!r}{where} is not in the registry of what a bundle may contain. If it is yours, call '
                         f'register_part({label}) before you save and before you load, in a module that both programs '
-                        'import; learn.export() keeps it as a pickle.')
+                        'import. Or use learn.export(), which writes a pickle.')
 
-def named_object(name, where=''): # 'module:name'; where the record names it
-    "The class or function with this name, if the registry holds it"
+def named_object(name, where=''): # 'module:name'; its place in the record
+    "The class or function with this name, if the registry contains it"
     if not isinstance(name, str) or name.count(':')!=1 or not is_known(name): refuse_name(str(name), where)
     if name in _registered: return _registered[name]
     module,_,path = name.partition(':')
@@ -120,5 +120,5 @@ def named_object(name, where=''): # 'module:name'; where the record names it
     return res
 
 def refuse_absent(name, e):
-    raise ValueError(f'The bundle needs {name!r}, and the packages here do not have it ({type(e).__name__}: {e}): '
+    raise ValueError(f'The bundle needs {name!r}, but the installed packages do not have it ({type(e).__name__}: {e}): '
                      'install the versions that its README.md lists.') from e

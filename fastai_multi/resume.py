@@ -10,7 +10,7 @@ __all__ = ['callback_state', 'put_callback_state', 'random_state', 'put_random_s
 # %% ../nbs/77f_resume.ipynb #cd24be82
 from fastai.basics import *
 from fastai.learner import Learner
-import fastai.callback.schedule    # gives `Learner` its `fit_one_cycle`
+import fastai.callback.schedule    # adds `fit_one_cycle` to `Learner`
 from fastcore.meta import delegates
 import hashlib, random
 from .core import *
@@ -19,24 +19,24 @@ from .state import *
 
 # %% ../nbs/77f_resume.ipynb #2864bf8e
 def callback_state(cb:Callback) -> dict: # Plain data
-    "What a callback has learned: its `state_dict()` where its class has one, else its plain attributes"
+    "The state of a callback: its `state_dict()` if its class has one, else its plain attributes"
     if hasattr(type(cb), 'state_dict'): return cb.state_dict()
     return {k: v for k,v in vars(cb).items() if k!='learn' and is_plain(v)}
 
-def put_callback_state(cb:Callback, state:dict): # What `callback_state` gave
-    "Give a callback what it had learned"
+def put_callback_state(cb:Callback, state:dict): # From `callback_state`
+    "Restore the state of a callback"
     if hasattr(type(cb), 'load_state_dict'): cb.load_state_dict(state)
     else: vars(cb).update(state)
 
 # %% ../nbs/77f_resume.ipynb #3b8a1340
 def random_state(dls) -> dict: # `DataLoaders`; plain data
-    "The state of all generators of random numbers"
+    "The state of all random number generators"
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return dict(python=random.getstate(), numpy=np.random.get_state(), torch=torch.get_rng_state(), cuda=cuda,
                 loaders=[dl.rng.getstate() for dl in dls.loaders])
 
-def put_random_state(dls, state:dict): # What `random_state` gave
-    "Go on with the random numbers that were to come"
+def put_random_state(dls, state:dict): # From `random_state`
+    "Restore the state of all random number generators"
     random.setstate(state['python'])
     np.random.set_state(state['numpy'])
     torch.set_rng_state(state['torch'].cpu())
@@ -44,15 +44,15 @@ def put_random_state(dls, state:dict): # What `random_state` gave
     for dl,s in zip(dls.loaders, state['loaders']): dl.rng.setstate(s)
 
 # %% ../nbs/77f_resume.ipynb #a9ee5ec4
-def items_digest(items) -> str: # Items of a split; empty where they have no text of their own
-    "A digest of which items these are and of their order: rows of a table by its index, files and texts by themselves"
+def items_digest(items) -> str: # Items of a split; '' if they have no stable text
+    "A digest of the items and their order: rows of a table by its index, files and texts by themselves"
     if isinstance(items, pd.DataFrame): items = items.index
     texts = [str(o) for o in items if isinstance(o, (str, Path, int, np.integer))]
     if not texts: return ''
     return hashlib.sha256('\n'.join(texts).encode()).hexdigest()[:16]
 
 def schedule_of(cbs) -> list: # Callbacks; numbers
-    "What schedules among the callbacks do, at the start, the middle and the end"
+    "The values of the scheduled hyperparameters at the start, the middle and the end"
     res = []
     for cb in cbs:
         for f in getattr(cb, 'scheds', {}).values():
@@ -60,12 +60,12 @@ def schedule_of(cbs) -> list: # Callbacks; numbers
     return res
 
 def learning_callbacks(learn) -> list:
-    "The callbacks of a fit in their order, but for those that only show how it goes, and `Resume`"
+    "The callbacks of a fit in order, without `Resume` and those that only display progress"
     cbs = [cb for cb in learn.cbs.sorted('order') if type(cb).__module__!='fastai.callback.progress']
     return [cb for cb in cbs if type(cb).__name__!='Resume']
 
-def training_facts(learn) -> dict: # By what a reader calls it
-    "What a training is: it goes on only if nothing of this has changed"
+def training_facts(learn) -> dict: # By a readable name
+    "What identifies a training: it can only be resumed if none of this has changed"
     train = learn.dls.train
     return dict(epochs=learn.n_epoch, parameters=parameter_names(learn.model, learn.opt),
                 optimizer=type(learn.opt).__name__, callbacks=[type(cb).__name__ for cb in learning_callbacks(learn)],
@@ -85,36 +85,36 @@ def check_same_training(saved:dict, now:dict, file):
     said = ', '.join(_what[name] for name in changed)
     values = ''
     if changed[0] in ('epochs','optimizer','callbacks','batches','bs'):
-        values = f' It had {saved[changed[0]]}, and here is {now[changed[0]]}.'
-    raise ValueError(f'{str(file)!r} is of another training: different are {said}.{values} Make the learner anew as it '
-                     'was made then and give the same arguments; or delete the file to begin from the start.')
+        values = f' It had {saved[changed[0]]}, and this one has {now[changed[0]]}.'
+    raise ValueError(f'{str(file)!r} is from a different training; these differ: {said}.{values} Create the learner as '
+                     'before and pass the same arguments, or delete the file to start again.')
 
 # %% ../nbs/77f_resume.ipynb #16f3b249
 _format = 1
 
 def fit_state(learn) -> dict: # Plain data
-    "All that the epochs to come depend on"
+    "Everything that later epochs depend on"
     scaler = getattr(learn, 'scaler', None)
     return dict(model=get_model(learn.model).state_dict(), opt=learn.opt.state_dict(),
                 random=random_state(learn.dls), smooth=dict(vars(learn.recorder.smooth_loss)),
                 callbacks=[callback_state(cb) for cb in learning_callbacks(learn)],
                 steps=learn.train_iter, scaler=None if scaler is None else scaler.state_dict())
 
-def put_fit_state(learn, state:dict): # What `fit_state` gave
-    "Go on from a state"
+def put_fit_state(learn, state:dict): # From `fit_state`
+    "Restore a state"
     get_model(learn.model).load_state_dict(state['model'])
     cbs = learning_callbacks(learn)
     for cb,s in zip(cbs, state['callbacks']): put_callback_state(cb, s)
     learn.opt.load_state_dict(state['opt'])
     for cb in cbs:
-        if isinstance(cb, Balancer): cb.join(learn.opt)      # what it has learned is in the optimizer's state
+        if isinstance(cb, Balancer): cb.join(learn.opt)      # its state is in the optimizer's
     vars(learn.recorder.smooth_loss).update(state['smooth'])
     learn.train_iter = state['steps']
     if state['scaler'] is not None: learn.scaler.load_state_dict(state['scaler'])
     put_random_state(learn.dls, state['random'])
 
 def start_bars(learn):
-    "Let progress bars begin at 0: fastai's count the time from there"
+    "Start progress bars at 0, because fastai's measure the time from there"
     for cb in learn.cbs:
         bar = vars(cb).get('mbar')
         if bar is not None: bar.update(0)
@@ -129,7 +129,7 @@ class Resume(Callback):
     ):
         self.file = file
         self.fits = fits
-        self.now = 0                                         # which of the fits
+        self.now = 0                                         # index of the current fit
 
     @property
     def at(self) -> Path:
@@ -154,7 +154,7 @@ class Resume(Callback):
     def _go_on(self, saved):
         check_resume_file(saved, self.at)
         if saved['fit']<self.now: return
-        if saved['fit']>self.now:                            # this fit was over
+        if saved['fit']>self.now:                            # this fit was already complete
             self.learn.first_epoch = self.n_epoch
             return
         check_same_training(saved['facts'], self.facts, self.at)
@@ -163,7 +163,7 @@ class Resume(Callback):
         self.learn.first_epoch = saved['epochs']
         self.rows = saved['rows']
         if self.learn.logger is noop: return
-        print(f'Goes on after {saved["epochs"]} of {self.n_epoch} epochs, from {self.at.name}')
+        print(f'Resuming after {saved["epochs"]} of {self.n_epoch} epochs, from {self.at.name}')
         for row in self.rows: self.learn.logger(row)
 
     def after_cancel_epoch(self): self.learn.is_whole_epoch = True
@@ -189,36 +189,36 @@ class Resume(Callback):
         if self.is_over and self.now==self.fits: self.at.unlink(missing_ok=True)
 
 def check_can_resume(learn):
-    "Raise unless the fit of a learner can begin at a later epoch, with the same random numbers"
+    "Raise unless the fit of a learner can start at a later epoch with the same random numbers"
     if not isinstance(learn, Resuming):
         raise TypeError(f'Resume needs a MultiLearner, and this is a {type(learn).__name__}: multi_learner(dls, …).')
     if any(getattr(dl.fake_l, 'persistent_workers', False) for dl in learn.dls.loaders):
-        raise ValueError('A loader has persistent_workers=True, whose random numbers nobody can read. Make the loaders '
+        raise ValueError('A loader has persistent_workers=True, whose random state cannot be read. Create the loaders '
                          'with persistent_workers=False, or train without `resume`.')
 
 def check_resume_file(saved, file):
     "Raise unless `Resume` of this version wrote `file`"
     version = saved.get('version') if isinstance(saved, dict) else None
     if version==_format and 'fit' in saved: return
-    raise ValueError(f'{str(file)!r} is no file that `resume` of this version can read. Delete it to begin from the '
-                     'start, or name another file: resume="name".')
+    raise ValueError(f'{str(file)!r} is not a file that `resume` of this version can read. Delete it to start '
+                     'again, or name another file: resume="name".')
 
 # %% ../nbs/77f_resume.ipynb #5f3c53ef
 def as_resume(resume, fits=1): # `False`, `True`, the name of a file, or a `Resume`; how many fits the training has
-    "A `Resume`, or `False` if none is wanted"
+    "A `Resume`, or `False`"
     if resume is False or isinstance(resume, Resume): return resume
     if resume is True: return Resume(fits=fits)
     if isinstance(resume, (str,Path)): return Resume(resume, fits)
     raise TypeError(f'`resume` is {resume!r}; pass True, or the name of a file.')
 
 def resumed(cbs, resume) -> L: # Callbacks of a call; what `as_resume` takes
-    "`cbs` with a `Resume`, if it is wanted"
+    "`cbs` with a `Resume`, if requested"
     resume = as_resume(resume)
     if resume is False: return L(cbs)
     return L(cbs)+resume
 
 class Resuming:
-    "The fits of a learner, which can go on after an interruption"
+    "A learner whose fits can resume after an interruption"
     first_epoch = 0
     is_whole_epoch = False
 
@@ -235,7 +235,7 @@ class Resuming:
     def fit(self, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0,
         resume=False # Resume an interrupted call after its last complete epoch; or the name of the file to use
     ):
-        "As `Learner.fit`"
+        "Like `Learner.fit`"
         super().fit(n_epoch, lr, wd, resumed(cbs, resume), reset_opt, start_epoch)
 
     @delegates(Learner.fit_one_cycle)
@@ -243,7 +243,7 @@ class Resuming:
         resume=False, # Resume an interrupted call after its last complete epoch; or the name of the file to use
         **kwargs
     ):
-        "As `Learner.fit_one_cycle`"
+        "Like `Learner.fit_one_cycle`"
         super().fit_one_cycle(n_epoch, *args, cbs=resumed(cbs, resume), **kwargs)
 
     @delegates(Learner.fit_flat_cos)
@@ -251,5 +251,5 @@ class Resuming:
         resume=False, # Resume an interrupted call after its last complete epoch; or the name of the file to use
         **kwargs
     ):
-        "As `Learner.fit_flat_cos`"
+        "Like `Learner.fit_flat_cos`"
         super().fit_flat_cos(n_epoch, *args, cbs=resumed(cbs, resume), **kwargs)

@@ -19,7 +19,7 @@ from .terms import *
 class RowMetric:
     "A metric that is `finish` of the mean, over the labelled rows, of `stats`"
     def __init__(self,
-        stats, # Function of predictions and targets that returns `bs` or `bs,k` values; rows without label are masked
+        stats, # Function of predictions and targets that returns `bs` or `bs,k` values; rows without a label are masked
         finish=noop, # From the mean of the values to the metric
         name:str=None, # Name in the table; by default that of `stats`
         higher_is_better:bool=True # Which way is better
@@ -55,8 +55,8 @@ class RowMetric:
 
 def refuse_call(metric, n): # How many arguments it got
     name = metric.__name__
-    raise TypeError(f'{name}: a metric is called with a prediction and a target, and got {n} arguments. As a '
-                    'metric of an output its name stands without brackets, as in metrics=dict(tags=f1_multi).')
+    raise TypeError(f'{name}: a metric takes a prediction and a target, but got {n} arguments. As a '
+                    'metric of an output, pass it without brackets, as in metrics=dict(tags=f1_multi).')
 
 # %% ../nbs/51_rowmetrics.ipynb #4f2b7f64
 def _row_mean(v):
@@ -105,7 +105,7 @@ class Threshold:
     "The probability above which a tag counts as predicted: one number, or one for each tag"
     def __init__(self,
         value=0.5, # A number, or a tensor with one for each tag
-        loss=None # A loss with `thresh`, such as fastai's `BCEWithLogitsLossFlat`: that is the value then
+        loss=None # A loss with `thresh`, such as fastai's `BCEWithLogitsLossFlat`, whose threshold is used
     ):
         self.loss = loss
         self._value = value
@@ -162,13 +162,13 @@ row_twins[accuracy_multi] = TagMetric(_tags_right, name='accuracy_multi')
 
 # %% ../nbs/51_rowmetrics.ipynb #b0c0a110
 class TagCuts:
-    "What each possible threshold predicts: `threshold`, `hits` and `predicted`, from the highest to the lowest"
+    "The results of each possible threshold: `threshold`, `hits` and `predicted`, from the highest to the lowest"
     def __init__(self, probs:Tensor, # Probabilities of labelled tags, `n`
                  targs:Tensor): # 0 or 1, `n`
         p,order = probs.sort(descending=True)
         lower = torch.cat([p[1:], p.new_zeros(1)])
         middle = (p+lower)/2
-        middle = torch.where(middle<p, middle, lower)              # the middle of neighbours may be rounded to one
+        middle = torch.where(middle<p, middle, lower)              # the mean may be rounded to one of them
         apart = p>lower
         never = (1+p[:1])/2
         zero = p.new_zeros(1)
@@ -178,7 +178,7 @@ class TagCuts:
         self.n_positive = targs.sum()
 
     def best(self, score) -> int:
-        "Position of the highest `score`, among equals that whose threshold is nearest to 0.5"
+        "Position of the highest `score`; among equals, the one whose threshold is nearest to 0.5"
         top = (score>=score.max()-1e-12).nonzero()[:,0]
         return int(top[(self.threshold[top]-.5).abs().argmin()])
 

@@ -47,7 +47,7 @@ class Limits:
         self.timeout = timeout
 
 def checked_picture(modality, data, limits): # Bytes
-    "The bytes of a picture, once it is sure that they are one, and of how many pixels"
+    "The bytes of a picture; raise unless they are a picture within the limits"
     name = modality.name
     if not isinstance(data, bytes):
         raise BadRequest(f'{name!r} is a picture: send it as a file. This service opens no file that a request names.')
@@ -57,11 +57,11 @@ def checked_picture(modality, data, limits): # Bytes
                 raise BadRequest(f'{name!r} has {im.width} x {im.height} pixels; at most {limits.max_pixels:,}.', 413)
             im.load()
     except BadRequest: raise
-    except Exception as e: raise BadRequest(f'{name!r} is no picture that can be read: {type(e).__name__}.') from e
+    except Exception as e: raise BadRequest(f'{name!r} is not a picture that can be read: {type(e).__name__}.') from e
     return data
 
 def checked_field(modality, text, limits):
-    "What a field of text means to an input"
+    "The raw value of an input from a text field"
     name = modality.name
     if not isinstance(text, str): raise BadRequest(f'{name!r} is a {modality.form}: send it as a field, not as a file.')
     if len(text)>limits.max_chars:
@@ -70,10 +70,10 @@ def checked_field(modality, text, limits):
     except (ValueError, TypeError, KeyError) as e:
         raise BadRequest(f'{name!r} takes {modality.hint}: {one_line(e)}.') from e
 
-checks = dict(picture=checked_picture)    # by form; all others are fields of text
+checks = dict(picture=checked_picture)    # by form; all others are text fields
 
 def checked_item(learn, fields:dict, limits) -> dict: # A `MultiLearner`; texts and bytes by name; `Limits`
-    "The raw item of a request; raise `BadRequest` if it is none"
+    "The raw item of a request; raise `BadRequest` if it is invalid"
     unknown = [n for n in fields if n not in learn.modalities]
     if unknown: raise BadRequest(f'There is no input {unknown[0]!r}; the inputs are {list(learn.modalities)}.')
     res = {}
@@ -102,14 +102,14 @@ class Batcher:
         return await future
 
     async def gather(self):
-        "The requests of the next batch; those whose client has gone are left out"
+        "The requests of the next batch, without those whose client has disconnected"
         batch = [await self.queue.get()]
         await asyncio.sleep(self.wait)
         while len(batch)<self.batch_size and not self.queue.empty(): batch.append(self.queue.get_nowait())
         return [(item,future) for item,future in batch if not future.done()]
 
     async def run(self):
-        "Predict batch after batch, for ever"
+        "Predict batch after batch, in an endless loop"
         loop = asyncio.get_running_loop()
         while True:
             batch = await self.gather()
@@ -185,7 +185,7 @@ $('form').onreset=()=>{$('error').textContent='';$('answer').replaceChildren()
 fetch('schema').then(r=>r.json()).then(j=>{schema=j;build()})</script></html>"""
 
 def schema_of(learn) -> dict: # A `MultiLearner`
-    "Inputs and outputs as JSON: name, kind, how a request sends it, classes"
+    "Inputs and outputs as JSON: name, kind, form in a request, classes"
     inputs = []
     for n,m in learn.modalities.items():
         inputs.append(dict(name=n, kind=m.part.kind, form=m.form, hint=m.hint))
@@ -197,7 +197,7 @@ def schema_of(learn) -> dict: # A `MultiLearner`
 
 # %% ../nbs/88_serve.ipynb #018a8238
 def import_fastapi():
-    "`fastapi` and `prometheus_client`, once it is sure that all packages of the extra are there"
+    "`fastapi` and `prometheus_client`; raise if a package of the extra is missing"
     try:
         import fastapi, multipart, prometheus_client, uvicorn
         return fastapi, prometheus_client
@@ -217,7 +217,7 @@ class Counters:
 async def fields_of(request, limits) -> dict:
     "The fields of a form, texts and bytes, by name"
     length = request.headers.get('content-length', '')
-    if not length.isdigit(): raise BadRequest('The request does not say its length: send Content-Length.', 411)
+    if not length.isdigit(): raise BadRequest('The request has no length: send Content-Length.', 411)
     if int(length)>limits.max_bytes:
         raise BadRequest(f'The request has {int(length):,} bytes; at most {limits.max_bytes:,}.', 413)
     kind = request.headers.get('content-type', '')
@@ -227,7 +227,7 @@ async def fields_of(request, limits) -> dict:
     except Exception as e: raise BadRequest(f'The form cannot be read: {one_line(e)}', 400) from e
     res = {}
     for n,v in form.multi_items():
-        if n in res: raise BadRequest(f'{n!r} is there twice.')
+        if n in res: raise BadRequest(f'{n!r} occurs twice.')
         res[n] = v if isinstance(v, str) else await v.read()
     return res
 
@@ -244,7 +244,7 @@ def make_app(
     limits:Limits=None, # Limits of a request
     batch_size:int=16 # Maximum number of items in a batch
 ):
-    "Make the service as a FastAPI application; raises an `ImportError` without `fastai_multi[serve]`"
+    "Create the service as a FastAPI application; raise an `ImportError` without `fastai_multi[serve]`"
     fastapi,prometheus = import_fastapi()
     from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
     limits = limits or Limits()
@@ -286,7 +286,7 @@ def main(args=None):
     "Serve a bundle: `python -m fastai_multi.serve BUNDLE`"
     parser = argparse.ArgumentParser('fastai_multi.serve', description='Serve a bundle over HTTP')
     parser.add_argument('bundle', help='The folder that learn.save_bundle wrote')
-    parser.add_argument('--host', default='127.0.0.1', help="0.0.0.0 listens to other machines, too")
+    parser.add_argument('--host', default='127.0.0.1', help="0.0.0.0 also accepts requests from other machines")
     parser.add_argument('--port', type=int, default=8000)
     parser.add_argument('--device', help="Such as cuda")
     parser.add_argument('--batch-size', type=int, default=16)

@@ -16,7 +16,7 @@ from fastai.data.transforms import Normalize
 from .core import *
 from .build import *
 from .rates import *
-from .rates import PartsLearner    # by name, so that Tab finds it without reading star imports
+from .rates import PartsLearner    # by name: Tab completion does not follow star imports
 from .data.load import *
 from .data.block import *
 from .data.describe import *
@@ -29,7 +29,7 @@ def normalization(dl) -> Normalize: # A loader
 
 def signature_of(
     dls, # `DataLoaders`
-    desc=None # What `describe` says of them; found if `None`
+    desc=None # Their description, from `describe`; computed if `None`
 ) -> dict: # `inputs` and `outputs` (what each part `learned`), `named`, `normalize`
     "What a model depends on in `dls`"
     desc = desc or describe(dls)
@@ -44,7 +44,7 @@ def normal_stats(norm): # A `Normalize`, or `None`
 
 # %% ../nbs/77_state.ipynb #0b3bad05
 def multi_dls(dls):
-    "`dls` with `MultiDL`s, whichever kind they were"
+    "Convert the loaders in `dls` to `MultiDL`s"
     check_loaders(dls)
     train = multi_dl(dls.loaders[0])
     loaders = [train, *[multi_dl(dl, train.all_parts) for dl in dls.loaders[1:]]]
@@ -65,7 +65,7 @@ def check_loaders(dls):
                     'MultiDataLoaders.from_df makes them.')
 
 def own_loaders(dls):
-    "A copy of `dls` that shares nothing but the items"
+    "A copy of `dls` that shares only the items"
     items = [tl.items for dl in dls.loaders for tl in dl.dataset.tls]
     return deepcopy(dls, {id(o): o for o in items})
 
@@ -74,7 +74,7 @@ def conform(
     dls, # `DataLoaders` of this package
     signature:dict, # What `signature_of` gave for the model's loaders
     partial:bool=False, # Compare only the names that both have
-    in_order:bool=False # The names must have one order too
+    in_order:bool=False # The names must also have the same order
 ): # `dls`, or a copy of them
     "Loaders that work with the words, classes and statistics in `signature`; raise if they cannot"
     mine = signature_of(dls)
@@ -102,9 +102,9 @@ def check_same_names(mine, model, in_order):
         raise ValueError(f"The loaders give their output {how[mine['named']]}, and the model {how[model['named']]}.")
 
 def check_normalized(mine, model):
-    "Raise if pictures are normalised for a model that was trained on pictures that are not"
+    "Raise if pictures are normalised but the model was trained without normalisation"
     if model is not None or mine is None: return
-    raise ValueError(f'The loaders normalise pictures, by {mine}, and the pictures of the model are not normalised: '
+    raise ValueError(f'The loaders normalise pictures, by {mine}, but the pictures of the model are not normalised: '
                      'leave out Normalize, or build the learner with normalize=False.')
 
 def normalize_like(dls, stats): # Two lists, mean and standard deviation; or `None`
@@ -120,8 +120,8 @@ def normalize_like(dls, stats): # Two lists, mean and standard deviation; or `No
             old.std = new.std
 
 # %% ../nbs/77_state.ipynb #a0ba00db
-def check_sizes(signature, desc): # Of a file; what `describe` says of the loaders of a learner
-    "Raise unless words, classes and numbers of a saved model are as many as in a learner"
+def check_sizes(signature, desc): # Of a file; the description of a learner's loaders
+    "Raise unless a saved model has as many words, classes and numbers as a learner"
     for parts,side in ((desc.inputs, 'inputs'), (desc.outputs, 'outputs')):
         for n,learned in signature[side].items():
             if n in parts and parts[n].c!=learned.get('c'): refuse_size(parts[n], learned)
@@ -131,7 +131,7 @@ def refuse_size(part, learned):
     if learned['vocab'] is not None: of = 'words or classes'
     raise ValueError(f'{part.what} has {part.c} {of} here, and {learned["c"]} in the file. Make the loaders from the '
                      'same training items, or give the block the `vocab=` that `saved_signature(file)` of '
-                     '`state` lists. A learner that was exported brings its own: load_learner(file).')
+                     '`state` lists. An exported learner contains its own: load_learner(file).')
 
 # %% ../nbs/77_state.ipynb #cc7a24e8
 def parameter_names(model, opt): # A module; its optimizer, or `None`
@@ -142,13 +142,13 @@ def parameter_names(model, opt): # A module; its optimizer, or `None`
 
 def write_state(
     file, # Path of the file
-    model:nn.Module, # Its weights are written
-    opt=None, # Its state is written too, unless it is `None`
+    model:nn.Module, # The model whose weights are written
+    opt=None, # Optimizer whose state is written too; `None`: no state
     signature:dict=None, # What the model depends on, as plain data
-    thresholds:dict=None, # By output, above which probability a tag is predicted
+    thresholds:dict=None, # By output, the probability above which a tag is predicted
     **kwargs # Passed to `torch.save`
 ):
-    "Write the state of a model to `file`, whole or not at all"
+    "Write the state of a model to `file` atomically"
     weights = get_model(model).state_dict()
     weights.signature = signature
     weights.thresholds = thresholds
@@ -159,11 +159,11 @@ def write_state(
 
 # %% ../nbs/77_state.ipynb #5113087e
 def read_state(file, device='cpu', **kwargs): # A path; where tensors go; passed to `torch.load`
-    "What `write_state` or fastai's `save_model` wrote, or a `ValueError` if the file is broken"
+    "Read what `write_state` or fastai's `save_model` wrote; raise a `ValueError` if the file is broken"
     file = Path(file)
     check_state_file(file)
     if isinstance(device, int): device = torch.device('cuda', device)
-    makers = [o.__reduce__()[0] for o in (np.float64(0), np.zeros(1))]    # numpy calls them to make a value again
+    makers = [o.__reduce__()[0] for o in (np.float64(0), np.zeros(1))]    # numpy calls them to restore a value
     types = [L, *makers, np.ndarray, np.dtype, *[getattr(np.dtypes, o) for o in np.dtypes.__all__]]
     kwargs.setdefault('weights_only', True)
     try:
@@ -171,15 +171,15 @@ def read_state(file, device='cpu', **kwargs): # A path; where tensors go; passed
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as e: refuse_broken(file, e)
 
 def check_state_file(file):
-    "Raise unless there is a file, naming those that there are"
+    "Raise if the file does not exist, and list similar names in its folder"
     if file.is_file(): return
     found = [o.stem for o in file.parent.glob('*.pth')]
     raise FileNotFoundError(f'There is no file {str(file)!r}{did_you_mean(file.stem, found)}')
 
 def refuse_broken(file, e):
     if isinstance(e, PermissionError) or 'weights_only' in str(e).lower(): raise e
-    raise ValueError(f'{str(file)!r} ({file.stat().st_size:,} bytes) is not a whole file of weights: it was cut short, '
-                     'or something else wrote it. Load a copy, or save it again.') from e
+    raise ValueError(f'{str(file)!r} ({file.stat().st_size:,} bytes) is not a valid weights file: it was truncated, '
+                     'or another program wrote it. Load a copy, or save it again.') from e
 
 def weights_in(state):
     "The weights in what `read_state` gave"
@@ -187,22 +187,22 @@ def weights_in(state):
 
 def saved_signature(
     file # A path
-) -> dict: # Or `None` where the file holds none
+) -> dict: # Or `None` if the file holds none
     "What the model in a file depends on: its inputs and outputs with their words, classes and statistics"
     return getattr(weights_in(read_state(file)), 'signature', None)
 
 # %% ../nbs/77_state.ipynb #3414a3f0
-_slot = 'balance'    # where balancing callbacks keep their state, in that of the last parameter
+_slot = 'balance'    # the key of balancing callbacks in the last parameter's state
 
 def with_last_slot(states:list) -> list: # The states of parameters, in order
-    "`states` where what callbacks keep is in the last one"
+    "`states` with the callbacks' state moved to the last one"
     kept = first(s[_slot] for s in states if _slot in s)
     res = [{k: v for k,v in s.items() if k!=_slot} for s in states]
     if kept is not None and res: res[-1][_slot] = kept
     return res
 
 def put_opt_state(opt, saved, names, saved_names): # Names in the order of `opt`, and in that of the file
-    "Put the state `saved` into `opt`, by the parameters' names"
+    "Load the state `saved` into `opt` by the parameters' names"
     if names!=saved_names and saved_names:
         by_name = dict(zip(saved_names, saved['state']))
         flags = [opt.state[p] for p,*_ in opt.all_params()]
@@ -212,12 +212,12 @@ def put_opt_state(opt, saved, names, saved_names): # Names in the order of `opt`
 
 def put_state(
     state, # What `read_state` gave
-    model:nn.Module, # Gets the weights
-    opt=None, # Gets its state, where there is one; `None` leaves it
-    strict:bool=True, # All weights must be there, and no other
-    what:str='The file' # Where the weights are from, for messages
+    model:nn.Module, # The model that gets the weights
+    opt=None, # The optimizer that gets its state, if there is one; `None`: no optimizer
+    strict:bool=True, # Require exactly the model's weights
+    what:str='The file' # The source of the weights, for messages
 ):
-    "Put weights and the optimizer's state from a file into a model"
+    "Load weights and the optimizer's state from a file into a model"
     weights = weights_in(state)
     model = get_model(model)
     check_weights_fit(weights, model.state_dict(), strict, what)
@@ -239,17 +239,17 @@ def check_weights_fit(weights, own, strict, what):
         found.append(f'{n} has shape {tuple(weights[n].shape)}, here {tuple(own[n].shape)}')
     if not found: return
     more = f', and {len(found)-4} more' if len(found)>4 else ''
-    raise ValueError(f'{what} holds the weights of another model: {"; ".join(found[:4])}{more}. Build the learner with '
+    raise ValueError(f'{what} holds weights of a different model: {"; ".join(found[:4])}{more}. Build the learner with '
                      'the same `arch`, `depth`, `heads` and data, or load what fits with strict=False.')
 
 # %% ../nbs/77_state.ipynb #f7b1187a
 def loaders_for(
     state, # What `read_state` gave
     dls, # The learner's loaders
-    desc, # What `describe` says of them
+    desc, # Their description, from `describe`
     strict:bool=True # The file must have the same inputs and outputs
 ): # `dls`, or a copy of them
-    "Loaders that fit the weights in a file; raise if they cannot"
+    "Loaders that match the weights in a file; raise if that is impossible"
     saved = getattr(weights_in(state), 'signature', None)
     if saved is None: return dls
     check_sizes(saved, desc)
@@ -257,7 +257,7 @@ def loaders_for(
 
 # %% ../nbs/77_state.ipynb #d9aeaede
 def drop_frozen_gradients(model):
-    "Take the gradient from every frozen parameter, so that no optimizer moves it"
+    "Set the gradient of every frozen parameter to `None`, so that no optimizer changes it"
     for p in model.parameters():
         if not p.requires_grad: p.grad = None
 
@@ -266,7 +266,7 @@ def knows_all(opt, groups): # An optimizer; lists of parameters
     return {id(p) for p,*_ in opt.all_params()}=={id(p) for g in groups for p in L(g)}
 
 def carry_over(old, opt):
-    "Let `opt` go on where the optimizer `old` was: rates, and the state of the parameters that both have"
+    "Copy learning rates, and the state of common parameters, from the optimizer `old` to `opt`"
     if len(old.hypers)==len(opt.hypers): opt.hypers = old.hypers
     kept = {p: state for p,_,state,_ in old.all_params()}
     slot = first(state[_slot] for state in kept.values() if _slot in state)
@@ -277,7 +277,7 @@ def carry_over(old, opt):
 # %% ../nbs/77_state.ipynb #a8cc4141
 @contextmanager
 def without_data(learn):
-    "A learner without items and optimizer, as it is exported; afterwards it has them again"
+    "Remove items and optimizer from a learner for an export, and restore them afterwards"
     dls = learn.dls
     opt = learn.opt
     learn.opt = None
@@ -289,19 +289,19 @@ def without_data(learn):
         learn.opt = opt
 
 def refuse_unpicklable(learn, pickle_module, e):
-    "Raise `e`, naming the callback that cannot be written, if it is one"
+    "Raise `e`; if a callback cannot be written, name it"
     for cb in learn.cbs:
         state = {k: v for k,v in vars(cb).items() if k!='learn'}
         try: pickle_module.dumps(state)
         except Exception as why:
             name = type(cb).__name__
-            raise TypeError(f'The callback {name} cannot be exported ({type(why).__name__}: {why}). Take it off first: '
+            raise TypeError(f'The callback {name} cannot be exported ({type(why).__name__}: {why}). Remove it first: '
                             f'learn.remove_cb({name}).') from e
     raise e
 
 # %% ../nbs/77_state.ipynb #c100794b
 class PersistentLearner(PartsLearner):
-    "A `Learner` whose loaders, weights and files belong together; a subclass sets `description`, `tasks`, `modalities`"
+    "A `Learner` that keeps loaders, weights and files consistent; subclasses set `description`, `tasks`, `modalities`"
     @property
     def dls(self): return self._dls
     @dls.setter
@@ -312,7 +312,7 @@ class PersistentLearner(PartsLearner):
         self._take(v)
 
     def _take(self, dls):
-        "Work with loaders that fit the model"
+        "Use loaders that match the model"
         self._dls = dls
         self.description = describe(dls)
         for n,t in self.tasks.items(): t.part = self.description.outputs[n]
@@ -324,7 +324,7 @@ class PersistentLearner(PartsLearner):
         drop_frozen_gradients(self.model)
 
     def renew_opt(self):
-        "Rebuild the optimizer if it lacks parameters of the model; it keeps the state of the old one"
+        "Rebuild the optimizer if it lacks parameters of the model; keep the state of the old one"
         old = self.opt
         if not isinstance(old, Optimizer) or knows_all(old, self.splitter(self.model)): return
         self.create_opt()
@@ -335,7 +335,7 @@ class PersistentLearner(PartsLearner):
         head, # As in `multi_learner(heads=…)`: hidden sizes, options, a head class, a module or its builder
         n_out:int=None # Size of the output; `None`: unchanged
     ):
-        "Replace the head of an output; the optimizer trains it and keeps its state for the rest"
+        "Replace the head of an output; the optimizer trains it and keeps its state for other parameters"
         check_in(name, self.tasks, 'output')
         self.plain_model.set_head(name, head, n_out)
         self.renew_opt()
@@ -347,7 +347,7 @@ class PersistentLearner(PartsLearner):
         pickle_protocol:int=2, # As in `torch.save`
         **kwargs # Passed to `torch.save`
     ) -> Path: # The file
-        "Save the weights with the names, classes, vocabulary and statistics they depend on, in one atomic write"
+        "Save the weights atomically, with the names, classes, vocabulary and statistics they depend on"
         file = join_path_file(file, self.path/self.model_dir, ext='.pth')
         if rank_distrib(): return file
         signature = signature_of(self.dls, self.description)
@@ -358,7 +358,7 @@ class PersistentLearner(PartsLearner):
 
     def load(self,
         file, # As in `save`
-        device=None, # Where tensors go; the loaders' device if `None`
+        device=None, # Device of the tensors; the loaders' device if `None`
         with_opt:bool=True, # Load the optimizer's state too
         strict:bool=True, # Require exactly this model's inputs, outputs and weights
         **kwargs # Passed to `torch.load`

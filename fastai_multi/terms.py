@@ -26,7 +26,7 @@ _harmless = set('reduction beta delta label_smoothing pos_weight log_input full 
 
 # %% ../nbs/50_terms.ipynb #fd48228a
 def _inner(loss):
-    "What computes: the function in a partial, the module in one of fastai's `...Flat` losses"
+    "The function in a partial, or the module in one of fastai's `...Flat` losses"
     while isinstance(loss, partial): loss = loss.func
     if isinstance(loss, BaseLoss): return loss.func
     return loss
@@ -44,7 +44,7 @@ def _is_known(f, functions):
     return inspect.isfunction(f) and f in functions
 
 def _kind_of_mean(loss):
-    "How `loss` makes one number of its elements: 'plain', by 'class' (weights, ignored classes), or its 'own' way"
+    "How `loss` reduces its elements: 'plain', by 'class' (weights, ignored classes), or its 'own' way"
     f = _inner(loss)
     options = _options(loss)
     if getattr(loss, 'plain_mean', False): return 'plain'
@@ -57,7 +57,7 @@ def _kind_of_mean(loss):
 
 # %% ../nbs/50_terms.ipynb #75d7ee57
 def _reduction(loss):
-    "Where `loss` takes its reduction, 'attribute' or 'argument' or `None`, and which one it has by itself"
+    "Where `loss` takes its reduction, 'attribute', 'argument' or `None`, and its default reduction"
     if hasattr(loss, 'reduction'): return 'attribute', loss.reduction
     f = loss.forward if isinstance(loss, nn.Module) else loss
     try: ps = inspect.signature(f).parameters
@@ -81,7 +81,7 @@ def _flat_call(loss, p, t):
 
 # %% ../nbs/50_terms.ipynb #86cbcd69
 class LossCall:
-    "A loss with its reduction: how to set it, what the loss's own is, and how it makes one number of its elements"
+    "A loss with its reduction: how to set it, its default, and how it reduces its elements"
     def __init__(self, output, loss):
         if isinstance(loss, type): loss = loss()
         check_loss(output, loss)
@@ -120,17 +120,17 @@ class LossCall:
 
     @property
     def class_weights(self):
-        "How much each class counts in the mean, or `None`"
+        "The weight of each class in the mean, or `None`"
         return self._option('weight') if self.mean=='class' else None
 
     @property
     def ignored(self):
-        "The class that the loss leaves out of its mean"
+        "The class that the loss ignores in its mean"
         return self._option('ignore_index', IGNORE)
 
     @property
     def leaves_out(self):
-        "Whether the loss itself leaves out what is missing"
+        "Whether the loss itself ignores missing labels"
         return getattr(self.loss, 'ignores_missing', False)
 
     def to(self, device):
@@ -214,7 +214,7 @@ class GroupTerm:
         return v.sum(), n
 
     def items(self, p, t):
-        "The loss of each item, 0 where it has no label, and which items have one"
+        "The loss of each item, 0 if it has no label, and which items have one"
         n = n_rows(t)
         p, t, _, here = self._rows(p, t)
         labelled = torch.zeros(n, dtype=torch.bool, device=here.device)
@@ -297,7 +297,7 @@ class OutputTerm:
     def _what(self): return f'The loss of output {self.name!r}, {self.loss}'
 
     def sums(self, p, *weighted):
-        "Sum of the loss over what is labelled, and how much that is, for pairs of a target and item weights or `None`"
+        "Sum of the loss over the labels, and their number, for pairs of a target and item weights or `None`"
         if isinstance(weighted[0][0], Named): pairs = [self.group.sums(p, t, w) for t,w in weighted]
         else: pairs = [self._sums(*self.prepare(p, t), w) for t,w in weighted]
         s,n = pairs[0]
@@ -323,7 +323,7 @@ class OutputTerm:
         return self._masked(p, here, w)
 
     def _sums_by_itself(self, here):
-        "Whether the loss's own sum leaves out what is missing, and counts what is not"
+        "Whether the loss's own sum ignores missing labels and counts the others"
         if self.call.mean!='class' or here.is_float: return False
         return self.call.class_weights is None and self.call.ignored==IGNORE
 
@@ -335,7 +335,7 @@ class OutputTerm:
         return (v*per_item(w, v)).sum(), (n*per_item(w, n)).sum()
 
     def values(self, p, here):
-        "What each element (or item) costs, which of them are labelled, and how much each counts in the mean"
+        "The loss of each element (or item), which are labelled, and their weights in the mean"
         t = here.t if self.call.leaves_out else here.filled(self.call.ignored)
         v = self.call(p, t, 'none')
         self._check_values(v, here.t)
@@ -349,7 +349,7 @@ class OutputTerm:
         return v, e, torch.where(e, w, 0.)
 
     def _own_mean(self, p, here):
-        "The loss called as it is with the labelled rows; the CPU waits here for the device"
+        "The unchanged loss on the labelled rows; the CPU waits here for the device"
         rows = here.rows
         if here.is_float:
             partly = here.elements.flatten(1).any(1) if here.t.ndim>1 else rows
@@ -383,7 +383,7 @@ class OutputTerm:
         return torch.where(here.rows, v.reshape(len(v),-1).mean(1), 0.)
 
     def items(self, p, t):
-        "The loss of each item, 0 where it has no label, and which items have one"
+        "The loss of each item, 0 if it has no label, and which items have one"
         if isinstance(t, Named): return self.group.items(p, t)
         p, t = self.prepare(p, t)
         here = Labelled(t)

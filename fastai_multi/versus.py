@@ -15,9 +15,9 @@ from .interpretation import *
 # %% ../nbs/82a_versus.ipynb #82a00007
 def paired_row(
     first:float, # A metric of the first learner
-    second:float, # That of the second
+    second:float, # The metric of the second
     differences, # Second minus first, on samples of the items
-    up:bool # Whether more is better
+    up:bool # Whether higher is better
 ) -> dict:
     "One row of a comparison"
     low,high = middle(differences)
@@ -27,10 +27,10 @@ def paired_row(
     return dict(first=first, second=second, difference=second-first, low=low, high=high, better=better)
 
 def changes_of(
-    first:Tensor, # Of the first learner, `n`: 1 right, 0 wrong, NaN unknown
+    first:Tensor, # For the first learner, `n`: 1 right, 0 wrong, NaN unknown
     second:Tensor # Of the second
 ) -> pd.Series: # For each item 'right to wrong', 'wrong to right', 'right', 'wrong', or `None`
-    "What became of each item"
+    "How each item changed"
     words = {(1.,1.): 'right', (0.,0.): 'wrong', (1.,0.): 'right to wrong', (0.,1.): 'wrong to right'}
     return pd.Series([words.get(pair) for pair in zip(first.tolist(), second.tolist())], dtype=object)
 
@@ -39,7 +39,7 @@ class LearnerComparison:
     "Two learners on the same items: `table`, `changes`, `changed(output)`, `show(output)`"
     def __init__(self,
         first:MultiInterpretation, # Of the first learner
-        second:MultiInterpretation, # Of the second learner, of the same items
+        second:MultiInterpretation, # Of the second learner, on the same items
         resamples:int=200 # Samples of the bootstrap
     ):
         check_same_items(first, second)
@@ -64,7 +64,7 @@ class LearnerComparison:
         return paired_row(*scores[:,known].mean(1).tolist(), [y-x for x,y in means], a.higher_is_better)
 
     def _metric_rows(self, n, resamples):
-        "A row for each metric that both have, but for the score"
+        "A row for each metric that both have, without the score"
         places = np.flatnonzero(self.first.metrics.labelled(n).numpy())
         if not len(places): return []
         samples = [[o.metrics.values(n, p) for o in (self.first, self.second)] for p in bootstrap(places, resamples)]
@@ -98,13 +98,13 @@ class LearnerComparison:
     def show(self,
         output:str, # The output's name
         change:str='right to wrong', # Or 'wrong to right'
-        k:int=9, # Show at most so many items
+        k:int=9, # The maximum number of items to show
         **kwargs # Passed to `show_results`
     ):
         "Show items that changed, with the predictions of the second learner"
         rows = self.changed(output)
         places = rows.place[rows.change==check_in(change, ['right to wrong','wrong to right'], 'change')].tolist()
-        if not places: raise ValueError(f'No item of {output!r} went from {change}: see `.changes`.')
+        if not places: raise ValueError(f'No item of {output!r} changed from {change}: see `.changes`.')
         self.second.show(places[:k], **kwargs)
 
     def __repr__(self):
@@ -121,7 +121,7 @@ def shared_outputs(first, second):
 
 def compare(
     learn_a, # A `MultiLearner`, trained
-    learn_b, # Another, which may have other inputs, transforms and outputs
+    learn_b, # Another, which may have different inputs, transforms and outputs
     ds_idx:int=1, # Which of the loaders of `learn_a`, if `dl` is `None`
     dl=None, # A loader with labels
     resamples:int=200 # Samples of the bootstrap
@@ -129,8 +129,8 @@ def compare(
     """Predict the same items with two learners, and compare them output by output.
 
     The second learner reads the items with its own transforms and vocabularies. `difference` is second minus first,
-    `low` and `high` are the ends of its 95 % interval, and `better` is empty where that holds 0. Mean average precision
-    of objects has no interval: it takes too long."""
+    `low` and `high` are the ends of its 95 % interval; `better` is empty if that contains 0. Mean average precision
+    of objects has no interval, because it is too slow."""
     first = MultiInterpretation.from_learner(learn_a, ds_idx, dl)
     check_is_multi(learn_b)
     own = learn_b.dls.test_dl(first.items, with_labels=True)

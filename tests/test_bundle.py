@@ -142,7 +142,7 @@ def test_weights_that_answer_otherwise(bundle):
 def test_changed_files(bundle, name):
     data = (bundle/name).read_bytes()
     (bundle/name).write_bytes(data[:-1]+bytes([data[-1]^1]))
-    with pytest.raises(ValueError, match=f'{name} has another SHA-256'): load_bundle(bundle)
+    with pytest.raises(ValueError, match=f'{name} has a different SHA-256'): load_bundle(bundle)
     (bundle/name).write_bytes(data[:len(data)//2])
     with pytest.raises(ValueError, match='cut short'): load_bundle(bundle)
     (bundle/name).unlink()

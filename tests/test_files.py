@@ -146,7 +146,7 @@ def test_only_a_whole_export_is_loaded(tmp_path):
     whole = (tmp_path/'export.pkl').read_bytes()
     for data in (b'', whole[:1], whole[:1000], whole[:-1], whole[:-30], b'x'*500, whole[1:]):
         (tmp_path/'bad.pkl').write_bytes(data)
-        with pytest.raises(ValueError, match='bad.pkl.*is no whole export of a learner'):
+        with pytest.raises(ValueError, match='bad.pkl.*is not a valid export of a learner'):
             load_multi_learner(tmp_path/'bad.pkl')
     weights = next(p for p in learn.model.parameters() if p.numel()>8).detach().numpy().tobytes()
     at = whole.index(weights)

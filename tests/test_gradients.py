@@ -450,7 +450,7 @@ def test_a_callback_without_its_learner_breaks_no_prediction(level):
     fit(toy(), cbs=cb)                                     # a second learner, which takes it off again
     assert cb.learn is None
     for got,p in zip(learn.get_preds()[0], want): assert torch.equal(got, p)
-    with pytest.raises(ValueError, match='This GradientBalance was also given to another learner'): fit(learn)
+    with pytest.raises(ValueError, match='This GradientBalance was also added to another learner'): fit(learn)
 
 # One object for several learners, and loss terms of the user's own
 

@@ -276,11 +276,11 @@ def test_mistakes_are_answered_in_words(learn):
         learn.add_output(loaders(df, dict(kind=CategoryBlock, price=NumberBlock)))
     with pytest.raises(ValueError, match='no new output.*add_class'): learn.add_output(loaders(df, old_outputs))
     with pytest.raises(ValueError, match='no new class.*add_output'): learn.add_class(loaders(df, more_outputs))
-    with pytest.raises(ValueError, match=r"the classes \['hat'\] that the learner knows have gone"):
+    with pytest.raises(ValueError, match=r"the classes \['hat'\] of the learner are missing"):
         learn.add_class(loaders(things(kinds=('cup','eel')), old_outputs))
     with pytest.raises(ValueError, match='the same block'):
         learn.add_output(loaders(df, dict(more_outputs, kind=MultiCategoryBlock)))
-    with pytest.raises(ValueError, match='inputs.*grows at its outputs'):
+    with pytest.raises(ValueError, match='inputs.*can only get more outputs'):
         learn.add_output(MultiDataLoaders.from_df(df, text='kind', outputs=more_outputs, num_workers=0))
     with pytest.raises(ValueError, match="`keep` is 'frozen'"):
         learn.add_output(loaders(df, more_outputs), keep='frozen')

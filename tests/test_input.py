@@ -1,5 +1,5 @@
 "The planned way of reading gives what the long way gives, and what plain fastai gives, to the last bit"
-import random
+import random, warnings
 from functools import partial
 from pathlib import Path
 
@@ -229,3 +229,24 @@ def test_an_error_names_the_item(table):
     for tfms in ([Resize(24)], [Darker(), Resize(24)]):
         dls = loaders((path, df), ['kind'], text=None, item_tfms=tfms, shuffle=False)
         with pytest.raises(ValueError, match=r"broken.jpg' cannot be opened .*row 11 of the table"): list(dls.train)
+
+def test_transparent_pixels_are_white_in_training_and_in_answers(tmp_path):
+    "What lies under transparent pixels is never seen: not from RGBA, not from a palette, and without a warning"
+    im = Image.new('RGBA', (32,32), (255,128,0,0))
+    im.paste((0,0,255,255), (0,0,32,16))
+    im.save(tmp_path/'0.png')
+    im.save(tmp_path/'1.webp', lossless=True, exact=True)
+    palette = Image.fromarray(np.repeat(np.array([0,1], np.uint8), 16*32).reshape(32,32), mode='P')
+    palette.putpalette([0,0,255, 255,128,0])
+    palette.save(tmp_path/'2.png', transparency=b'\xff\x00')
+    files = ['0.png', '1.webp', '2.png']
+    df = pd.DataFrame(dict(file=files, kind=list('aba'), is_valid=[False,False,True]))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        dls = MultiDataLoaders.from_df(df, tmp_path, image='file', outputs=dict(kind=CategoryBlock), bs=1, num_workers=0,
+                                       valid_col='is_valid', item_tfms=Resize(32))
+        asked = [dls.test_dl(df).one_batch()[0], dls.test_dl([im]).one_batch()[0]]
+    for x in [dls.train_ds[0][0], dls.train_ds[1][0], dls.valid_ds[0][0]]:
+        assert x.getpixel((5,30))==(255,255,255)
+        assert x.getpixel((5,5))==(0,0,255)
+    for x in asked: assert (x[0,:,30,5]==1).all()

@@ -139,7 +139,7 @@ def test_a_choice_by_heap_is_the_greedy_choice():
 
 @pytest.mark.parametrize('args,message', [
     (dict(budget=5, cost=dict(bx=1)), 'Unknown output in `cost`'), (dict(budget=5, cost=dict(box=-1)), 'above 0'),
-    (dict(budget=5, cost='much'), "`cost` of 'kind' is 'much'"), (dict(budget=.5), 'the cheapest label'),
+    (dict(budget=5, cost='much'), "`cost` of 'kind' is 'much'"), (dict(budget=.5), 'the cheapest missing label'),
     (dict(budget=math.nan), '`budget` is nan'), (dict(budget='5'), "`budget` is '5'"),
     (dict(budget=5, outputs='knd'), 'Unknown output in `outputs`')])
 def test_mistakes_are_answered_in_words(learn, table, args, message):

@@ -612,7 +612,7 @@ def test_a_save_that_is_killed_leaves_the_old_file(shapes, tmp_path, monkeypatch
         assert file.read_bytes()==good and [o.name for o in file.parent.iterdir()]==['model.pth']
     monkeypatch.undo()
     file.write_bytes(good[:5000])
-    with pytest.raises(ValueError, match=r'model.pth. \(5,000 bytes\) is not a whole file'): learn.load('model')
+    with pytest.raises(ValueError, match=r'model.pth. \(5,000 bytes\) is not a valid weights file'): learn.load('model')
     with pytest.raises(FileNotFoundError, match="Did you mean 'model'"): learn.load('modle')
 
 @pytest.mark.parametrize('how', ['freeze','requires_grad'])

@@ -95,7 +95,7 @@ def test_one_learner_for_each_set_of_inputs(shapes):
     assert torch.equal(torch.rand(1), want)
     assert built==[['image','text'],['image'],['text']]
     assert list(found.table.columns)==['metric','image','text','image + text','best alone','gain','spread']
-    assert set(found.table.index)=={'colour','area'} and 'say little of the spread' in found.sentences()[-1]
+    assert set(found.table.index)=={'colour','area'} and 'say little about the spread' in found.sentences()[-1]
 
 def test_the_average_of_the_best_epochs_of_a_learner(shapes):
     dls = MultiDataLoaders.from_csv(shapes, 'items.csv', text='caption', seed=0, bs=16,

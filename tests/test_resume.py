@@ -38,7 +38,7 @@ def test_an_epoch_that_was_interrupted_counts_as_not_begun(tmp_path, shapes, cap
     learn = _learner(tmp_path, shapes)
     with learn.no_bar(), pytest.raises(KeyboardInterrupt): learn.fit(2, cbs=Stop(True), resume=True)
     with learn.no_bar(): learn.fit(2, cbs=Stop(False), resume=True)          # the same learner in the same process
-    assert 'Goes on after 1 of 2 epochs' in capsys.readouterr().out
+    assert 'Resuming after 1 of 2 epochs' in capsys.readouterr().out
     assert len(learn.recorder.values)==2
     for a,b in zip(whole.model.parameters(), learn.model.parameters()): assert torch.equal(a, b)
 
@@ -47,7 +47,7 @@ def test_the_file_of_another_training_is_refused_before_anything_changes(tmp_pat
     with learn.no_bar(), pytest.raises(KeyboardInterrupt): learn.fit(3, cbs=Stop(True), resume=True)
     other = _learner(tmp_path, shapes)
     before = [p.detach().clone() for p in other.model.parameters()]
-    with other.no_bar(), pytest.raises(ValueError, match='It had 3, and here is 4'):
+    with other.no_bar(), pytest.raises(ValueError, match='It had 3, and this one has 4'):
         other.fit(4, cbs=Stop(False), resume=True)
     for a,b in zip(before, other.model.parameters()): assert torch.equal(a, b)
     with pytest.raises(TypeError, match='`resume` is 1.5'): other.fit_one_cycle(1, resume=1.5)

@@ -106,7 +106,7 @@ def test_the_page_without_a_kernel(browser, interp, path, tmp_path, size):
     page.select_option('select[aria-label=kind]', label='(no label)')
     page.click('#save')
     page.click('#undo')
-    assert 'Taken back' in page.inner_text('#note')
+    assert 'Undone' in page.inner_text('#note')
 
     page.reload()
     assert '3 of 3' in page.inner_text('#where') and '(6)' in page.inner_text('#download')
@@ -185,7 +185,7 @@ def test_the_widget_in_jupyterlab(browser, path):
         page.wait_for_function("document.querySelector('.review').innerText.includes('marked as bad')")
         assert len(Edits(edits))==3
         widget.get_by_role('button', name='Undo').click()
-        page.wait_for_function("document.querySelector('.review').innerText.includes('Taken back')")
+        page.wait_for_function("document.querySelector('.review').innerText.includes('Undone')")
         assert len(Edits(edits))==2
 
         page.evaluate(RESTART)

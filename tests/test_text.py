@@ -36,7 +36,7 @@ def loaders(table, tok, max_len=32, outputs=None):
                                     text_block=PlainTextBlock(tok=tok, max_len=max_len))
 
 @pytest.fixture(scope='module')
-def learn(folder, table): return multi_learner(loaders(table, str(folder)), text=str(folder))
+def learn(folder, table): return multi_learner(loaders(table, folder), text=folder)    # a `Path` is a folder too
 
 def test_the_loaders_read_the_models_own_tokens(learn, folder, table):
     x,_ = learn.dls.valid.one_batch()

@@ -352,7 +352,7 @@ def test_one_object_for_several_learners_starts_afresh(shapes, method, opt):
 def test_the_learner_that_lost_its_callback_to_another_says_so(shapes, method):
     cb = METHODS[method]()
     a,b = (learner(loaders(shapes), [cb]) for _ in range(2))
-    with pytest.raises(ValueError, match='was also given to another learner'): fit(a)
+    with pytest.raises(ValueError, match='was also added to another learner'): fit(a)
     fit(b)
     a.get_preds()
 

@@ -23,7 +23,7 @@ def _flat_row(gs): return torch.cat([g.detach().as_subclass(Tensor).reshape(-1).
 
 def _check_at(at):
     if len(at): return
-    raise ValueError('`at` holds no tensor: there is nothing to differentiate with respect to, such as when nothing '
+    raise ValueError('`at` holds no tensor: there is nothing to differentiate with respect to, for example if nothing '
                      'that the outputs share is trained.')
 
 def task_gradients(losses:dict, # By output its loss, a 0-d tensor with a graph, such as `MultiLoss.live`
@@ -41,13 +41,13 @@ def task_gradients(losses:dict, # By output its loss, a 0-d tensor with a graph,
 # %% ../../nbs/57_callback.gradients.ipynb #33673bb2
 def gramian_cosines(g:Tensor # `…,n_tasks,n_tasks`, inner products of gradients
                    ) -> Tensor: # `…,n_tasks,n_tasks`
-    "The cosine of each pair of gradients, from their Gramian; NaN where one of them is zero"
+    "The cosine of each pair of gradients, from their Gramian; NaN if one of them is zero"
     n = g.diagonal(dim1=-2, dim2=-1).sqrt()
     return (g/n[...,None]/n[...,None,:]).clamp(-1, 1)
 
 def cosines(g:Tensor # Gradients, one row for each output
            ) -> Tensor: # `n_tasks,n_tasks`
-    "The cosine of each pair of rows; NaN where one of them is zero"
+    "The cosine of each pair of rows; NaN if one of them is zero"
     u = g/g.norm(dim=1)[:,None]
     return (u@u.T).clamp(-1, 1)
 
@@ -61,7 +61,7 @@ def _starts(losses, preds, scale=None):
     return res
 
 def _walk(ts, ds, at, keep=True):
-    "The gradients at `at` of a walk that starts with gradients `ds` at `ts`; `None` where it does not come by"
+    "The gradients at `at` of a backward pass from gradients `ds` at `ts`; `None` if it does not reach them"
     if not ts or not at: return [None]*len(at)
     return torch.autograd.grad(ts, at, ds, retain_graph=keep, allow_unused=True)
 
@@ -91,7 +91,7 @@ def _add_grad(p, gs, w=None):
 # %% ../../nbs/57_callback.gradients.ipynb #a4f4e396
 def feature_gramian(learn, # In `after_loss`
                     losses:Tensor, # `n`, with their graph
-                    feats:list # Tensors that all of them go through
+                    feats:list # Tensors that all of them depend on
                    ): # The Gramian `n,n`, times the square of the scale, and the scale
     "The Gramian of the gradients of `losses` at the shared features `feats`"
     preds = learn.loss_func.by_output(learn.pred, 'predictions')
@@ -103,29 +103,29 @@ def feature_gramian(learn, # In `after_loss`
 
 # %% ../../nbs/57_callback.gradients.ipynb #783e095e
 class SetAside:
-    "Losses whose backward pass waits for fastai's, and the loss that stands in for them there"
+    "Losses whose backward pass waits for fastai's, and the loss that replaces them there"
     def __init__(self, losses:Tensor): # `n`, with their graph
         self.losses = losses
         self.before = losses.new_zeros((), requires_grad=True)
         self.total = losses.detach().sum() + self.before
         self.held = None
 
-    def hold(self, loss:Tensor # `total`, with all that was done to it
-            ) -> Tensor: # What fastai walks back in its place
-        "Keep `loss`, so that its graph is there when fastai has walked back"
+    def hold(self, loss:Tensor # `total`, with all changes
+            ) -> Tensor: # What fastai backpropagates instead
+        "Keep `loss` and its graph until after fastai's backward pass"
         self.held = loss
         self.after = loss.detach().new_zeros((), requires_grad=True)
         return loss.detach() + self.after
 
-    def release(self) -> Tensor: # A number, or `None` if nothing was walked back
-        "Walk back what others added to the loss; what the losses are to be multiplied by"
+    def release(self) -> Tensor: # A number, or `None` without a backward pass
+        "Backpropagate what others added to the loss; return the factor of the losses"
         if self.held is None or self.after.grad is None: return None
         self.held.backward(self.after.grad, retain_graph=True)
         return self.before.grad
 
 # %% ../../nbs/57_callback.gradients.ipynb #783f3f65
 def _sent(flag):
-    "A function that gives `flag` as a `bool`, waiting for no more than what was queued before"
+    "A function that returns `flag` as a `bool`; it only waits for operations that were queued before"
     if flag.device.type!='cuda': return lambda: bool(flag)
     host = torch.empty((), dtype=torch.bool, pin_memory=True)
     done = torch.cuda.Event()
@@ -139,14 +139,14 @@ def _sent(flag):
 # %% ../../nbs/57_callback.gradients.ipynb #fc2d2a61
 def _check_methods(model):
     if hasattr(model, 'shared_parameters') and hasattr(model, 'owned_parameters'): return
-    raise TypeError(f"{type(model).__name__} does not say which parameters its outputs share. Give it the methods "
+    raise TypeError(f"{type(model).__name__} does not say which parameters its outputs share. Add the methods "
                     "`shared_parameters()`, a list of those that more than one output uses, and "
                     "`owned_parameters(name)`, a list of those that only that output uses; or pass level='features'.")
 
 def _trained(ps): return [p for p in ps if p.requires_grad]
 
 def trained_parameters(model:nn.Module, names): # The outputs' names
-    "Which of the parameters that are trained the outputs share, a list, and what each owns, a list of lists"
+    "The trained parameters that outputs share, a list, and those that each owns, a list of lists"
     model = getattr(model, 'module', model)
     _check_methods(model)
     return _trained(model.shared_parameters()), [_trained(model.owned_parameters(n)) for n in names]
@@ -181,12 +181,12 @@ class GradientBalance(Balancer):
         self.weigher = None
 
     def state_dict(self) -> dict: # Plain data
-        "What the aggregator remembers, and how many steps were skipped"
+        "The state of the aggregator, and the number of skipped steps"
         memory = [] if self.weigher is None else self.weigher.memory()
         return dict(memory=memory, skipped=self.skipped)
 
-    def load_state_dict(self, state:dict): # What `state_dict` gave
-        "Go on with what an aggregator remembered"
+    def load_state_dict(self, state:dict): # From `state_dict`
+        "Restore the state of the aggregator"
         self.skipped = state['skipped']
         if self.weigher is not None: self.weigher.remember(state['memory'])
 
@@ -223,7 +223,7 @@ class GradientBalance(Balancer):
         replace_total(self.learn, self._balanced(losses, feats))
 
     def _balanced(self, losses, feats):
-        "The loss that takes the place of the sum of `losses`"
+        "The loss that replaces the sum of `losses`"
         if self.level=='parameters' and self.shared:
             self.aside = SetAside(losses)
             return self.aside.total
@@ -253,7 +253,7 @@ class GradientBalance(Balancer):
         raise CancelBatchException()
 
     def _walk_all(self, losses, scale):
-        "Walk the model back once for each output, and write the gradients"
+        "Run a backward pass for each output, and write the gradients"
         rows = []
         starts = _starts(losses, self.learn.loss_func.by_output(self.learn.pred, 'predictions'), scale)
         n = len(self.shared)
@@ -304,11 +304,11 @@ def check_features_level(cb):
     "Raise unless weights can come from the shared features"
     shared_points(cb.model)
     if cb.weigher.f is not None: return
-    raise ValueError(f"{_called(cb)} does not give weights but changes the gradients themselves, which needs "
+    raise ValueError(f"{_called(cb)} does not compute weights but changes the gradients themselves, which needs "
                      "level='parameters'.")
 
 def check_parameters_level(cb):
-    "Raise unless the model can be walked back for each output"
+    "Raise unless a backward pass for each output is possible"
     trained_parameters(cb.model, cb.names)
     if num_distrib()<2: return
     raise ValueError(f"{_called(cb)} with level='parameters' works in one process only: each would need the gradients "

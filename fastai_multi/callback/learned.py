@@ -15,7 +15,7 @@ from .shared import *
 
 # %% ../../nbs/56_callback.learned.ipynb #8df89b45
 def _adam_step(state, name, p, grad, ok, lr, wd=0.):
-    "One step of Adam for the numbers `p` that are `ok`; `state` keeps the new ones under `name`"
+    "One step of Adam for the numbers `p` that are `ok`; stores the new ones in `state` under `name`"
     moments = state.get(f'{name}_adam')
     if moments is None: moments = p.new_zeros(3, len(p))
     mean,square,t = moments.to(p.device)
@@ -48,7 +48,7 @@ class UncertaintyWeighting(LossWeights):
 
     @property
     def log_vars(self) -> dict: # By output
-        "The log variances, for reading"
+        "The log variances by output"
         if not self.state: return {}
         return dict(zip(self.names, self.state['log_vars'].unbind()))
 
@@ -122,7 +122,7 @@ class FAMO(LossWeights):
 
     def __init__(self, lr:float=.025, # Learning rate of the shares
                  wd:float=1e-3, # Weight decay that pulls the shares towards equal
-                 every:int=4): # Measure the effect of a step every so many steps
+                 every:int=4): # Number of steps from one measurement to the next
         super().__init__()
         check_count(every=every)
         self.lr = lr
@@ -153,7 +153,7 @@ class FAMO(LossWeights):
             self.learn_shares(before, after, ok & (n>0))
 
     def _step_again(self):
-        "The losses of this batch with the model as it is now"
+        "The losses of this batch with the current model"
         amp = getattr(self.learn, 'mixed_precision', None)
         loss_func = copy(self.learn.loss_func)
         with amp.autocast if amp else nullcontext(): pred = to_float(self.learn.model(*self.learn.xb))

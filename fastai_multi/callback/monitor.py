@@ -27,7 +27,7 @@ class Looks:
 
     def add(self, rows:Tensor, # `n_looks,n_numbers`
             steps:list): # The step of each
-        "Take in new rows"
+        "Add new rows"
         self.rows = torch.cat([self.rows, rows.float().cpu()])
         self.steps = self.steps+steps
 
@@ -62,15 +62,15 @@ class Looks:
 
     @property
     def gradient_columns(self):
-        "The names of lengths and cosines in a table"
+        "The names of norms and cosines in a table"
         return [f'{n}_grad' for n in self.names] + [f'{a}_{b}_cos' for a,b in self.pair_names]
 
     def gradient_means(self) -> list: # Numbers, one for each of `gradient_columns`
-        "The means of lengths and cosines"
+        "The means of norms and cosines"
         return torch.cat([self.norms, self.cosines], 1).nanmean(0).tolist()
 
     def table(self) -> pd.DataFrame:
-        "A row for each look"
+        "A row for each record"
         if not len(self): return pd.DataFrame()
         columns = [f'{n}_{k}' for k in ('loss','weight') for n in self.names] + self.gradient_columns
         values = torch.cat([self.losses, self.weights, self.norms, self.cosines], 1)
@@ -79,16 +79,16 @@ class Looks:
 # %% ../../nbs/59_callback.monitor.ipynb #0fdde1bd
 class TaskMonitor(PerLearner):
     "Record each output's loss, weight and gradient norm, and the cosines between gradients at the shared features"
-    order = 55                              # after `Recorder` (50), before what prints its row (60)
+    order = 55                              # after `Recorder` (50), before callbacks that print its row (60)
     run_valid = False
     remove_on_fetch = True
     now = None                              # loss and Gramian of this step
     new = ()                                # rows that are still on the device
     new_steps = ()
-    epoch_start = None                      # how many looks there were when the epoch began
+    epoch_start = None                      # number of records when the epoch began
     _stateattrs = ('now','new','new_steps')
 
-    def __init__(self, every:int=10, # Record every so many steps
+    def __init__(self, every:int=10, # Number of steps from one record to the next
                  show:bool=False): # Show columns in the epoch table: `a_grad`, `a_b_cos`
         check_count(every=every)
         self.every = every
@@ -97,17 +97,17 @@ class TaskMonitor(PerLearner):
         self.reset()
 
     def reset(self):
-        "Forget what was recorded"
+        "Delete the records"
         self.looks = Looks()
         self.step = 0
 
     def state_dict(self) -> dict: # Plain data
-        "What was recorded so far"
+        "The records so far"
         self.fetch()
         return dict(rows=self.looks.rows, steps=list(self.looks.steps), step=self.step)
 
-    def load_state_dict(self, state:dict): # What `state_dict` gave
-        "Go on recording after `state`"
+    def load_state_dict(self, state:dict): # From `state_dict`
+        "Restore the records, and continue"
         self.looks = Looks(self.looks.names)
         self.looks.add(state['rows'], state['steps'])
         self.step = state['step']
@@ -160,7 +160,7 @@ class TaskMonitor(PerLearner):
     def after_train(self): self.fetch()
 
     def fetch(self):
-        "Bring to the CPU what was recorded since the last time"
+        "Copy new records to the CPU"
         if not self.new: return
         self.looks.add(torch.stack(self.new), self.new_steps)
         self.new = []
@@ -172,7 +172,7 @@ class TaskMonitor(PerLearner):
         self.epoch_start = None
 
     def table(self) -> pd.DataFrame: # A row for each recorded step
-        "Return what was recorded: `a_loss`, `a_weight`, `a_grad` for each output, `a_b_cos` for each pair"
+        "Return the records: `a_loss`, `a_weight`, `a_grad` for each output, `a_b_cos` for each pair"
         self.fetch()
         return self.looks.table()
 
@@ -192,7 +192,7 @@ class TaskMonitor(PerLearner):
 def refuse_one_loss(loss_func):
     "Raise unless `loss_func` has a loss for each output"
     if isinstance(loss_func, MultiLoss): return
-    raise TypeError(f'TaskMonitor watches the losses of several outputs, and this learner has one loss, {loss_func!r}.')
+    raise TypeError(f'TaskMonitor records the losses of several outputs, but this learner has one loss, {loss_func!r}.')
 
 # %% ../../nbs/59_callback.monitor.ipynb #16f524a3
 _line_styles = ('-','--','-.',':')
@@ -220,17 +220,17 @@ def plot_looks(looks:Looks, axs=None, # Three axes
     if axs is None: _,axs = plt.subplots(1, 3, figsize=(13,3.2), layout='constrained')
     _plot_curves(looks, axs[0], looks.losses, 'loss', log)
     _plot_curves(looks, axs[1], looks.weights, 'weight', False)
-    _plot_curves(looks, axs[2], looks.norms, 'length of the gradient where outputs meet', log)
+    _plot_curves(looks, axs[2], looks.norms, 'gradient norm at the shared features', log)
     axs[0].legend()
     make_legible(*axs)
     return axs
 
 def plot_cosines(looks:Looks, ax=None,
-                 every:int=1): # Steps from one look to the next
+                 every:int=1): # Steps from one record to the next
     "Plot the cosine of each pair of gradients over the steps: blue agrees, red conflicts"
     _check_recorded(looks)
     names = [literal(f'{a}, {b}') for a,b in looks.pair_names]
-    if not names: raise ValueError(f'There is one output, {looks.names[0]!r}, and so no pair.')
+    if not names: raise ValueError(f'There is one output, {looks.names[0]!r}, so there is no pair.')
     if ax is None: _,ax = plt.subplots(figsize=(7, .7+.4*len(names)), layout='constrained')
     extent = (looks.steps[0]-every/2, looks.steps[-1]+every/2, len(names)-.5, -.5)
     im = ax.imshow(looks.cosines.T.numpy(), cmap='RdBu', vmin=-1, vmax=1, aspect='auto', interpolation='nearest',

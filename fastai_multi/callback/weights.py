@@ -26,16 +26,16 @@ def refuse_stranger(cb):
     "Raise unless the learner that trains is the one that `cb` belongs to"
     if cb.learn is not None and cb.learn.training: return
     name = type(cb).__name__
-    raise ValueError(f'This {name} was also given to another learner, and a callback serves the learner it was given '
-                     f'to last. Give each learner its own: cbs={name}(…).')
+    raise ValueError(f'This {name} was also added to another learner. A callback works for the learner it was added '
+                     f'to last. Create one for each learner: cbs={name}(…).')
 
 # %% ../../nbs/55_callback.weights.ipynb #606ca4fe
 class PerLearner(Callback):
-    "A callback whose memory belongs to one learner: given to another learner, it starts afresh"
+    "A callback whose state belongs to one learner; it is reset for another learner"
     owner = None
 
     def reset(self):
-        "Forget what was learned from another learner"
+        "Discard what was learned from another learner"
 
     def __call__(self, event_name):
         if event_name=='before_train': refuse_stranger(self)
@@ -59,7 +59,7 @@ class PerLearner(Callback):
 
 # %% ../../nbs/55_callback.weights.ipynb #5ee5133d
 def muted(learn) -> set: # Names
-    "The outputs that callbacks have taken out of training: the names in the attribute `muted` of any callback"
+    "The outputs that callbacks exclude from training: the names in the attribute `muted` of any callback"
     return {n for cb in learn.cbs for n in cb.__dict__.get('muted', ())}
 
 # %% ../../nbs/55_callback.weights.ipynb #e264195d
@@ -79,25 +79,25 @@ def _state_slot(opt):
     return opt.state[opt.param_lists[-1][-1]]
 
 # %% ../../nbs/55_callback.weights.ipynb #5c066a07
-def check_multi_loss(learn, what:str): # Who needs the losses, for the message
-    "The `MultiLoss` of `learn`, or a `TypeError` that says how to have one"
+def check_multi_loss(learn, what:str): # The name for the message
+    "The `MultiLoss` of `learn`; raise a `TypeError` that says how to get one"
     if isinstance(learn.loss_func, MultiLoss): return learn.loss_func
-    raise TypeError(f'{what} needs the loss of each output, and this learner has one loss, {learn.loss_func!r}. '
+    raise TypeError(f'{what} needs the loss of each output, but this learner has one loss, {learn.loss_func!r}. '
                     'Pass the losses by output, multi_learner(…, loss_func={…}), or give `MultiLoss({…})` to a '
                     '`Learner`.')
 
-def check_mean_losses(loss_func:MultiLoss, what:str): # Who needs them, for the message
-    "Raise unless `loss_func` gives the mean over a batch"
+def check_mean_losses(loss_func:MultiLoss, what:str): # The name for the message
+    "Raise unless `loss_func` returns the mean over a batch"
     if loss_func.reduction=='mean': return
-    raise ValueError(f"{what} weights the mean losses of a batch, and `loss_func.reduction` is {loss_func.reduction!r}"
+    raise ValueError(f"{what} weights the mean losses of a batch, but `loss_func.reduction` is {loss_func.reduction!r}"
                      "; set it to 'mean' for training.")
 
 def refuse_second_balancer(cb):
-    "Raise if a callback beside `cb` balances the losses too"
+    "Raise if another callback than `cb` balances the losses too"
     others = [type(o).__name__ for o in cb.learn.cbs if isinstance(o, Balancer) and o is not cb]
     if not others: return
-    raise ValueError(f'{type(cb).__name__} and {others[0]} both balance the losses, and only one can. Leave one out, '
-                     f'or take it off with learn.remove_cb({others[0]}).')
+    raise ValueError(f'{type(cb).__name__} and {others[0]} both balance the losses, but only one can. Leave one out, '
+                     f'or remove it with learn.remove_cb({others[0]}).')
 
 # %% ../../nbs/55_callback.weights.ipynb #e88e4703
 def check_positive(**values): # By argument
@@ -106,10 +106,10 @@ def check_positive(**values): # By argument
         if v is not None and not v>0: raise ValueError(f'`{name}` is {v}; it must be positive.')
 
 def check_count(**values): # By argument
-    "Raise for any of `values` that is no whole number of 1 or more"
+    "Raise unless all `values` are whole numbers of at least 1"
     for name,v in values.items():
         if isinstance(v, int) and v>0: continue
-        raise ValueError(f'`{name}` is {v!r}; it must be a whole number of 1 or more.')
+        raise ValueError(f'`{name}` is {v!r}; it must be a whole number of at least 1.')
 
 # %% ../../nbs/55_callback.weights.ipynb #05314aee
 def prior_weights(learn, # A learner with a `MultiLoss`
@@ -139,7 +139,7 @@ class Balancer(PerLearner):
 
     @property
     def weights(self) -> dict: # By output, 0-d tensors on their device
-        "How much each output's loss counted in the last step, your own weights included"
+        "The weight of each output's loss in the last step, including your own weights"
         if self.last_weights is None or self.idle: return dict(self.learn.loss_func.weights)
         return dict(zip(self.names, self.last_weights.unbind()))
 
@@ -154,17 +154,17 @@ class Balancer(PerLearner):
         if self.learn.opt is not None: self.join(self.learn.opt)
 
     def check(self):
-        "Refuse to train what cannot be balanced"
+        "Raise if the losses cannot be balanced"
         check_multi_loss(self.learn, type(self).__name__)
         refuse_second_balancer(self)
 
     def join(self, opt):
-        "Share one `state` with `opt`: its own, such as after `load`, or else this callback's"
+        "Share one `state` with `opt`: the optimizer's own, for example after `load`, else this callback's"
         slot = _state_slot(opt).setdefault('balance', {})
         self.state = slot.setdefault(type(self).__name__, ifnone(self.state, {}))
 
     def recall(self, name, like, fill=0.):
-        "What `state` holds under `name`, or `fill` for each output"
+        "The value of `state` under `name`, or `fill` for each output"
         v = self.state.get(name)
         if v is None: return torch.full_like(like, fill)
         return v.to(like.device)
@@ -177,18 +177,18 @@ class Balancer(PerLearner):
 def weighted_loss(loss_func:MultiLoss, # After its call
                   w:Tensor # `n`
                  ) -> Tensor: # A number, with its gradient
-    "The losses of the last call times `w`; a weight of 0 leaves out even what is infinite"
+    "The losses of the last call times `w`; with a weight of 0 even infinite losses are ignored"
     return (torch.where(w!=0, loss_func.step.values, 0.)*w).sum()
 
 # %% ../../nbs/55_callback.weights.ipynb #6a79d992
 def _is_copy(loss, total):
-    "Whether `loss` is `total` as `MultiLoss` returns it, with nothing done to it since"
+    "Whether `loss` is the unchanged `total` that `MultiLoss` returned"
     node = loss.grad_fn
     if node is None: return True
     return node.name().startswith('CloneBackward') and node.next_functions[0][0] is total.grad_fn
 
 def _share(loss, total):
-    "The derivative of `loss` with respect to `total`, 1 where `total` has no graph or `loss` was made without it"
+    "The derivative of `loss` with respect to `total`; 1 if `total` has no graph or `loss` does not depend on it"
     c = None
     if total.requires_grad: c = torch.autograd.grad(loss, total, retain_graph=True, allow_unused=True)[0]
     return torch.ones_like(total) if c is None else c
@@ -196,7 +196,7 @@ def _share(loss, total):
 def replace_total(learn, # In `after_loss`
                   balanced:Tensor # A number, with its gradient
                  ):
-    "Put `balanced` in the place of the weighted sum in `learn.loss_grad`; terms that others added stay"
+    "Replace the weighted sum in `learn.loss_grad` by `balanced`; keep terms that others added"
     loss = learn.loss_grad
     total = learn.loss_func.step.total
     if _is_copy(loss, total): learn.loss_grad = balanced
@@ -208,7 +208,7 @@ def replace_total(learn, # In `after_loss`
 def observed_losses(step:StepLosses,
                     off=() # Names of outputs
                    ): # Losses and numbers, `n` each
-    "The losses of `step` and how much was labelled; 1 and 0 where nothing can be learned, and for outputs `off`"
+    "The losses of `step` and the numbers of labels; 1 and 0 if nothing can be learned, and for outputs `off`"
     v = step.values.detach()
     n = step.counts.to(v.dtype)
     ok = (n>0) & v.isfinite()
@@ -226,7 +226,7 @@ def observed_losses(step:StepLosses,
 class LossWeights(Balancer):
     "A `Balancer` that weights the losses; a subclass implements `weigh`"
     def weigh(self, losses:Tensor, # Each output's loss in this batch, `n`, without gradient
-              n:Tensor # How much was labelled, `n`; where it is 0, there is no loss to read
+              n:Tensor # Number of labels, `n`; if it is 0, ignore the loss
              ): # Each output's weight, `n`
         return torch.ones_like(losses)
 
@@ -247,7 +247,7 @@ def _by_name(weights, kwargs):
 
 # %% ../../nbs/55_callback.weights.ipynb #5d5acb39
 class FixedWeights(LossWeights):
-    "Fixed weights by output; 1 where not given"
+    "Fixed weights by output; default 1"
     def __init__(self, weights:dict=None, # A dict by output, for names that are not identifiers
                  **kwargs): # By output: `box=2.`
         super().__init__()
@@ -307,7 +307,7 @@ class RandomWeighting(LossWeights):
 
 # %% ../../nbs/55_callback.weights.ipynb #8ccac0a3
 class DynamicWeightAverage(LossWeights):
-    "Weights from epoch to epoch: outputs whose loss falls more slowly get more"
+    "Set weights in each epoch: outputs whose loss falls more slowly get larger weights"
     sums = None
     def __init__(self, temperature:float=2.): # Temperature: the larger, the more equal the weights
         super().__init__()
@@ -338,7 +338,7 @@ class GeometricMean(LossWeights):
 
 # %% ../../nbs/55_callback.weights.ipynb #984f1b15
 def step_weights(learn) -> Tensor: # `n`
-    "How much each output's loss counted in the last step, whether a callback balances or not"
+    "The weight of each output's loss in the last step, with or without a balancing callback"
     balancer = first(cb for cb in learn.cbs if isinstance(cb, Balancer))
     if balancer is None or balancer.idle or balancer.last_weights is None:
         return prior_weights(learn, learn.loss_func.step.values.detach()).detach()
@@ -346,7 +346,7 @@ def step_weights(learn) -> Tensor: # `n`
 
 def add_columns(recorder, # A learner's `Recorder`, in `before_fit`
                 names:list):
-    "Put columns between the metrics of `recorder` and the time"
+    "Insert columns between the metrics of `recorder` and the time"
     columns = list(recorder.metric_names)
     at = len(columns)-recorder.add_time
     recorder.metric_names = L(columns[:at] + names + columns[at:])
@@ -354,7 +354,7 @@ def add_columns(recorder, # A learner's `Recorder`, in `before_fit`
 # %% ../../nbs/55_callback.weights.ipynb #fc72ae5d
 class ShowWeights(PerLearner):
     "Show each output's weight in the epoch table, averaged over the epoch"
-    order = 55                              # after `Recorder` (50), before what prints its row (60)
+    order = 55                              # after `Recorder` (50), before callbacks that print its row (60)
     run_valid = False
     remove_on_fetch = True
     n = 0

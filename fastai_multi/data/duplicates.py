@@ -10,6 +10,7 @@ __all__ = ['side', 'most_bits', 'least_likeness', 'side_words', 'side_signs', 'L
 from fastcore.all import *
 from fastai.vision.core import Image
 from ..core import *
+from .files import *
 from .pictures import *
 from .inputs import *
 from .report import *
@@ -34,7 +35,7 @@ def look_at(im) -> Look: # A PIL image, whose pixels may not be read yet
     size = im.size
     im.draft('RGB', (4*side, 4*side))    # lets a JPEG be decoded at a fraction of its size
     if is_deep(im): im = from_array(deep_pixels(im))
-    rgb = im.convert('RGB')
+    rgb = to_mode(im, 'RGB')
     grey = rgb.convert('L').resize((side+1, side), Image.Resampling.BOX)
     grey = np.asarray(grey, dtype=np.int16)
     small = rgb.resize((side, side), Image.Resampling.BOX)

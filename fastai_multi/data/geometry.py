@@ -30,10 +30,10 @@ def load_picture(
     im, # An opened PIL file whose pixels may not be read yet
     img_cls # A fastai class of pictures, such as `PILImage`
 ):
-    "The picture that `img_cls.create` makes of the file behind `im`, without a copy if the mode is right already"
+    "The picture of the file behind `im`, in the mode of `img_cls`; transparent pixels lie on white"
     im.load()
     mode = img_cls._open_args['mode']
-    if im.mode != mode: im = im.convert(mode)
+    im = to_mode(im, mode)
     im.__class__ = img_cls
     return im
 

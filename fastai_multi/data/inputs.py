@@ -12,6 +12,7 @@ from fastai.torch_core import TensorImage, TensorImageBase
 from fastai.text.data import Numericalize, TensorText
 from fastai.vision.core import Image, PILBase, PILImage, PILImageBW, PILMask
 from fasttransform import Pipeline, Transform
+from itertools import chain
 from ..core import *
 from .files import *
 from .geometry import *
@@ -313,7 +314,7 @@ class TextPart(Part):
         warn_cut(self.what, self.encoder, len(here))
         lengths = np.zeros(len(values), dtype=int)
         lengths[~missing] = [len(o) for o in ids]
-        joined = np.fromiter((i for o in ids for i in o), np.int64, lengths.sum())
+        joined = np.fromiter(chain.from_iterable(ids), np.int64, lengths.sum())
         return lengths==0,torch.from_numpy(joined).as_subclass(TensorText),lengths
 
     def adopt(self, learned):

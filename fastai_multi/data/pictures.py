@@ -105,7 +105,8 @@ def open_image(v, # What `opened` takes
     if isinstance(im, np.ndarray): im = from_array(im)
     elif is_deep(im): im = from_array(deep_pixels(im))
     mode = img_cls._open_args.get('mode')
-    return img_cls(im.convert(mode) if mode else im.copy())
+    if not mode or mode==im.mode: return img_cls(im.copy())
+    return img_cls(to_mode(im, mode))
 
 # %% ../../nbs/04b_data.pictures.ipynb #px170002
 def mask_numbers(a): # The pixels of a mask

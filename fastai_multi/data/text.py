@@ -92,7 +92,7 @@ def refuse_no_padding():
 def as_splitter(tok, max_len=None):
     "`tok`, given in any of these ways, as an object that splits one text"
     if tok is None: return split_words
-    if isinstance(tok, str): tok = load_transformers('AutoTokenizer', tok)
+    if isinstance(tok, (str, Path)): tok = load_transformers('AutoTokenizer', tok)
     if isinstance(tok, type): tok = tok()
     if isinstance(tok, Tokenizer): return RulesSplitter(tok.tok, tok.rules)
     if isinstance(tok, (BaseTokenizer, SpacyTokenizer, SentencePieceTokenizer)): return RulesSplitter(tok)
@@ -216,17 +216,28 @@ class Numericaliser:
     def ids(self, texts:list) -> list:
         "A list of numbers for each of `texts`"
         if self.vocab is None: refuse_no_vocabulary()
-        if self.has_ids: return self._own_ids([self.tok.encode(composed(s)) for s in texts])
+        if self.has_ids: return self._own_ids(texts)
         tokens = self.tokens(texts)
         get,unk,n = self.o2i.get,self.unk_id,self.max_len
         if n is not None: self._count_cut([len(o)-n for o in tokens if len(o)>n])
         return [[get(w, unk) for w in o[:n]] for o in tokens]
 
-    def _own_ids(self, encodings):
-        "The numbers in `encodings` of a Hugging Face tokenizer, which holds what it cut off as further pieces"
-        pieces = [o.overflowing for o in encodings]
-        self._count_cut([sum(len(o.ids)-sum(o.special_tokens_mask) for o in p) for p in pieces if p])
-        return [o.ids for o in encodings]
+    def _own_ids(self, texts):
+        "The numbers by a Hugging Face tokenizer, which holds what it cut off as further pieces"
+        lengths = []
+        res = []
+        for s in texts:
+            found = self.tok.encode(composed(s))
+            ids = found.ids
+            if len(ids)==self.max_len: lengths += self._lost(found)
+            res.append(ids)
+        self._count_cut(lengths)
+        return res
+
+    def _lost(self, found):
+        "How many tokens were cut off; nothing for a text that just fits"
+        if not found.overflowing: return []
+        return [sum(len(o.ids)-sum(o.special_tokens_mask) for o in found.overflowing)]
 
     def _count_cut(self, lengths): self.n_cut = (len(lengths), sum(lengths))
 

@@ -332,6 +332,7 @@ def text_encoder(kind, # A name in `text_encoders`, a Hugging Face folder or nam
     return enc
 
 def _new_text_encoder(kind, n_vocab, pad_id, kwargs):
+    if isinstance(kind, Path): kind = str(kind)
     if isinstance(kind, str) and is_transformer_name(kind): return transformer_encoder(kind, **kwargs)
     if isinstance(kind, str):
         _check_text_name(kind)
