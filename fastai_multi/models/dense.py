@@ -18,7 +18,9 @@ class DenseHead(MaskHead):
         if not self.is_new: return
         known = [b.transpose(0, 1).flatten(1) for b in map(untyped, batches)]    # n_out,pixels
         mean = torch.cat(known, 1).nanmean(1)
-        if mean.isfinite().all(): self.layers[-1].bias.data.copy_(mean)
+        if not mean.isfinite().all(): return
+        self.layers[-1].bias.data.copy_(mean)
+        self.layers[-1].weight.data.mul_(.1)    # what the random layers add is small beside the mean
 
 class NormalsHead(DenseHead):
     "A `DenseHead` whose numbers are a unit vector for each pixel, `bs,3,h,w`"
