@@ -45,6 +45,20 @@ TABLES = dict(defaults=dict(title='What the default learns', by=['set','output',
                           text='Seconds of the processor until the loaders are there, and until their first batch'),
               memory=dict(title='Memory at the peak of training', command='python -m benchmarks.memory',
                           text='Megabytes beyond what the process held before the first step'),
+              fusion=dict(title='Product photos: inputs, fusions and text encoders', by=['way','output'],
+                          only=['accuracy','missing'], command='python -m benchmarks.fusion',
+                          text='Accuracy on the validation items, and where 30 % of them have no photo and 30 % no '
+                               'title; the last rows by `python -m benchmarks.fusion tuning`'),
+              captions=dict(title='Photos with captions for three of four', by=['way','output'], only=['metric'],
+                            command='python -m benchmarks.captions',
+                            text='Mean average precision of tags, minus the mean absolute error of counts'),
+              captions_check=dict(title='What they lose without an input', by=['output','input','change','score'],
+                                  only=['unchanged','changed','difference','low','high'],
+                                  command='python -m benchmarks.captions',
+                                  text='`modality_check` of the learner of photo and MiniLM'),
+              text=dict(title='Texts to numbers, and a step of a text model', command='python -m benchmarks.text',
+                        text='The ratio is to the first row of each kind; milliseconds are of the processor, for one '
+                             'text or one step'),
               serve=dict(title='Requests to the service', command='python -m benchmarks.serve',
                          text='Memory, errors and times after each thousand requests of 16 clients'),)
 

@@ -15,8 +15,8 @@ from torch import nn
 from .core import *
 
 # %% ../nbs/65a_answerfile.ipynb #8985221e
-def in_chunks(items, # A table, a list of items, or an iterator of tables as `pd.read_csv(file, chunksize=10_000)` gives
-              n:int): # How many items at most; an iterator's tables stay as they are
+def in_chunks(items, # A table, a list of items, or an iterator of tables such as `pd.read_csv(file, chunksize=10_000)`
+              n:int): # Maximum number of items; an iterator's tables are not divided
     "The items in pieces, in order"
     check_chunk(n)
     if hasattr(items, '__len__'):
@@ -30,15 +30,15 @@ def in_chunks(items, # A table, a list of items, or an iterator of tables as `pd
 def check_chunk(n):
     "Raise unless `n` is a whole number above zero"
     if isinstance(n, int) and not isinstance(n, bool) and n>0: return
-    raise ValueError(f'`chunk` is {n!r}; it takes how many items are predicted at a time, a whole number above 0.')
+    raise ValueError(f'`chunk` is {n!r}; it is the number of items to predict at a time, a whole number above 0.')
 
 def check_piece(piece):
-    "Raise unless an iterator gives tables"
+    "Raise unless an iterator yields tables"
     if isinstance(piece, pd.DataFrame): return
-    raise TypeError(f'`items` is an iterator and gives {type(piece).__name__}; it takes tables, as '
-                    'pd.read_csv(file, chunksize=10_000) gives them, or one table, or a list of items.')
+    raise TypeError(f'`items` is an iterator and yields {type(piece).__name__}; pass an iterator of tables, such as '
+                    'pd.read_csv(file, chunksize=10_000), or one table, or a list of items.')
 
-def without_first(pieces, n): # Tables or lists; how many items to leave out
+def without_first(pieces, n): # Tables or lists; number of items to skip
     "The pieces without the first `n` items"
     for piece in pieces:
         rows = getattr(piece, 'iloc', piece)
@@ -57,9 +57,9 @@ def weights_digest(model:nn.Module) -> str:
     return res.hexdigest()
 
 class AnswerFile:
-    "Answers that are written in pieces; a subclass writes one piece, and takes back what is behind the last note"
+    "Answers written in pieces; a subclass writes a piece, and discards what was written after the last note"
     def __init__(self, path, # The file
-                 digest:str, # Which weights answer, see `weights_digest`
+                 digest:str, # The digest of the weights, see `weights_digest`
                  columns:list): # The names of the outputs
         self.path = Path(path)
         self.note = self.path.with_name(f'.{self.path.name}.progress')
@@ -69,8 +69,8 @@ class AnswerFile:
         self.n_pieces = 0
         self.size = 0        # its length in bytes
 
-    def start(self, resume=False): # Go on where an unfinished run stopped
-        "Open the file; `True` if there is nothing left to do, since a run finished it"
+    def start(self, resume=False): # Continue where an unfinished run stopped
+        "Open the file; `True` if a run has already finished it"
         check_folder(self.path)
         is_finished = resume and self.path.exists() and not self.note.exists()
         if is_finished: return True
@@ -86,7 +86,7 @@ class AnswerFile:
         self.size = state['size']
         self.take_back()
 
-    def add(self, table): # A row for each answer, as `predict_df` gives it
+    def add(self, table): # A row for each answer, from `predict_df`
         "Write the next answers"
         self.write(table)
         self.n += len(table)
@@ -95,27 +95,27 @@ class AnswerFile:
         with write_whole(self.note) as f: f.write_text(json.dumps(state))
 
     def finish(self):
-        "The path; nothing is left to do"
+        "Mark the file as finished, and return its path"
         check_has_answers(self.n)
         self.note.unlink()
         return self.path
 
 def check_has_answers(n):
-    "Raise if an iterator gave no item"
+    "Raise if an iterator yielded no items"
     if not n: raise ValueError('`items` gave no item: there is nothing to predict, and no file.')
 
 def check_folder(path):
-    "Raise unless the folder of a file is there"
+    "Raise unless the folder of a file exists"
     if path.parent.is_dir(): return
-    raise FileNotFoundError(f'`to` is {str(path)!r}, and there is no folder {str(path.parent)!r}. Make it first.')
+    raise FileNotFoundError(f'`to` is {str(path)!r}, but there is no folder {str(path.parent)!r}. Create it first.')
 
 def check_same_run(path, state, digest, columns):
-    "Raise unless the weights and the outputs are those that wrote the answers so far"
-    if state['columns']!=columns: what = f"the outputs {state['columns']}, and the learner has {columns}"
-    elif state['digest']!=digest: what = 'the answers of other weights'
+    "Raise unless the weights and the outputs are those of the answers so far"
+    if state['columns']!=columns: what = f"the outputs {state['columns']}, but the learner has {columns}"
+    elif state['digest']!=digest: what = 'the answers of different weights'
     else: return
-    raise ValueError(f'{str(path)!r} was begun with {what}. Load the learner that began it, or leave `resume` '
-                     'out: then the file is written anew.')
+    raise ValueError(f'{str(path)!r} was started with {what}. Load the learner that started it, or leave `resume` '
+                     'out to overwrite the file.')
 
 # %% ../nbs/65a_answerfile.ipynb #ab2a60c7
 def as_field(v): # A value of `predict_df`
@@ -125,10 +125,10 @@ def as_field(v): # A value of `predict_df`
     return v
 
 def check_field(v):
-    "Raise if a CSV file does not hold such a value"
+    "Raise if a CSV file cannot hold such a value"
     if v is None or isinstance(v, (str, bool, int, float)) or pd.api.types.is_scalar(v): return
-    raise TypeError(f'An answer is a {type(v).__name__}, which a CSV file does not hold. Call predict_df without `to`, '
-                    'or write such an output yourself.')
+    raise TypeError(f'An answer is a {type(v).__name__}, which a CSV file cannot hold. Call predict_df without `to`, '
+                    'or write this output yourself.')
 
 class CsvAnswers(AnswerFile):
     "A CSV file that grows; read it with `pd.read_csv(file, index_col=0)`"
@@ -152,8 +152,8 @@ def check_length(path, size):
     "Raise if the file is shorter than its note says"
     found = path.stat().st_size if path.exists() else 0
     if found>=size: return
-    raise ValueError(f'{str(path)!r} has {found:,} bytes, and its note says {size:,}: something else changed it. Leave '
-                     '`resume` out: then the file is written anew.')
+    raise ValueError(f'{str(path)!r} has {found:,} bytes, but its note says {size:,}: something else changed it. Leave '
+                     '`resume` out to overwrite the file.')
 
 # %% ../nbs/65a_answerfile.ipynb #1d45c4d7
 class ParquetAnswers(AnswerFile):
@@ -175,7 +175,7 @@ class ParquetAnswers(AnswerFile):
 FORMATS = {'.csv': CsvAnswers, '.parquet': ParquetAnswers}
 
 def answer_file(path, digest, columns): # As in `AnswerFile`
-    "The answer file of a path, by its ending"
+    "The answer file of a path, by its suffix"
     suffix = Path(path).suffix.lower()
     check_in(suffix, FORMATS, 'ending of `to`')
     return FORMATS[suffix](path, digest, columns)

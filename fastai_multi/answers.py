@@ -31,26 +31,26 @@ from .tasks import *
 def check_item_size(item, names):
     "Raise unless the tuple `item` has a value for each input"
     if len(item)==len(names): return
-    raise ValueError(f'`item` holds {len(item)} parts where the inputs are {names}; an absent part is None.')
+    raise ValueError(f'`item` holds {len(item)} parts where the inputs are {names}; pass None for a missing part.')
 
 def lone_input(item, modalities):
-    "The name of the input that the lone value `item` is"
+    "The name of the input that the single value `item` belongs to"
     for n,m in modalities.items():
         if m.recognises(item): return n
-    raise ValueError(f'`item` is one {type(item).__name__}, and the inputs are {list(modalities)}: pass a '
+    raise ValueError(f'`item` is one {type(item).__name__}, but the inputs are {list(modalities)}: pass a '
                      f'tuple or a dict.')
 
 def raw_item(
-    item, # Values by position, by name, or the value of one input alone
+    item, # Values by position, by name, or the value of a single input
     modalities:dict # The inputs' modalities by name
-) -> tuple: # A value for each input, `None` where there is none
-    "`item` with a place for each input"
+) -> tuple: # A value for each input, `None` if it is missing
+    "`item` with a value for each input"
     names = list(modalities)
     if isinstance(item, dict) and not is_image_dict(item):
         check_keys(item, names, 'input')
         return tuple(item.get(n) for n in names)
     if len(names)==1: return (item,)
-    if item is None: raise ValueError(f'`item` is None: give at least one of the inputs {names}.')
+    if item is None: raise ValueError(f'`item` is None: pass at least one of the inputs {names}.')
     if isinstance(item, (tuple,list)):
         check_item_size(item, names)
         return tuple(item)
@@ -81,7 +81,7 @@ def raw_dataset(dls, items, modalities): # A learner's loaders; raw items; the i
     ds = dls.valid.dataset
     rows = [raw_item(o, modalities) for o in items]
     if any(all(is_missing(v) for v in row) for row in rows):
-        raise ValueError(f'There is nothing to predict from: give at least one of the inputs {list(modalities)}.')
+        raise ValueError(f'There is nothing to predict from: pass at least one of the inputs {list(modalities)}.')
     columns = list(zip(*rows))
     if ds.n_inp==1 and len(columns)>1: columns = [rows]
     tls = []
@@ -111,11 +111,11 @@ def item_dl(
     if is_source_item(dls, item): return dls.test_dl([item], rm_type_tfms=0, num_workers=0, bs=1)
     return raw_dl(dls, [item], modalities)
 
-def check_has_predictions(named, options): # Whether the outputs have names; what `get_preds` was given
-    "Raise for a call without predictions, as fastai's `Interpretation` makes: it reads one output without a name"
+def check_has_predictions(named, options): # Whether the outputs have names; the arguments of `get_preds`
+    "Raise for a call without predictions, as from fastai's `Interpretation`, which needs one unnamed output"
     if not named or options.get('with_preds', True) and options.get('with_targs', True): return
-    raise TypeError('`get_preds` of outputs with names gives predictions and targets: with_preds=False and '
-                    'with_targs=False, as the Interpretation of fastai asks for, are for one plain output. '
+    raise TypeError('`get_preds` of outputs with names returns predictions and targets: with_preds=False and '
+                    'with_targs=False, which fastai\'s Interpretation uses, need one unnamed output. '
                     'For several outputs: MultiInterpretation.from_learner(learn).')
 
 # %% ../nbs/70_answers.ipynb #8f86f4ec
@@ -124,24 +124,24 @@ def in_units(task, values): # A `Task`; encoded values
     return task.to_units(values)
 
 def row(x, i):
-    "Item `i` of predictions: of each tensor by name, or of the one there is"
+    "Item `i` of predictions: of each tensor by name, or of the single tensor"
     return map_tensors(itemgetter(i), x)
 
 class Answers:
-    "Decoded predictions for the items of a loader, as a user reads them"
+    "Decoded predictions for the items of a loader, in readable form"
     def __init__(self,
-        dl, # The loader that will be predicted: make the `Answers` before, and no picture is opened again
+        dl, # The loader to predict; create the `Answers` first, so that no picture is opened again
         tasks:dict, # The outputs' tasks by name
-        named:bool # Whether predictions have names; `False` for one plain target
+        named:bool # Whether predictions have names; `False` for a single unnamed target
     ):
         self.dl = dl
         self.tasks = tasks
         self.named = named
         self.needs_frame = any(t.part.has_coordinates for t in tasks.values())
-        self.sizes = []    # of the files of all pictures, filled while the loader runs
+        self.sizes = []    # of all picture files, filled while the loader runs
         self.frames = {}   # by size
         if not self.needs_frame or dl.shuffle or reads_pixels(dl.after_item): return
-        dl.after_batch.seen_sizes = self.sizes    # loaders made from `dl` fill it, too
+        dl.after_batch.seen_sizes = self.sizes    # loaders made from `dl` fill it too
 
     def frame(self, i):
         "The map to the pixels of the picture of item `i`; `None` if no output has coordinates, or there is no picture"
@@ -157,7 +157,7 @@ class Answers:
         return frame(pic, self.dl.after_item, self.dl.after_batch)
 
     def of(self, decoded, i):
-        "The answer for item `i`, from its decoded predictions: by name, or the one value there is"
+        "The answer for item `i`, from its decoded predictions: by name, or the single value"
         m = self.frame(i)
         if not self.named: return first(self.tasks.values()).to_user(decoded, m)
         return Outputs.make({n: self.tasks[n].to_user(decoded[n], m) for n in decoded.keys()})
@@ -169,7 +169,7 @@ class Answers:
         return [table_cell(v) for n,t in self.tasks.items() for v in t.part.cells(res[n]).values()]
 
     def by_name(self, x):
-        "Predictions as a dict by output, also those of one plain target"
+        "Predictions as a dict by output, also those of a single unnamed target"
         if self.named: return dict(x.items())
         return {first(self.tasks): x}
 
@@ -179,7 +179,7 @@ class Answers:
         return merge(*[t.certainties(preds[n], decoded[n], classes) for n,t in self.tasks.items()])
 
     def answer(self, decoded, preds, i) -> Answer:
-        "The answer for item `i` by output, with what is known about how sure it is"
+        "The answer for item `i` by output, with its confidence"
         values = self.by_name(self.of(decoded, i))
         texts = {n: self.tasks[n].words(v) for n,v in values.items()}
         return Answer.explained(values, texts, self.certainties(decoded, preds))
@@ -206,11 +206,11 @@ class Answers:
         return pd.DataFrame(columns, index=index)
 
 def table_cell(value):
-    "An answer as a cell of a table holds it: `None`, lists, numbers, texts"
+    "An answer as a table cell: `None`, lists, numbers, strings"
     if value is absent: return None
     if isinstance(value, Tensor): return value.tolist()
     if isinstance(value, L): return list(value)
-    if isinstance(value, str): return str(value)    # fastai's `Category` is a text of a class of its own
+    if isinstance(value, str): return str(value)    # fastai's `Category` is a subclass of `str`
     return value
 
 # %% ../nbs/70_answers.ipynb #0e00d5ec
@@ -219,7 +219,7 @@ def decoded_input(
     x, # Its batch of inputs
     modalities:dict # The inputs' modalities by name
 ):
-    "The inputs of the first item as a user reads them"
+    "The inputs of the first item in readable form"
     single = not isinstance(x, Named)
     xs = [x] if single else list(x)
     typed = [m.typed(o) for m,o in zip(modalities.values(), xs)]
@@ -240,7 +240,7 @@ def raw_inputs(dl):
     return res
 
 def check_predicts(learn):
-    "Raise unless `learn` is something that predicts: people pass the answer itself"
+    "Raise unless `learn` can predict; people pass the answer itself"
     if hasattr(learn, 'dls'): return
     raise TypeError(f'`learn` is a {type(learn).__name__}; it takes a learner, which predicts the item itself: '
                     'plot_answer(learn, item).')
@@ -252,7 +252,7 @@ def plot_answer(
     figsize:tuple=None, # Size of the figure
     **kwargs # Passed to `Panel`, such as `width`, the characters in a line
 ):
-    "Draw the prediction for one item on its picture: boxes, points and masks in their place, the rest in lines below"
+    "Draw the prediction for one item on its picture: boxes, points and masks in place, the rest in lines below"
     check_predicts(learn)
     dl = item_dl(learn.dls, item, learn.modalities)
     answers = Answers(dl, learn.tasks, learn.named)
@@ -273,7 +273,7 @@ def augmented_preds(
     dl, # The loader, which does not shuffle
     n:int=4, # How many augmented copies
     beta:float=0.25, # Share of the plain prediction; `None`: both, `(augmented, plain)`, for each output
-    use_max:bool=False # The largest of all in place of the average
+    use_max:bool=False # Use the maximum instead of the average
 ) -> tuple: # Predictions and targets
     "Predictions averaged over augmented copies"
     with dl.dataset.set_split_idx(0): augmented = [learn.get_preds(dl=dl)[0] for _ in range(n)]
@@ -288,7 +288,7 @@ def pad_ids_of(parts):
     return {n: p.pad_id for n,p in leaves_of(parts).items() if getattr(p, 'pad_id', None) is not None}
 
 def one_tensor(x, pad_id=None):
-    "`x` as one tensor, where batches of different lengths left a list of rows"
+    "Join a list of rows from batches of different lengths to one tensor"
     if not isinstance(x, L): return x
     fill = math.nan if x[0].is_floating_point() else ifnone(pad_id, IGNORE)
     return nn.utils.rnn.pad_sequence([o.as_subclass(Tensor) for o in x], batch_first=True, padding_value=fill)
@@ -299,7 +299,7 @@ def pad_all(x, pad_ids):
     return _pad_named(x, pad_ids)
 
 def _pad_named(x, pad_ids, path=''):
-    "`x` padded; `path` leads to the group that it is"
+    "`x` padded; `path` leads to its group"
     res = []
     for n,o in x.items():
         if isinstance(o, Named): res.append(_pad_named(o, pad_ids, f'{path}{n}.'))
@@ -308,14 +308,14 @@ def _pad_named(x, pad_ids, path=''):
 
 # %% ../nbs/70_answers.ipynb #b0c0a171
 class ThresholdChoice(NamedTuple):
-    "What was chosen for one output of tags"
+    "The chosen threshold of one output of tags"
     threshold:object # A number, or a dict by tag
-    f1:float # At this threshold, on the items that it was chosen on
-    before:float # F1 at the threshold until now
+    f1:float # At this threshold, on the same items
+    before:float # F1 at the previous threshold
 
     def sentence(self, name):
-        "What was chosen for the output `name`, in words"
-        scores = f'F1 {self.f1:.3g}, and {self.before:.3g} before.'
+        "Describe the choice for the output `name`"
+        scores = f'F1 {self.f1:.3g}, before {self.before:.3g}.'
         if not isinstance(self.threshold, dict):
             return f'`{name}`: tags are predicted above a probability of {self.threshold:.3g}. {scores}'
         low = min(self.threshold.values())
@@ -337,7 +337,7 @@ def choose_threshold(
     return ThresholdChoice(chosen, f1(), before)
 
 def outputs_with_threshold(learn) -> list:
-    "Names of the outputs whose answers depend on a threshold that can be set"
+    "Names of the outputs with a threshold that can be set"
     if not isinstance(learn.loss_func, MultiLoss): return []
     return [n for n,t in learn.tasks.items() if t.cut is not None and n in learn.loss_func.decisions]
 
@@ -346,7 +346,7 @@ def check_has_threshold(learn):
     if outputs_with_threshold(learn): return
     kinds = {n: t.part.kind for n,t in learn.tasks.items()}
     raise ValueError(f'There is no threshold to tune: it needs an output of tags whose loss has no `decodes` of its '
-                     f'own, and the outputs are {kinds}.')
+                     f'own, but the outputs are {kinds}.')
 
 def choose_thresholds(learn, preds, targs, by_tag=False) -> dict: # By output a `ThresholdChoice`
     "Set the threshold of each output that has one"

@@ -14,7 +14,7 @@ from .prior import *
 from .probe import *
 
 # %% ../nbs/74a_aside.ipynb #a441b010
-def without_labels(y, # Targets as a batch gives them, by output or the one tensor
+def without_labels(y, # Targets of a batch, by output or a single tensor
                    names, # Outputs
                    aside # Which items, `bs`
                   ):
@@ -26,12 +26,12 @@ def without_labels(y, # Targets as a batch gives them, by output or the one tens
     return type(y)(vals)
 
 def no_labels(t, aside):
-    "`t` with the mark of a missing label for these items"
+    "`t` with these items marked as missing"
     blank = math.nan if t.is_floating_point() else IGNORE
     return torch.where(per_item(aside.to(t.device), t), torch.full_like(t, blank), t)
 
-def items_of_batch(dl, i, n): # A loader, the number of its batch, and the number of items there
-    "The positions in the loader's data of the items of a batch; `None` for a loader that does not tell"
+def items_of_batch(dl, i, n): # A loader, the index of its batch, and the number of items in it
+    "The positions in the loader's data of the items of a batch; `None` if unknown"
     idxs = getattr(dl, '_DataLoader__idxs', None)
     if idxs is None or dl.n is None: return None
     rows = [int(o) for o in list(idxs)[i*dl.bs:i*dl.bs+n]]
@@ -55,15 +55,15 @@ def answers_of(learn, dl, names): # Outputs
     return {n: torch.cat(v) for n,v in preds.items()}, {n: torch.cat(v) for n,v in targs.items()}
 
 class LabelsAside(Callback):
-    "Puts a fifth of the labels of some outputs aside in training, and draws their heads back where these say so"
-    order = -40              # before anything blends targets
+    "Set a fifth of some outputs' labels aside in training, and use them to move heads back towards the prior"
+    order = -40              # before targets are blended
     least = 50               # an output with fewer labels keeps them
-    shares = (1., .5, .25)   # of what training added
+    shares = (1., .5, .25)   # of the change by training
 
     def __init__(self,
-        found, # A `ProbeResult`: the outputs are those whose fit was not kept
-        n_inputs:int, # How many inputs the model has: a fit of fewer decides nothing
-        seed:int=0 # Chooses the items
+        found, # A `ProbeResult`; applies to outputs whose fit was not kept
+        n_inputs:int, # Number of the model's inputs; a fit of fewer is not conclusive
+        seed:int=0 # Seed for the choice of items
     ):
         self.names = [n for n,o in found.items() if self._is_meant(o, n_inputs)]
         self.seed = seed
@@ -96,7 +96,7 @@ class LabelsAside(Callback):
             for n in self.names: self.kept[n] = self._draw_back(n, preds[n], targs[n])
 
     def _draw_back(self, name, pred, targ):
-        "The share of what training added that the head of output `name` keeps"
+        "The share of the change by training that the head of output `name` keeps"
         head = linear_heads(self.learn)[name]
         start = self.starts[name].to(pred.device)
         here = self.learn.tasks[name].labelled(targ)
@@ -106,7 +106,7 @@ class LabelsAside(Callback):
         return share
 
     def _best(self, name, head, start, added, targ):
-        "The share of `added` whose loss is least; 0 if it is not clearly smaller than that of `start`"
+        "The share of `added` with the smallest loss; 0 if it is not clearly smaller than that of `start`"
         term = term_of(self.learn, name)
         def losses(share): return term.items(head.last_step(start+share*added), targ)[0]
         constant = losses(0.)
@@ -117,5 +117,5 @@ class LabelsAside(Callback):
 
     def sentences(self) -> list: # After a fit
         "A sentence for each output that is back at its constant answer"
-        return [f'`{n}` answers the same for every item: training found nothing that holds for items put aside.'
+        return [f'`{n}` predicts the same for every item: training found nothing that holds for the items set aside.'
                 for n,share in self.kept.items() if share==0]

@@ -20,10 +20,10 @@ def check_batch_size(leaves, names):
     "Raise unless there is a tensor for each name"
     if len(leaves) == len(names): return
     raise ValueError(f'The batch holds {len(leaves)} tensors where {len(names)} were expected: {list(names)}. '
-                     'A block of your own must give one tensor for each name.')
+                     'Your own block must return one tensor for each name.')
 
 def gather_named(parts, base, names, bare=False):
-    "The tensors in `parts` as one tuple of class `base` with `names`, or as the one tensor there is when `bare`"
+    "The tensors in `parts` as a tuple of class `base` with `names`, or as the single tensor if `bare`"
     names = tuple(names)
     if len(parts)==1 and isinstance(parts[0], Named) and parts[0].keys()==names and not bare: return untyped(parts[0])
     leaves = [untyped(o) for o in flat(tuple(parts))]
@@ -35,7 +35,7 @@ def gather_named(parts, base, names, bare=False):
 def name_batch(
     xb, # The inputs of a batch, as `Learner` splits it
     yb, # Its targets, or an empty tuple
-    desc # What `describe` says of the loaders
+    desc # The description of the loaders, from `describe`
 ) -> tuple: # Inputs and targets, each a tuple of one
     "The batch as named tuples of plain tensors; a lone input or plain target stays a tensor"
     x = gather_named(xb, Inputs, desc.inputs, bare=len(desc.inputs)==1)
@@ -43,7 +43,7 @@ def name_batch(
     return (x,), (name_targets(yb, desc),)
 
 def name_targets(yb, desc):
-    "The targets by output; the weights of items, where there are any, travel with them"
+    "The targets by output, with the item weights if there are any"
     if desc.weight is None: return gather_named(yb, Outputs, desc.outputs, bare=not desc.named)
     y = gather_named(yb, Outputs, yb[0].keys())
     targets = Outputs.of(*desc.outputs)([y[n] for n in desc.outputs])
@@ -57,7 +57,7 @@ def check_loader_number(ds_idx, n): # How many loaders there are
                      '1 for validation.')
 
 def check_loader(dl):
-    "Raise unless `dl` can be gone through in batches"
+    "Raise unless `dl` yields batches"
     batches = isinstance(dl, (list,L)) and len(dl)>0 and all(isinstance(b, tuple) for b in dl)
     if dl is None or batches or hasattr(dl, 'one_batch'): return
     raise TypeError(f'`dl` is {short_repr(dl)}, of type {type(dl).__name__}; it takes a loader, as dls.test_dl(items) '
@@ -67,7 +67,7 @@ def check_loader(dl):
 def check_epochs(n_epoch):
     "Raise unless `n_epoch` is a number of epochs"
     if isinstance(n_epoch, Integral) and n_epoch>=0: return
-    raise ValueError(f'`n_epoch` is {short_repr(n_epoch)}; it is how many epochs to train: a whole number, such as 3.')
+    raise ValueError(f'`n_epoch` is {short_repr(n_epoch)}; it is the number of epochs: a whole number, such as 3.')
 
 def is_rate(v):
     "Whether `v` is a learning rate: a finite number, not negative"
@@ -88,11 +88,11 @@ def check_rate(lr, n_groups):
 # %% ../nbs/69_batch.ipynb #pr0ps016
 @contextmanager
 def named_batch_norm(dl):
-    "Name `bs` in the error of a batch normalisation that gets one item"
+    "Mention `bs` in the error of a batch normalisation that gets one item"
     try: yield
     except ValueError as e:
         if 'Expected more than 1 value per channel' not in str(e): raise
-        raise ValueError(f'`bs` is {dl.bs}, and the model has batch normalisation, which compares the items of a '
+        raise ValueError(f'`bs` is {dl.bs}, but the model has batch normalisation, which compares the items of a '
                          'batch: make the loaders with bs=2 or more.') from e
 
 # %% ../nbs/69_batch.ipynb #2f53f10f
@@ -108,4 +108,4 @@ def check_has_labels(dl):
     "Raise unless `dl` has targets to compare with"
     ds = getattr(dl, 'dataset', None)
     if not isinstance(ds, Datasets) or len(ds.tls)>dl.n_inp: return
-    raise ValueError('`dl` has no labels to compare with: make it by dls.test_dl(items, with_labels=True).')
+    raise ValueError('`dl` has no labels to compare with: create it with dls.test_dl(items, with_labels=True).')

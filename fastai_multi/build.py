@@ -68,7 +68,7 @@ _fastai_names = dict(
     init="heads=dict(kind=module), a module with your initial weights")
 
 def refuse_fastai_argument(k):
-    raise UnknownName(f'`{k}` is a name of fastai. Here write {_fastai_names[k]}.')
+    raise UnknownName(f"`{k}` is fastai's name. Here write {_fastai_names[k]}.")
 
 # %% ../nbs/75_build.ipynb #7899765e
 class EncoderOptions:

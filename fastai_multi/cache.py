@@ -22,7 +22,7 @@ from .callback.late import *
 
 # %% ../nbs/74b_cache.ipynb #cac4e007
 def still_inputs(model) -> list:
-    "The inputs whose encoders are trained and frozen, apart from their norms"
+    "The inputs whose encoders are pretrained and frozen, except for their norms"
     if not isinstance(model, MultiModel): return []
     if any(isinstance(e, RepeatedEncoder) for e in model.encoders.values()): return []
     return [n for n,e in model.encoders.items() if getattr(e, 'pretrained', False) and not _learning(e)]
@@ -32,8 +32,8 @@ def _learning(encoder):
     norms = {id(p) for m in encoder.modules() if isinstance(m, tuple(norm_types)) for p in m.parameters()}
     return any(p.requires_grad and id(p) not in norms for p in encoder.parameters())
 
-def reason_not_to_cache(learn, cbs=()) -> str: # `None` if nothing speaks against it
-    "Why features cannot be kept: a head reads all maps, or a callback changes the inputs"
+def reason_not_to_cache(learn, cbs=()) -> str: # `None` if they can be cached
+    "Why features cannot be cached: a head reads all maps, or a callback changes the inputs"
     for n,head in learn.plain_model.heads.items():
         if getattr(head, 'reads_map', False)=='all': return f'the head of `{n}` reads the pictures\' maps of all stages'
     for cb in [*learn.cbs, *L(cbs)]:
@@ -44,22 +44,22 @@ def reason_not_to_cache(learn, cbs=()) -> str: # `None` if nothing speaks agains
 def _is_map_read(head): return bool(getattr(head, 'reads_map', False)) or getattr(head, 'reads_places', False)
 
 class RowFeatures:
-    "What a frozen encoder gave for items, found by their rows"
+    "The features of a frozen encoder, by row number"
     def __init__(self, model, name): # A `MultiModel`, and one of its inputs
         self.model = model
         self.name = name
-        self.parts = defaultdict(list)      # by what is kept: batches, then one tensor
+        self.parts = defaultdict(list)      # by kind of features: batches, then one tensor
 
     @property
     def is_staged(self): return self.name in self.model.trunks
 
     def key_of(self, output):
-        "What the output reads: the last map at its place, or what its view pools"
+        "The features that the output reads: the last map at its tap, or those that its view pools"
         trunk = self.model.trunks[self.name]
         if _is_map_read(self.model.heads[output]): return f'map {trunk.place_of(output)}'
         return f'view {self.model.plan.view_of[output]}'
 
-    def add(self, reads): # What `MultiModel.read` gives
+    def add(self, reads): # The result of `MultiModel.read`
         "Keep a batch"
         if self.is_staged: found = self._staged(reads)
         else: found = {k: v for k,v in first(reads.values())[self.name]._asdict().items() if v is not None}
@@ -80,11 +80,11 @@ class RowFeatures:
     def n_bytes(self): return sum(t.numel()*t.element_size() for ts in self.parts.values() for t in ts)
 
     def close(self):
-        "Make one tensor of each kind"
+        "Concatenate each kind to one tensor"
         self.parts = {k: torch.cat(ts) for k,ts in self.parts.items()}
 
     def at(self, rows):
-        "What the encoder gives for the items at `rows`, as it gives it"
+        "The encoder's features for the items at `rows`, in their original form"
         found = {k: t[rows.cpu()].to(rows.device) for k,t in self.parts.items()}
         if not self.is_staged: return found
         here = found['here']
@@ -118,7 +118,7 @@ def trimmed(t, pad=None): # Rows `n,seq`
     return t[:,:int(used.max())+1] if len(used) else t[:,:1]
 
 class CachedLoader(GetAttr):
-    "A loader whose items are in memory: the same items in the same batches, in the order that it draws"
+    "A loader with its items in memory: the same items in the same batches and order"
     _default = 'dl'
     def __init__(self, dl, items): # A loader, and its `CachedItems`
         self.dl = dl
@@ -137,12 +137,12 @@ class CachedLoader(GetAttr):
         self.dl.randomize()
         self.dl.before_iter()
         idxs = list(self.get_idxs())
-        self._DataLoader__idxs = idxs          # as fastai keeps it
+        self._DataLoader__idxs = idxs          # fastai's attribute
         for chunk in chunked(idxs, self.bs, self.drop_last): yield self.items.batch(chunk)
         self.dl.after_iter()
 
 class CachedItems:
-    "The items of a loader as they come in batches, with a row number in the place of what is encoded"
+    "The items of a loader in batches, with row numbers in place of encoded inputs"
     def __init__(self, learn, dl, stores): # `stores`: a `RowFeatures` by input
         self.learn = learn
         self.dl = dl
@@ -151,10 +151,10 @@ class CachedItems:
         self.like = None
         names = list(learn.description.inputs)
         self.pads = [learn.pad_ids.get(n) for n in names]
-        self.places = {names.index(n): n for n in stores}    # of the leaves that are encoded
+        self.places = {names.index(n): n for n in stores}    # of the encoded leaves
 
-    def read(self, start, limit, **how): # The first free row, and the bytes that features may take
-        "Read and encode all items once more; whether there was room, and the next free row"
+    def read(self, start, limit, **how): # The first free row, and the maximum bytes of features
+        "Read and encode all items once more; return whether there was room, and the next free row"
         dl = self.dl.new(shuffle=False, drop_last=False)
         batches = progress_bar(dl, leave=False, total=len(dl)) if hasattr(self.learn, 'progress') else dl
         leaves = defaultdict(list)
@@ -170,7 +170,7 @@ class CachedItems:
             for i,t in enumerate(flat(tuple(b))): leaves[i].append(self._kept(i, untyped(t), start+n))
             self.like = b
             n += bs
-        if n!=self.dl.n: return None                          # items that are left out have no row
+        if n!=self.dl.n: return None                          # dropped items have no row
         if not self.passes: self.leaves = {i: [] for i in leaves}
         for i,ts in leaves.items(): self.leaves[i] += ts
         self.passes += 1
@@ -189,7 +189,7 @@ class CachedItems:
         self.leaves = {i: joined(ts, self._pad(i)) for i,ts in self.leaves.items()}
 
     def batch(self, idxs):
-        "The batch of the items at `idxs`, of the pass whose turn it is"
+        "The batch of the items at `idxs`, from the current pass"
         epoch = getattr(self.learn, 'epoch', 0)
         rows = torch.as_tensor(idxs)+self.dl.n*(epoch%self.passes)
         leaves = [trimmed(t[rows], self._pad(i)) for i,t in self.leaves.items()]
@@ -198,7 +198,7 @@ class CachedItems:
 # %% ../nbs/74b_cache.ipynb #cac4e015
 @contextmanager
 def encoders_look_up(model, stores):
-    "Inside, the encoders of these inputs take row numbers, and nothing of them is trained"
+    "Inside the block, the encoders of these inputs take row numbers, and are not trained"
     held = []
     try:
         for n,store in stores.items():
@@ -213,7 +213,7 @@ def encoders_look_up(model, stores):
         for p in held: p.requires_grad_(True)
 
 def _look_up(encoder, store):
-    "Let `encoder` answer from `store`; only the instance changes"
+    "Let `encoder` return features from `store`; only the instance changes"
     if store.is_staged:
         encoder.forward = store.at
         return
@@ -222,7 +222,7 @@ def _look_up(encoder, store):
     encoder.wide = lambda rows, features: store.at(rows).get('wide')
 
 def gathered(learn, passes, limit):
-    "A `RowFeatures` by input and a `CachedItems` by loader; `None` where they have no room"
+    "A `RowFeatures` by input and a `CachedItems` by loader; `None` if there is no room"
     model = learn.plain_model
     if learn.dls.device is not None: model.to(learn.dls.device)
     stores = {n: RowFeatures(model, n) for n in still_inputs(model)}
@@ -241,11 +241,11 @@ def gathered(learn, passes, limit):
 @contextmanager
 def cached_features(
     learn, # A `MultiLearner` whose trained encoders are frozen
-    passes=True, # One pass without augmentation (`True`), so many passes as training makes them, or none (`False`)
+    passes=True, # One pass without augmentation (`True`), a number of augmented passes, or none (`False`)
     cbs=(), # The callbacks of the fit
-    limit:float=2**30 # Bytes that features may take
+    limit:float=2**30 # Maximum bytes of features
 ):
-    "Inside, epochs take what frozen encoders give from memory; gives why they do not, or `None`"
+    "Inside the block, epochs take features of frozen encoders from memory; yields the reason if not, or `None`"
     check_passes(passes)
     if not passes or not still_inputs(learn.plain_model):
         yield None

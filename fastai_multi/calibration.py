@@ -38,7 +38,7 @@ def check_coverage(coverage):
 # %% ../nbs/70a_calibration.ipynb #526a0fdf
 class OutputSets(ForTask):
     "Sets of one kind of output; a subclass names its kind by `task=`"
-    tempered = False       # A temperature may divide its raw predictions
+    tempered = False       # Whether a temperature may divide its raw predictions
 
     def __init__(self, task): # The output's `Task`
         self.task = task
@@ -50,10 +50,10 @@ class OutputSets(ForTask):
         "How badly each target agrees with its prediction; `None` if the kind has no sets"
 
     def confidence(self, preds, targs):
-        "What the model was sure of, and whether it was right, `m` each; `None` if the kind has no probabilities"
+        "Confidences, and whether predictions were right, `m` each; `None` if the kind has no probabilities"
 
     def region(self, pred, q, frame=None): # The activated prediction of one item; the quantile; the map to its picture
-        "Everything that is not stranger than `q`, as a user reads it"
+        "All answers with a nonconformity of at most `q`, in readable form"
 
 def sets_of(task) -> OutputSets: # A `Task`
     "The sets of an output, by the class of its task or the nearest base class"
@@ -61,7 +61,7 @@ def sets_of(task) -> OutputSets: # A `Task`
 
 # %% ../nbs/70a_calibration.ipynb #cda6fec8
 class CategorySets(OutputSets, task=CategoryTask):
-    "The classes that are likely enough: strange is a class of low probability"
+    "The sufficiently probable classes; the nonconformity is one minus the probability"
     tempered = True
     def nonconformity(self, preds, targs):
         here = present(targs)
@@ -76,7 +76,7 @@ class CategorySets(OutputSets, task=CategoryTask):
         return [self.task.part.vocab[i] for i in order if 1-float(pred[i])<=q]
 
 class TagsSets(OutputSets, task=TagsTask):
-    "The tags that an item may have: every true tag is among them"
+    "The tags that an item may have, including every true tag"
     def nonconformity(self, preds, targs):
         true = targs.float()>.5
         worst = torch.where(true, 1-preds, 0.).max(1)[0]
@@ -90,7 +90,7 @@ class TagsSets(OutputSets, task=TagsTask):
         return [self.task.part.vocab[i] for i in order if 1-float(pred[i])<=q]
 
 class NumberSets(OutputSets, task=NumberTask):
-    "An interval around a number, on the scale that the model learns on; of several numbers, one around each"
+    "An interval around a number, on the model's scale; for several numbers, one around each"
     def nonconformity(self, preds, targs):
         off = (preds-targs).abs().reshape(len(preds), -1)
         return off.max(1)[0]
@@ -132,13 +132,13 @@ def calibration_error(
 def plot_reliability(
     confidence:Tensor, # `m`
     right:Tensor, # `m`
-    name:str, # Above the picture
+    name:str, # The title
     bins:int=10, # Of equal width
     ax=None # Axes to draw on
 ):
     """Plot accuracy over confidence; on the dashed line they are equal
 
-    A larger point stands for more items."""
+    Larger points have more items."""
     table = reliability(confidence, right, bins)
     if ax is None: ax = plt.subplots(figsize=(3.6,3.4), layout='constrained')[1]
     ax.plot([0,1], [0,1], ls='--', lw=1, color=palette['plain'])
@@ -172,10 +172,10 @@ def fit_temperature(
 
 # %% ../nbs/70a_calibration.ipynb #e0b9e17a
 class OutputCalibration(NamedTuple):
-    "What was found for one output"
+    "The calibration of one output"
     sets: OutputSets
     scores: Tensor           # Nonconformity of the items, `n`; `None` if the kind has no sets
-    temperature: float       # 1 where the kind has none
+    temperature: float       # 1 if the kind has none
     confidence: tuple        # Confidences and whether they were right, with the temperature; `None` without
     error: float             # Expected calibration error with the temperature; NaN without probabilities
     error_before: float      # The same without it
@@ -184,7 +184,7 @@ def output_calibration(
     task, # The output's `Task`
     preds:Tensor, # Activated predictions, `n,…`
     targs:Tensor, # Targets, `n,…`
-    temperature:float=1., # What the raw predictions were divided by before their activation
+    temperature:float=1., # The divisor of the raw predictions before their activation
     before:Tensor=None # Activated predictions without the temperature
 ) -> OutputCalibration:
     "Measure one output"
@@ -194,21 +194,21 @@ def output_calibration(
     return OutputCalibration(sets, sets.nonconformity(preds, targs), temperature, sure, error_of(sure), error_before)
 
 def fit_temperatures(tasks, raw, targs) -> dict: # Tasks, raw predictions and targets, each by output
-    "The temperature of each output, 1 for a kind that has none"
+    "The temperature of each output, 1 for a kind without one"
     return {n: fit_temperature(raw[n], targs[n]) if sets_of(t).tempered else 1. for n,t in tasks.items()}
 
-def tempered(raw, temperatures:dict): # Raw predictions, by output or the one tensor
+def tempered(raw, temperatures:dict): # Raw predictions, by output or a single tensor
     "Raw predictions, each divided by its temperature"
     if not hasattr(raw, 'keys'): return map_tensors(lambda t: t/first(temperatures.values()), raw)
     res = {n: raw[n] if temperatures[n]==1 else raw[n]/temperatures[n] for n in raw.keys()}
     return type(raw)(res.values()) if isinstance(raw, Named) else res
 
 def error_of(sure):
-    "The calibration error of a kind with probabilities, NaN of others"
+    "The calibration error of a kind with probabilities, NaN for others"
     return math.nan if sure is None else calibration_error(*sure)
 
 class Calibration:
-    "What items that were not trained on say about a learner's probabilities, and how large sets must be"
+    "The calibration of a learner's probabilities, and the sizes of its sets, from held-out items"
     def __init__(self,
         outputs:dict, # By output, an `OutputCalibration`
         groups:list=None # For each item the names of the inputs that it has; `None`: all items have the same
@@ -228,20 +228,20 @@ class Calibration:
         "Mask of the items that have the same inputs as `group`"
         here = tensor([g==group for g in self.groups])
         if here.any(): return here
-        raise ValueError(f'No item that the learner was calibrated on had only the inputs {list(group)}, so nothing is '
-                         f'known of such items. Calibrate on a loader that has some: learn.calibrate(dl=…).')
+        raise ValueError(f'No item that was used to calibrate had only the inputs {list(group)}, so nothing is '
+                         f'known about such items. Calibrate on a loader that has some: learn.calibrate(dl=…).')
 
     def quantile(self,
         name:str, # The output
-        coverage:float=.9, # The probability that its set holds the truth
+        coverage:float=.9, # The probability that its set contains the truth
         group=() # The inputs that the item has
     ) -> float:
-        "The nonconformity up to which answers belong to the set"
+        "The maximum nonconformity of answers in the set"
         check_coverage(coverage)
         return rank_quantile(self.outputs[name].scores[self.members(group)], coverage)
 
     def joint_quantiles(self, coverage:float=.9, group=()) -> dict: # As for `quantile`
-        "By output the nonconformity up to which the sets of all outputs hold together with probability `coverage`"
+        "By output the maximum nonconformity such that all sets together contain the truth with probability `coverage`"
         check_coverage(coverage)
         here = self.members(group)
         scores = torch.stack([self.outputs[n].scores[here] for n in self.with_sets()], 1)
@@ -259,7 +259,7 @@ class Calibration:
         return {n: self.quantile(n, coverage, group) for n in self.with_sets()}
 
     def table(self) -> pd.DataFrame: # A row by output: `items`, `temperature`, `error`, `error before`
-        "How many labelled items there were, the temperature, and the calibration error with and without it"
+        "The number of labelled items, the temperature, and the calibration error with and without it"
         rows = [dict(items=int((~o.scores.isnan()).sum()) if o.scores is not None else 0, temperature=o.temperature,
                      **{'error': o.error, 'error before': o.error_before}) for o in self.outputs.values()]
         return pd.DataFrame(rows, index=list(self.outputs))
@@ -279,7 +279,7 @@ class Calibration:
         return plot_reliability(*sure, name, bins, ax)
 
 # %% ../nbs/70a_calibration.ipynb #e19edd6d
-def input_groups(learn, x, n) -> list: # Inputs as `get_preds` gives them; the number of items
+def input_groups(learn, x, n) -> list: # Inputs from `get_preds`; the number of items
     "For each of `n` items the names of the inputs that it has"
     xs = x if isinstance(x, Named) else [x]
     masks = {name: m.here(t) for (name,m),t in zip(learn.modalities.items(), xs)}
@@ -287,7 +287,7 @@ def input_groups(learn, x, n) -> list: # Inputs as `get_preds` gives them; the n
 
 def calibration_of(
     learn, # A `MultiLearner`, trained
-    ds_idx:int=1, # Which of the loaders, if `dl` is `None`; not what was trained on
+    ds_idx:int=1, # Which of the loaders, if `dl` is `None`; not the training items
     dl=None # Loader with labels
 ) -> Calibration:
     "Predict the items of a loader once, and measure each output"
@@ -303,17 +303,17 @@ def calibration_of(
     return Calibration(outputs, input_groups(learn, x, len(first(targs.values()))))
 
 def by_output(learn, x):
-    "Predictions or targets by output, where a learner of one plain target has one tensor"
+    "Predictions or targets by output, also for a learner with a single unnamed target"
     if learn.named: return dict(x.items())
     return {n: x for n in learn.tasks}
 
 class ItemSets:
-    "The sets of items of a loader, as a user reads them"
+    "The sets for the items of a loader, in readable form"
     def __init__(self,
         learn, # A `MultiLearner` that is calibrated
         dl, # The loader of the items
-        coverage:float=.9, # The probability that a set holds the truth
-        joint:bool=False # That of all sets together, in place of each
+        coverage:float=.9, # The probability that a set contains the truth
+        joint:bool=False # The probability holds for all sets together instead of for each
     ):
         check_coverage(coverage)
         if learn.calibration is None: refuse_uncalibrated()
@@ -328,7 +328,7 @@ class ItemSets:
     def __len__(self): return len(self.groups)
 
     def __getitem__(self, i):
-        "By output that has sets, the set of item `i`"
+        "The set of item `i` for each output that has sets"
         calibration = self.learn.calibration
         qs = calibration.quantiles(self.coverage, self.joint, self.groups[i])
         place = self.answers.frame(i)
@@ -340,9 +340,9 @@ class ItemSets:
         return pd.DataFrame(rows, index=index)
 
 def table_set(v):
-    "A set as a cell of a table holds it"
+    "A set as a table cell"
     return tuple(map(table_cell, v)) if isinstance(v, tuple) else table_cell(v)
 
 def refuse_uncalibrated():
-    raise ValueError('`coverage` needs a learner that is calibrated on items it was not trained on: '
+    raise ValueError('`coverage` needs a learner that is calibrated on held-out items: '
                      'learn.calibrate(), then learn.predict(…, coverage=.9).')

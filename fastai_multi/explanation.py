@@ -21,20 +21,20 @@ from .attribution import *
 # %% ../nbs/67_explanation.ipynb #ex808867
 class PiecePanel:
     "The place of one piece in the figure, measured in inches"
-    before = .1    # what labels take on the left
+    before = .1    # space for labels on the left
     width = 2.4
     height = 2.4
     def __init__(self, name, piece):
         self.name = name
         self.piece = piece
 
-    def draw(self, place, unit): # `place` makes axes at left, bottom, width and height
+    def draw(self, place, unit): # `place` creates axes at left, bottom, width and height
         ax = place(self.before, 0, self.width-self.before, self.height)
         self.piece.draw(ax, unit)
         return ax
 
 class HeatPanel(PiecePanel):
-    "The picture, and beside it the heat"
+    "The picture, with the heat map beside it"
     width = 3.7
     height = 1.75
     def draw(self, place, unit):
@@ -79,10 +79,10 @@ class WordsPanel(PiecePanel):
 
 # %% ../nbs/67_explanation.ipynb #exae9c23
 class HeatMap:
-    "The places of a picture that an answer depends on"
+    "How much an answer depends on each location of a picture"
     panel = HeatPanel
     def __init__(self,
-        heat:Tensor, # From 0 up, `h,w`
+        heat:Tensor, # Not negative, `h,w`
         picture:Tensor=None, # The picture as the model reads it, `c,h,w`, for the figure
         how:str='Grad-CAM' # The method
     ):
@@ -93,14 +93,14 @@ class HeatMap:
     def at_size(self,
         h:int, # Rows
         w:int # Columns
-    ) -> Tensor: # `h,w`, the warmest place 1
-        "The heat at another size, all of it zero where no place counts"
+    ) -> Tensor: # `h,w`, with a maximum of 1
+        "The heat at another size; all zero if no location counts"
         res = F.interpolate(self.heat[None,None], (h,w), mode='bilinear', align_corners=False)[0,0]
         return res/res.max().clamp(min=1e-12)
 
     def share_in(self,
-        box # Corners x1, y1, x2, y2 from -1 to 1, as the targets of a box are
-    ) -> float: # NaN where no place counts
+        box # Corners x1, y1, x2, y2 from -1 to 1, as in the targets of a box
+    ) -> float: # NaN if no location counts
         "The share of the heat that lies in a box of the picture"
         n = 256
         heat = self.at_size(n, n)
@@ -111,39 +111,39 @@ class HeatMap:
 
     def words(self, most=5):
         h,w = self.heat.shape
-        if not self.heat.any(): return f'{self.how}, {h} x {w}: no place counts'
+        if not self.heat.any(): return f'{self.how}, {h} x {w}: no location counts'
         y,x = divmod(int(self.heat.argmax()), w)
         place = f'{(x+.5)/w:.0%} from the left, {(y+.5)/h:.0%} from the top'
         return f'{self.how}, {h} x {w}, warmest {place}'
 
     def draw_picture(self, ax):
-        "Draw the picture on `ax` as the model reads it"
+        "Draw the picture on `ax` as the model sees it"
         ax.set(xticks=[], yticks=[])
         ax.imshow(as_pixels(self.picture.detach().cpu()), cmap='gray', vmin=0, vmax=255)
 
     def draw(self, ax, unit):
-        "Draw the heat on `ax`, over the picture in grey: yellow counts most, what is clear does not count"
+        "Draw the heat on `ax`, over the grey picture: yellow counts most, transparent does not count"
         ax.set(xticks=[], yticks=[])
         pixels = as_pixels(self.picture.detach().cpu())
         ax.imshow(grey(pixels), cmap='gray', vmin=0, vmax=255)
         heat = self.at_size(*pixels.shape[:2])
         ax.imshow(heat.numpy(), cmap='viridis', vmin=0, vmax=1, alpha=.8*heat.sqrt().numpy())
         caption = self.how
-        if not self.heat.any(): caption = f'{self.how}: no place counts'
+        if not self.heat.any(): caption = f'{self.how}: no location counts'
         ax.set_xlabel(caption, fontsize=8)
 
 def grey(pixels): # Bytes, `h,w` or `h,w,c`
-    "A picture in shades of grey, so that the colours of the heat are its own"
+    "A picture in shades of grey, so that only the heat has colours"
     if pixels.ndim==2: return pixels
     return pixels.mean(2)
 
 # %% ../nbs/67_explanation.ipynb #exa945df
 def largest_of(scores, most): # Numbers
-    "The positions of the numbers of the largest size, the largest first"
+    "The positions of the numbers with the largest absolute values, the largest first"
     return scores.abs().argsort(descending=True, stable=True)[:most].tolist()
 
-def draw_bars(ax, names, scores, unit, most=8): # Axes; texts; as many numbers; their unit; at most so many bars
-    "Bars of what raises the score, to the right, and of what lowers it, to the left"
+def draw_bars(ax, names, scores, unit, most=8): # Axes; texts; as many numbers; their unit; maximum number of bars
+    "Bars to the right for what increases the score, to the left for what decreases it"
     places = largest_of(scores, most)
     largest = float(scores.abs().max().clamp(min=1e-12))
     for row,i in enumerate(places):
@@ -162,11 +162,11 @@ def draw_bars(ax, names, scores, unit, most=8): # Axes; texts; as many numbers; 
     for side in ('top','right','left'): ax.spines[side].set_visible(False)
 
 class ColumnScores:
-    "What each of several values adds to the score of an answer"
+    "How much each of several values adds to the score of an answer"
     panel = ColumnsPanel
     def __init__(self,
         names:list, # The values: 'shop = north'
-        scores:Tensor, # What the score loses without each
+        scores:Tensor, # The drop of the score without each
         how:str='replaced by the mean or the missing value' # The method
     ):
         self.names = [str(n) for n in names]
@@ -190,13 +190,13 @@ class ColumnScores:
     def draw(self, ax, unit): draw_bars(ax, self.names, self.scores, unit)
 
 class WordScores(ColumnScores):
-    "What each word of a text adds to the score of an answer"
+    "How much each word of a text adds to the score of an answer"
     panel = WordsPanel
     line = 44    # characters
     most_lines = 7
     def __init__(self,
         tokens:list, # The words, in the order of the text
-        scores:Tensor, # What each adds to the score
+        scores:Tensor, # How much each adds to the score
         how:str='each word left out' # The method
     ):
         super().__init__(tokens, scores, how)
@@ -220,7 +220,7 @@ class WordScores(ColumnScores):
     def n_lines(self): return min(len(self.lines), self.most_lines)
 
     def draw_words(self, ax):
-        "Write the text on `ax`, each word on the colour of what it adds"
+        "Write the text on `ax`, with a background colour for the score of each word"
         ax.set(xlim=(0, self.line), ylim=(self.n_lines, 0))
         ax.set_axis_off()
         largest = float(self.scores.abs().max().clamp(min=1e-12))
@@ -244,20 +244,20 @@ class WordScores(ColumnScores):
                 color='white' if dark else 'black')
 
 def shown(token):
-    "A token without the marks that tokenizers put before or in it"
+    "A token without the special marks of tokenizers"
     res = str(token).replace('Ġ', '').replace('▁', '').removeprefix('##')
     if not res: return '·'
     return res
 
 # %% ../nbs/67_explanation.ipynb #ex6ef97f
 class Explanation:
-    "What each input adds to one answer: `explanation['image'].heat`, `['caption'].scores`; `show()` draws it"
+    "How much each input adds to one answer: `explanation['image'].heat`, `['caption'].scores`; `show()` draws it"
     def __init__(self,
         output:str, # The explained output
         score:Score, # What is explained
         value:float, # The score of this item
-        pieces:dict, # By input a `HeatMap`, `WordScores` or `ColumnScores`; `None` where the input is missing
-        inputs:dict # By input that is there, what the score loses without all of it
+        pieces:dict, # By input a `HeatMap`, `WordScores` or `ColumnScores`; `None` if the input is missing
+        inputs:dict # By present input, the drop of the score without it
     ):
         self.output = output
         self.score = score
@@ -287,7 +287,7 @@ class Explanation:
             lines.append(f'  whole inputs, replaced by a missing one: {falls}')
         return '\n'.join(lines)
 
-    def show(self, title:str=None): # In place of what is explained
+    def show(self, title:str=None): # Replaces the default title
         "Draw all inputs side by side, in a new figure"
         panels = [panel_of(n, piece) for n,piece in self.pieces.items()]
         if len(self.inputs)>1: panels.append(ColumnsPanel('whole inputs', whole_inputs(self.inputs)))
@@ -296,7 +296,7 @@ class Explanation:
 def whole_inputs(inputs): return ColumnScores(list(inputs), torch.stack([torch.as_tensor(v) for v in inputs.values()]))
 
 # %% ../nbs/67_explanation.ipynb #ex3e85d9
-def panel_of(name, piece): # An input and its piece, `None` where it is missing
+def panel_of(name, piece): # An input and its piece, `None` if it is missing
     "The panel of a piece"
     if piece is None: return MissingPanel(name, piece)
     return piece.panel(name, piece)
@@ -351,13 +351,13 @@ def write_at(fig, text, x, y, size, **kwargs):
 class Attributed:
     "An input of any kind: the score without it"
     def attribution(self,
-        probe # Asks the model: `x`, `changed(rows)`, `gradients(kind)`, …, see `InputProbe`
+        probe # Runs the model: `x`, `changed(rows)`, `gradients(kind)`, …, see `InputProbe`
     ):
-        "The piece of the explanation that is about this input"
+        "The piece of the explanation for this input"
         return ColumnScores([self.name], probe.falls(self.absent(probe.x)), 'replaced by a missing one')
 
 class PictureAttributed:
-    "A picture: Grad-CAM of the last map that the output reads, or fields covered one at a time"
+    "A picture: Grad-CAM of the last map that the output reads, or cover one field at a time"
     def attribution(self, probe):
         heat = probe.map_heat()
         how = 'gradient x map' if probe.score.both_ways else 'Grad-CAM'
@@ -367,7 +367,7 @@ class PictureAttributed:
         return HeatMap(heat, probe.shown, how)
 
 class TextAttributed:
-    "A text: integrated gradients where its encoder names its `embedding`, else each word left out"
+    "A text: integrated gradients if its encoder names its `embedding`, else leave out each word"
     def attribution(self, probe):
         pad_id = self.part.pad_id
         places,rows = without_each_token(probe.x, pad_id)
@@ -383,7 +383,7 @@ class TextAttributed:
         return WordScores(tokens, scores, how)
 
 class VectorAttributed:
-    "Plain numbers: each replaced by the mean of the training items"
+    "Plain numbers: replace each by the mean of the training items"
     def attribution(self, probe):
         x = probe.x.flatten(1)
         rows = x.repeat(x.shape[1], 1)
@@ -394,7 +394,7 @@ class VectorAttributed:
         return ColumnScores(names, probe.falls(rows.reshape(-1, *probe.x.shape[1:])))
 
 class RowAttributed:
-    "The columns of a row: a class becomes the missing one, a number the mean of the training items"
+    "The columns of a row: replace a class by the missing one, a number by the mean of the training items"
     def attribution(self, probe):
         rows = probe.x.repeat(len(self.part.column_names), 1)
         stored = [*self.part.table.cat_names, *self.part.cont_names]

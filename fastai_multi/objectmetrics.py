@@ -22,7 +22,7 @@ class FoundObjects:
     def __init__(self,
         detector, # A `Detector`
         label:str=None, # The member that holds the objects' class; `None`: all are of one class
-        least:float=0.5 # The least overlap (IoU) at which a box counts as found
+        least:float=0.5 # The minimum overlap (IoU) at which a box counts as found
     ):
         self.detector = detector
         self.label = label
@@ -30,15 +30,15 @@ class FoundObjects:
         self.reset()
 
     def reset(self):
-        "Forget all pictures"
+        "Delete all pictures"
         self.preds = []
         self.targs = []
-        self.seen = None     # the predictions that were added last
-        self.pairs = None    # of these: pictures, places and true objects that belong together
+        self.seen = None     # the last predictions added
+        self.pairs = None    # of these: matching pictures, locations and true objects
         self.result = None
 
     def add(self, learn):
-        "Add the batch of a learner, once, however often you ask; return what `pairs` holds"
+        "Add the batch of a learner, once, however often you call it; return `pairs`"
         whole = learn.learn.pred
         if self.seen is whole: return self.pairs
         self.seen = whole
@@ -50,7 +50,7 @@ class FoundObjects:
         return self.pairs
 
     def picture(self, boxes, scores, labels, places, targ):
-        "Add one picture; return pairs of the place of a found box and its true object"
+        "Add one picture; return pairs of a found box's location and its true object"
         classes = self.classes_of(targ)
         found = (labels!=IGNORE) & (targ.looked_for==1)[labels.clamp(min=0)]
         boxes,scores,labels,places = boxes[found],scores[found],labels[found],places[found]
@@ -65,7 +65,7 @@ class FoundObjects:
         if self.label is None: return torch.zeros_like(targ.score, dtype=torch.int64)
         return targ[self.label]
 
-    def compute(self) -> dict: # What torchmetrics' `MeanAveragePrecision` gives
+    def compute(self) -> dict: # The result of torchmetrics' `MeanAveragePrecision`
         "Mean average precision over all pictures"
         if self.result is None:
             metric = new_average_precision()
@@ -81,7 +81,7 @@ def in_thousands(boxes):
     return (boxes.float().cpu()+1)*500
 
 def true_objects(targ, classes):
-    "The true objects of a picture as torchmetrics takes them; one without a class is a crowd of every class"
+    "The true objects of a picture for torchmetrics; one without a class is a crowd of every class"
     here = ~targ.box[:,0].isnan()
     boxes,classes,crowd = targ.box[here],classes[here],(targ.crowd[here]==1)
     unknown = classes==IGNORE
@@ -92,7 +92,7 @@ def true_objects(targ, classes):
     return dict(boxes=in_thousands(boxes), labels=labels.cpu(), iscrowd=crowd.long().cpu())
 
 def has_average_precision() -> bool:
-    "Whether the packages for mean average precision are there"
+    "Whether the packages for mean average precision are installed"
     return all(find_spec(n) is not None for n in ('torchmetrics', 'faster_coco_eval'))
 
 def new_average_precision():
@@ -113,7 +113,7 @@ class ObjectAP(Metric):
     direction = 'max'
     def __init__(self,
         found:FoundObjects, # Shared by the metrics of an output
-        key:str='map_50' # What torchmetrics calls it
+        key:str='map_50' # Its name in torchmetrics
     ):
         self.found = found
         self.key = key
@@ -127,7 +127,7 @@ class ObjectAP(Metric):
         return math.nan if res<0 else res
 
 class AtFound(Metric):
-    "A metric of one output of the objects, at the boxes that were found"
+    "A metric of one output of the objects, over the boxes that were found"
     ignores_missing = True
     def __init__(self,
         found:FoundObjects, # Shared by the metrics of an output
@@ -158,7 +158,7 @@ class AtFound(Metric):
 
 # %% ../nbs/63_objectmetrics.ipynb #ob630014
 def object_columns(found:FoundObjects) -> list:
-    "The usual columns: mAP at an overlap of 0.5 and in general; none, with a warning, without the packages for it"
+    "The default columns: mAP at an IoU of 0.5 and in general; without the packages none, with a warning"
     if has_average_precision(): return [ObjectAP(found), ObjectAP(found, 'map')]
     warnings.warn(needs_packages)
     return []

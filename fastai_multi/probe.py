@@ -23,11 +23,11 @@ from .linear import *
 
 # %% ../nbs/74_probe.ipynb #a440b011
 class FrozenFeatures:
-    "What linear maps read of a loader's items, and the targets, from one pass without augmentation"
+    "The features that linear maps read, and the targets, of a loader's items, from one pass without augmentation"
     def __init__(self,
         learn, # A `MultiLearner` with a `MultiModel`
-        dl=None, # Loader; the training one if `None`
-        most:int=4000 # At most so many items, chosen at random
+        dl=None, # Loader; `None`: the training loader
+        most:int=4000 # Maximum number of items, chosen at random
     ):
         self.learn = learn
         self.wide = {}        # by the key of a `Wide`, by input: n,d on the CPU
@@ -59,7 +59,7 @@ class FrozenFeatures:
         for n,ts in targets.items(): self.targets[n] = join_rows(ts)
 
     def _batches(self):
-        "The batches, with a bar while the learner shows them"
+        "The batches, with a progress bar if the learner shows one"
         if not hasattr(self.learn, 'progress'): return self.dl
         return progress_bar(self.dl, leave=False, total=len(self.dl))
 
@@ -72,27 +72,27 @@ class FrozenFeatures:
         return x, {n: untyped(y[n]) for n in self.learn.tasks}
 
 def stored(x):
-    "`x` in single precision on the CPU; sparse where that is smaller"
+    "`x` in single precision on the CPU; sparse if that is smaller"
     x = x.detach().float().cpu()
     is_sparse = x.shape[1]>2000 and (x!=0).float().mean()<.1
     return x.to_sparse() if is_sparse else x
 
 # %% ../nbs/74_probe.ipynb #a440b018
 class ProbeOutput(NamedTuple):
-    "What the probe found for one output"
-    prior:float # Loss of the prior on the items left out
+    "The result of the probe for one output"
+    prior:float # Loss of the prior on held-out items
     probe:float # Loss of the linear fit on them
     error:float # Standard error of the difference
     kept:bool # Whether the head starts at the fit; if not, at the prior
     penalty:float
-    shares:dict # How much each input counts, by name
-    hopeless:bool=False # Whether the fit is much further from the targets than the prior, so that training is held back
-    labels:int=0 # How many labels it was fitted to
+    shares:dict # The weight of each input, by name
+    hopeless:bool=False # Whether the fit is much worse than the prior, so that training is slowed down
+    labels:int=0 # Number of labels of the fit
 
 class ProbeResult(dict):
-    "The losses that the probe found, by output; prints as a table"
+    "The losses of the probe by output; prints as a table"
     n = 0              # items
-    is_part = False    # whether there are more in the training split
+    is_part = False    # whether the training split has more items
 
     def __repr__(self):
         of_all = ' (a random part of the training split)' if self.is_part else ''
@@ -106,7 +106,7 @@ class ProbeResult(dict):
 
 # %% ../nbs/74_probe.ipynb #a440b019
 def input_shares(names) -> list: # Inputs
-    "Dicts of how much the inputs count beside each other: alike, or one of them ahead"
+    "Dicts of input weights: all equal, or one of them larger"
     res = [{n: 1. for n in names}]
     if len(names)==1: return res
     for ahead in names:
@@ -114,7 +114,7 @@ def input_shares(names) -> list: # Inputs
     return res
 
 def trained_inputs(model, names):
-    "Those of the inputs `names` whose wide features training does not change: of a trained trunk, or of no trunk"
+    "The inputs in `names` whose wide features do not change in training: from a pretrained trunk, or without a trunk"
     res = []
     for n in names:
         is_trained = getattr(model.encoders[n], 'pretrained', False)
@@ -133,15 +133,15 @@ def fitted_outputs(learn):
     return [n for n in linear_heads(learn) if n in names and learn.tasks[n].family is not None]
 
 def heads_are_new(learn):
-    "Whether training has touched no head that can be fitted: their hidden layers still add nothing"
+    "Whether no head that can be fitted has been trained: their hidden layers still add nothing"
     heads = linear_heads(learn)
     return not any(bool(heads[n].layers[-1].weight.any()) for n in fitted_outputs(learn))
 
-hopeless_rate = 0.003  # how much hidden layers count whose output a fit only makes worse
+hopeless_rate = 0.003  # weight of hidden layers of outputs that a fit makes worse
 
 class WideFit:
     "Linear fits on the wide features of one key, for all the outputs that read them"
-    most_mixed = 1000    # items with which the inputs are weighed against each other
+    most_mixed = 1000    # maximum number of items to choose input weights
 
     def __init__(self, features, key):
         self.features = features
@@ -160,25 +160,25 @@ class WideFit:
         self.spaces = {}
 
     def _is_kept(self, key):
-        "Whether the head of an output that the learner keeps reads these features as they are scaled"
+        "Whether the head of an output that the learner keeps reads these scaled features"
         return any(self.learn.plain_model.wide_of.get(n)==key for n in kept_outputs(self.learn))
 
     def space(self, shares, rows):
-        "The coordinates of the items `rows` with inputs weighed by `shares`"
+        "The coordinates of the items `rows` with inputs weighted by `shares`"
         key = (tuple(shares.values()), len(rows), int(rows.sum()))
         if key not in self.spaces:
             self.spaces[key] = item_coordinates(sum(s*self.grams[n][rows][:,rows] for n,s in shares.items()))
         return self.spaces[key]
 
     def shares(self, rows, y):
-        "How much each input counts: the `input_shares` whose ridge error is least"
+        "The input weights: the `input_shares` with the smallest ridge error"
         options = input_shares(self.used)
         if len(options)==1: return options[0]
         rows = rows[:self.most_mixed]
         return min(options, key=lambda o: ridge(self.space(o, rows), y[:self.most_mixed]).loss)
 
     def put(self, head, shares, rows, fit):
-        "Let the linear map of `head` say what `fit` says"
+        "Set the linear map of `head` to `fit`"
         items = self.space(shares, rows).on_items(fit.weight)        # n,c
         weights = []
         bias = fit.bias
@@ -190,7 +190,7 @@ class WideFit:
         head.wide.put(torch.cat(weights).t(), bias, rate=0.)
 
     def fit(self, name):
-        "Fit the head of output `name`, keep the fit or the prior, and tell; `None` with fewer than ten labels"
+        "Fit the head of output `name`, and keep the fit or the prior; `None` with fewer than ten labels"
         task = self.learn.tasks[name]
         head = linear_heads(self.learn)[name]
         targets = self.features.targets[name]
@@ -218,7 +218,7 @@ class WideFit:
         return Logistic(loss, bias).choose(space.z, y)
 
     def _judged(self, task, head, y, bias, fit, shares):
-        "What the fit and the prior cost on items left out, and whether the fit is kept"
+        "The losses of the fit and the prior on held-out items, and whether the fit is kept"
         y = y[fit.rows]
         with torch.no_grad():
             probe = head.last_step(fit.unseen)
@@ -234,30 +234,30 @@ class WideFit:
         return ProbeOutput(float(constants.mean()), float(losses.mean()), error, is_kept, fit.penalty, shares,
                            is_hopeless, len(y))
 
-def gain_of(losses, constants): # Of items
+def gain_of(losses, constants): # Losses of items
     "By how much `losses` are smaller than `constants` on average, and its standard error"
     gain = constants-losses
     return float(gain.mean()), float(gain.std()/len(gain)**.5)
 
 def distances(pred, y):
-    "How far predictions are from their targets, by item"
+    "The distance between predictions and targets, by item"
     return (pred-y.reshape(pred.shape)).abs().reshape(len(y), -1).mean(1)
 
 def numbers_of(task, head, y):
-    "Targets as the numbers that a linear map is fitted to, n,c"
+    "Targets as numbers for a linear fit, n,c"
     if task.family=='softmax': return F.one_hot(y.long(), task.part.c).float()
     if task.family=='sigmoid': return y.float()
     return head.to_raw(y.float()).reshape(len(y), -1)
 
 def zero_last(head):
-    "Let the hidden layers of `head` add nothing, as at the start"
+    "Reset the hidden layers of `head` so that they add nothing"
     nn.init.zeros_(head.layers[-1].weight)
 
 def fit_probe(
     learn, # A `MultiLearner` with a `MultiModel`
-    features:FrozenFeatures=None # What linear maps read; gathered from the training items if `None`
+    features:FrozenFeatures=None # The features of linear maps; `None`: from the training items
 ) -> ProbeResult:
-    "Fit each head linearly on frozen features, or start it at its prior where that is as good"
+    "Fit each head linearly on frozen features, or start it at its prior if that is as good"
     check_can_probe(learn)
     if features is None: features = FrozenFeatures(learn)
     res = ProbeResult()
@@ -298,7 +298,7 @@ class NoStep(float):
 
 class EpochZero(Callback):
     "Show the scores before the first step as epoch 0 of the epoch table, and keep them as `learn.probe_scores`"
-    order = 70    # when tables and bars are there
+    order = 70    # after tables and bars are created
     def before_fit(self):
         recorder = self.learn.recorder
         self.learn.epoch = 0
@@ -331,7 +331,7 @@ def usual_rate(model, probed:bool) -> float: # Whether the heads start at a prob
 def few_steps(
     dl, # The training loader
     epochs:int, # Epochs of the whole model
-    enough:int=60 # So many steps are enough
+    enough:int=60 # Number of steps that is enough
 ) -> str: # A sentence, or `None` if there are enough
     "What to do if `epochs` over `dl` are few steps"
     n = epochs*len(dl)
@@ -344,7 +344,7 @@ def few_steps(
 # %% ../nbs/74_probe.ipynb #01949d5d
 @contextmanager
 def copied_model(learn):
-    "What happens to the learner's model, priors and scales of losses happens to copies"
+    "Work on copies of the learner's model, priors and loss scales inside the block"
     model = learn.model
     priors = dict(learn.priors)
     scales = dict(getattr(learn.loss_func, 'scales', {}))
@@ -375,7 +375,7 @@ def beside_baselines(
     return pd.DataFrame(res).reindex(list(mine))
 
 def scores_of_probe(learn, ds_idx=1, dl=None):
-    "What the probe scored, or would score while the heads are new; `None` where that is not known"
+    "The probe's scores, computed now if the heads are new; `None` if unknown"
     if ds_idx==1 and dl is None and learn.probe_scores: return learn.probe_scores
     if not can_probe(learn) or not heads_are_new(learn): return None
     with copied_model(learn), learn.no_bar():

@@ -25,7 +25,7 @@ from .batch import *
 # %% ../nbs/72_report.ipynb #7ba0d9d1
 @contextmanager
 def untouched(learn, dl):
-    "Modes, buffers, random states and the loss's last step are afterwards what they were"
+    "Restore modes, buffers, random states and the loss's last step afterwards"
     modes = {m: m.training for m in learn.model.modules()}
     buffers = [(b, b.clone()) for b in learn.model.buffers()]
     rng = dl.rng.getstate() if hasattr(dl, 'rng') else None
@@ -43,7 +43,7 @@ def untouched(learn, dl):
 # %% ../nbs/72_report.ipynb #0d5c9037
 @contextmanager
 def shared_features_of(model):
-    "A list that each forward pass fills anew with what the shared points give"
+    "A list that each forward pass fills with the features at the shared points"
     feats = []
     def _catch(m, inp, out):
         for o in flat(out):
@@ -57,7 +57,7 @@ def shared_features_of(model):
 
 # %% ../nbs/72_report.ipynb #40f35a27
 def constant_losses(learn, y) -> Tensor: # n
-    "What the constant answers of a learner cost on the targets `y`; NaN without one"
+    "The losses of a learner's constant answers on the targets `y`; NaN without one"
     terms = learn.loss_func.terms
     priors = getattr(learn, 'priors', {})
     res = []
@@ -68,7 +68,7 @@ def constant_losses(learn, y) -> Tensor: # n
     return torch.tensor(res)
 
 class BatchLook:
-    "What one batch says: losses in training and evaluation mode and of the constant answers, labelled items, gradients"
+    "The measurements of one batch: losses in training and evaluation mode and of constants, labelled items, gradients"
     def __init__(self, learn, b, feats):
         feats.clear()
         b = to_device(b, first(learn.model.parameters()).device)
@@ -97,7 +97,7 @@ class BatchLook:
         return learn.loss_func.step.values.detach()
 
 class BatchLooks:
-    "Several batches' looks, stacked: `losses`, `labelled`, `items` of `batches,outputs`, and `gramians` (or `None`)"
+    "Measurements of several batches: `losses`, `labelled`, `items` of `batches,outputs`, and `gramians` (or `None`)"
     def __init__(self, learn, n_batches, dl):
         with untouched(learn, dl), shared_features_of(learn.model) as feats, torch.enable_grad():
             learn.model.train()
@@ -146,7 +146,7 @@ def steps_taken(learn) -> int:
 
 # %% ../nbs/72_report.ipynb #2c412446
 far_ratio = 5.        # gradients further apart than this are reported
-conflict_cosine = -.1 # pairs with a mean cosine below this pull against each other
+conflict_cosine = -.1 # pairs with a mean cosine below this conflict
 often_share = .75     # in at least this share of the batches
 
 def two_digits(x):
@@ -154,12 +154,12 @@ def two_digits(x):
     return f'{float(f"{x:.2g}"):g}'
 
 def middle_value(v):
-    "The middle one of the positive values of `v`"
+    "The median of the positive values of `v`"
     v = v[v>0].sort().values
     return v[(len(v)-1)//2]
 
 def scale_advice(names, norms, weights):
-    "Sentences on outputs whose gradient, times its weight, is far from the middle one"
+    "Sentences about outputs whose gradient, times its weight, is far from the median"
     size = norms*weights
     if not (size>0).any():
         return ['No gradient reaches what the outputs share: hidden layers of heads start at zero. '
@@ -178,7 +178,7 @@ def scale_advice(names, norms, weights):
 
 # %% ../nbs/72_report.ipynb #614111de
 class GradientConflicts:
-    "Which pairs of outputs conflict, and whom the sum's step harms, from the Gramians of several batches"
+    "Which pairs of outputs conflict, and which outputs the sum's step harms, from the Gramians of several batches"
     def __init__(self, names, grams, weights):
         self.names = names
         norm = grams.diagonal(dim1=1, dim2=2).sqrt()                                 # batches,n
@@ -228,7 +228,7 @@ class GradientConflicts:
         return f"No conflict{lowest}: {'the sum is fine' if even else 'weights are enough'}."
 
     def advice(self, even=True): # Whether the gradients' lengths are comparable
-        "Sentences on conflicts"
+        "Sentences about conflicts"
         pairs = self.pairs
         harmed = self.harmed
         if not pairs and not harmed: return [self.peace_sentence(even)]
@@ -240,23 +240,23 @@ class GradientConflicts:
 
 # %% ../nbs/72_report.ipynb #f093d03a
 def label_advice(names, labelled, items):
-    "Sentences on outputs with few labels or none"
+    "Sentences about outputs with few labels or none"
     res = []
     for o,k,m in zip(names, labelled.tolist(), items.tolist()):
-        if k==0: res.append(f'`{o}` has no label in the {m:.0f} items looked at: nothing can be said of it.')
+        if k==0: res.append(f'`{o}` has no label in the {m:.0f} items looked at: nothing can be said about it.')
         elif k/m<.2:
             res.append(f'`{o}` is labelled in {k/m:.0%} of the items: many batches have few of its labels or none.')
     return res
 
 # %% ../nbs/72_report.ipynb #b0c0b021
-bad_start = 1.5       # a first loss so many times that of the constant answer is reported
-mismatch = 1.3        # and a loss in evaluation mode so many times that in training mode
+bad_start = 1.5       # report a first loss this many times that of the constant answer
+mismatch = 1.3        # and a loss in evaluation mode this many times that in training mode
 hardly_learned = .9   # and a loss on training items above this share of the constant answer's
-early_steps = 200       # fewer steps are few
+early_steps = 200       # fewer steps count as few
 little_learned = .5   # and after these, a loss above this share
 
 class LearningAdvice:
-    "Sentences on whether each output learns"
+    "Sentences about whether each output learns"
     def __init__(self,
         losses:pd.DataFrame, # By output: `training`, `evaluation`, `constant`, `validation`, `constant there`
         steps:int, # Taken so far
@@ -268,7 +268,7 @@ class LearningAdvice:
 
     @property
     def sentences(self) -> list:
-        "What to do, output by output"
+        "Advice, output by output"
         res = []
         for n,o in self.losses.iterrows():
             if self.steps==0: found = [self.start(n, o)]
@@ -277,40 +277,40 @@ class LearningAdvice:
         return res
 
     def start(self, n, o):
-        "On a first loss far above the constant answer's"
+        "Advice about a first loss far above the constant answer's"
         if not o.training>bad_start*o.constant: return
-        return (f'`{n}` starts at a loss of {o.training:.3g}, and its constant answer costs {o.constant:.3g}: the '
-                f'first steps only undo this. Use the built-in head, or let the last layer of yours start at zero.')
+        return (f'`{n}` starts at a loss of {o.training:.3g}, but its constant answer has {o.constant:.3g}: the '
+                f'first steps only undo this. Use the built-in head, or let the last layer of your own start at zero.')
 
     def disagreement(self, n, o):
-        "On a loss that evaluation mode makes larger"
+        "Advice about a loss that is larger in evaluation mode"
         if not (o.evaluation>mismatch*o.training and o.evaluation-o.training>.1*o.constant): return
         return (f'`{n}` costs {o.training:.3g} in training mode and {o.evaluation:.3g} in evaluation mode, on the same '
                 f'items: the running statistics of batch norm do not fit the batches. Take more steps, larger batches '
                 f'or layers without batch norm, or FrozenBatchNorm() for a pretrained encoder.')
 
     def overfit(self, n, o):
-        "On a validation loss above the constant answer's where the training loss is far below"
+        "Advice about a validation loss above the constant answer's with a training loss far below"
         if not (o.validation>o['constant there'] and o.evaluation<.7*o.constant): return
         return (f'`{n}` overfits: its loss is {o.evaluation:.3g} on training items and {o.validation:.3g} on '
-                f"validation items, and a constant answer costs {o['constant there']:.3g} there. Train for fewer "
-                f'epochs at a lower rate, or with more dropout: heads={{{n!r}: dict(p=.5)}}.')
+                f"validation items, where that of a constant answer is {o['constant there']:.3g}. Train for fewer "
+                f'epochs at a lower learning rate, or with more dropout: heads={{{n!r}: dict(p=.5)}}.')
 
     def underfit(self, n, o):
-        "On a training loss that is hardly below the constant answer's"
+        "Advice about a training loss that is hardly below the constant answer's"
         is_early = self.steps<early_steps
         limit = little_learned if is_early else hardly_learned
         if not o.evaluation>limit*o.constant: return
         found = (f"`{n}` has learned little: {self.steps} steps, and its loss on training items is "
                  f"{o.evaluation/o.constant:.2f} of a constant answer's.")
-        if not is_early: return f'{found} Try a higher rate (learn.lr_find()).'
+        if not is_early: return f'{found} Try a higher learning rate (learn.lr_find()).'
         if self.bs is not None and self.bs>=32: return f'{found} That is few: use bs={self.bs//4}, or more epochs.'
         return f'{found} That is few: train for more epochs.'
 
 # %% ../nbs/72_report.ipynb #046e398e
 class TaskReport:
-    """What `task_report` saw: `table` and `losses` (a row for each output), `cosines` (mean over batches), `advice`
-    (sentences), and `scores` (metrics beside those of baselines) if you asked for them"""
+    """Results of `task_report`: `table` and `losses` (a row for each output), `cosines` (mean over batches), `advice`
+    (sentences), and `scores` (metrics beside those of baselines) if requested"""
     def __init__(self, names, looks, weights, valid=None, steps=None, bs=None, scores=None):
         self.names = names
         self.scores = scores
@@ -340,7 +340,7 @@ class TaskReport:
         return pd.DataFrame(columns, index=pd.Index(self.names, name='output'))
 
     def _norms(self, grams):
-        "Root of the mean square of each output's gradient, over the batches where it has one"
+        "Root mean square of each output's gradient, over the batches where it has one"
         if grams is None: return torch.full((len(self.names),), math.nan)
         squares = grams.diagonal(dim1=1, dim2=2)
         return (squares.sum(0)/(squares>0).sum(0)).sqrt()
@@ -352,14 +352,14 @@ class TaskReport:
         return (grams/norm[:,:,None]/norm[:,None,:]).nanmean(0)
 
     def _on_gradients(self, norms, weights, grams):
-        if len(self.names)==1: return ['There is one output: nothing to balance.']
-        if grams is None: return ['The outputs share nothing: none can harm another.']
+        if len(self.names)==1: return ['There is one output, so there is nothing to balance.']
+        if grams is None: return ['The outputs share nothing, so none can harm another.']
         scale = scale_advice(self.names, norms, weights)
         even = not scale or 'no weights' in scale[0]
         return scale + GradientConflicts(self.names, grams, weights).advice(even)
 
     def overview(self) -> Overview:
-        "The tables, each below what it shows, and then the advice"
+        "The tables with their titles, then the advice"
         res = Overview([f'{len(self.names)} outputs, {self.n_batches} batches, gradients where all outputs meet',
                         frame_table(self.table, '%.3g')])
         if len(self.names)>1 and self.cosines.notna().any().any():
@@ -377,11 +377,11 @@ class TaskReport:
 # %% ../nbs/72_report.ipynb #1a8e29ca
 def task_report(
     learn, # A `MultiLearner`
-    n_batches:int=8, # How many batches to look at, of the training and of the validation items
-    dl=None, # Loader; the training one if `None`
+    n_batches:int=8, # How many batches of the training and of the validation items to look at
+    dl=None, # Loader; `None`: the training loader
     baselines:bool=False # Add `learn.evaluate(baseline=True)`: each metric beside those of simple baselines
 ) -> TaskReport:
-    "What a few batches say about each output's losses and gradients; also a method of `MultiLearner`"
+    "Report on each output's losses and gradients from a few batches; also a method of `MultiLearner`"
     check_multi_loss(learn, '`task_report`')
     dl = learn.dls.train if dl is None else dl
     looks = BatchLooks(learn, n_batches, dl)

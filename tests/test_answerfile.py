@@ -71,16 +71,16 @@ def test_a_run_goes_on_where_it_was_stopped(learn, table, tmp_path, monkeypatch)
 def test_other_weights_do_not_go_on(learn, table, tmp_path):
     learn._table_of = lambda piece, *args: pd.DataFrame(dict(kind=['a']))
     pieces = iter([table[:1], 'not a table'])
-    with pytest.raises(TypeError, match='it takes tables'): learn.predict_df(pieces, to=tmp_path/'a.csv')
+    with pytest.raises(TypeError, match='pass an iterator of tables'): learn.predict_df(pieces, to=tmp_path/'a.csv')
     del learn._table_of
     with torch.no_grad(): first(learn.model.parameters()).add_(1)
-    with pytest.raises(ValueError, match='begun with the answers of other weights'):
+    with pytest.raises(ValueError, match='started with the answers of different weights'):
         learn.predict_df(table, to=tmp_path/'a.csv', resume=True)
 
 @pytest.mark.parametrize('kw, error, words', [
     (dict(resume=True), ValueError, "name it, for example to='answers.csv'"),
     (dict(to='a.txt'), KeyError, "ending of `to` '.txt'"),
-    (dict(to='no/folder/a.csv'), FileNotFoundError, 'Make it first'),
+    (dict(to='no/folder/a.csv'), FileNotFoundError, 'Create it first'),
     (dict(to='a.csv', chunk=0), ValueError, 'a whole number above 0'),
     (dict(to='a.csv', nonsense=1), KeyError, 'nonsense')], ids=['resume','ending','folder','chunk','option'])
 def test_wrong_arguments(learn, table, kw, error, words):

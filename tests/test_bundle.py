@@ -148,7 +148,7 @@ def test_changed_files(bundle, name):
     (bundle/name).unlink()
     with pytest.raises(ValueError, match='is missing'): load_bundle(bundle)
     (bundle/name).symlink_to('/etc/hostname')
-    with pytest.raises(ValueError, match='no regular file'): load_bundle(bundle)
+    with pytest.raises(ValueError, match='not a regular file'): load_bundle(bundle)
 
 def test_manifests(bundle):
     file = bundle/'manifest.json'
@@ -165,7 +165,7 @@ def test_a_folder_in_use(learn, bundle, tmp_path):
     learn.save_bundle(bundle, metrics=dict(score=.5), replace=True)
     assert '| score | 0.5 |' in (bundle/'README.md').read_text()
     (bundle/'notes.txt').write_text('mine')
-    with pytest.raises(FileExistsError, match='something else'): learn.save_bundle(bundle, replace=True)
+    with pytest.raises(FileExistsError, match='is not a bundle'): learn.save_bundle(bundle, replace=True)
     assert sorted(o.name for o in tmp_path.iterdir())==['bundle']
 
 def test_nothing_is_left_of_a_failure(learn, tmp_path, monkeypatch):

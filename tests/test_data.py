@@ -426,7 +426,7 @@ def test_show_results_marks_right_and_wrong(table):
     (dict(text='captoin'), "Did you mean 'caption'?"),
     (dict(columns=dict(knd='kind')), "Unknown output in `columns` 'knd'. Did you mean 'kind'?"),
     (dict(columns=dict(kind='kin')), "`columns['kind']` names the column 'kin'"),
-    (dict(outputs=dict(kinds=CategoryBlock)), "Output 'kinds' is no column of the table. Did you mean 'kind'?"),
+    (dict(outputs=dict(kinds=CategoryBlock)), "Output 'kinds' is not a column of the table. Did you mean 'kind'?"),
     (dict(outputs=dict(where=BBoxBlock)), "or if it has several, give them: columns={'where': …}."),
     (dict(outputs=None), '`outputs` is missing'),
     (dict(outputs=CategoryBlock), 'one block without a name needs its column'),
@@ -436,14 +436,14 @@ def test_show_results_marks_right_and_wrong(table):
     (dict(outputs=dict(tags=MultiCategoryBlock)),
      "Output 'tags' is '|', where a list was expected. Split it first, or give `label_delim=`"),
     (dict(outputs=dict(box=BBoxBlock), columns=dict(box=['x1','y1','x2','y2']), image=None),
-     "Output 'box' lives in a picture, and there is no picture among the inputs: ['text']"),
+     "Output 'box' lies in a picture, but there is no picture among the inputs: ['text']"),
     (dict(outputs=[CategoryBlock]), 'it takes a dict of blocks by output'),
     (dict(outputs='mask'), "The block of output 'mask' cannot be inferred: its column holds files of pictures"),
     (dict(image=['file','file']), "`image` names the column 'file' twice"),
     (dict(image=[]), '`image` is an empty list'),
     (dict(itemtfms=Resize(32)), "Unknown argument 'itemtfms'. Did you mean 'item_tfms'?"),
     (dict(folder='pics'), "There is no folder"),
-    (dict(suff='.jpg'), "nor any other of the table. Files are looked for in `path`"),
+    (dict(suff='.jpg'), "nor any other of the table. Files are searched in `path`"),
     (dict(valid_pct=0), 'both need some'),
 ])
 def test_mistakes_in_a_call(table, change, words):
@@ -469,7 +469,7 @@ def mistake(table, words, outputs=dict(kind=CategoryBlock), df=None, **kw):
 
 def test_mistakes_in_the_data(table):
     df = table[1]
-    mistake(table, ["`image`: 1 of 24 files is not there", "nowhere.png' (row 5)", 'empty the cell'],
+    mistake(table, ["`image`: 1 of 24 files is missing", "nowhere.png' (row 5)", 'empty the cell'],
             df=df.assign(file=[f if i!=5 else 'nowhere.png' for i,f in enumerate(df.file)]))
     (table[0]/'broken.png').write_bytes(b'no picture')
     mistake(table, ["the picture", 'broken.png', 'cannot be opened', 'row 5 of the table'],
@@ -480,7 +480,7 @@ def test_mistakes_in_the_data(table):
             dict(box=BBoxBlock), df=df.assign(x2=[400 if i==0 else v for i,v in enumerate(df.x2)]), drop_last=False)
     mistake(table, ["Output 'box': the box", 'has no area'], dict(box=BBoxBlock), df=df.assign(x2=df.x1))
     mistake(table, ["Input 'image' differs in size within a batch", 'item_tfms=Resize(size)'], item_tfms=None)
-    mistake(table, ["Output 'labels' has 2 labels and output 'boxes' has 1 boxes"],
+    mistake(table, ["Output 'labels' has 2 labels, but output 'boxes' has 1 boxes"],
             dict(boxes=BBoxBlock, labels=BBoxLblBlock), df=df.assign(boxes=[[[1,1,9,9]]]*24, labels=[['a','b']]*24))
     mistake(table, ["Output 'kind' has no label in the training split"], df=df.assign(kind=None))
     mistake(table, ["Output 'price' is 'dear', where a number was expected"], dict(price=RegressionBlock),
@@ -500,7 +500,7 @@ def test_mistakes_in_the_data(table):
     mistake(table, ["has the class 0.5", 'use RegressionBlock'],
             df=df.assign(kind=[.1 if i<20 else .5 for i in range(24)], v=df.index>=20), valid_col='v')
     v = df.assign(v=df.index>=20, kind=[k if i<20 else 'boat' for i,k in enumerate(df.kind)])
-    mistake(table, ["Output 'kind' has the class 'boat', which the training split never had", 'vocab=', 'item 20'],
+    mistake(table, ["Output 'kind' has the class 'boat', which is not in the training split", 'vocab=', 'item 20'],
             df=v, valid_col='v')
 
 # Tables and splits
@@ -577,12 +577,12 @@ def test_a_csv_file_keeps_its_classes(table, tmp_path):
     assert list(describe(d).outputs['code'].vocab)==['007','7']
 
 @pytest.mark.parametrize('kw,words', [
-    (dict(bs=0), '`bs` is 0; the batch size is at least 1'),
+    (dict(bs=0), '`bs` is 0; the batch size must be at least 1'),
     (dict(bs=-1), '`bs` is -1'),
     (dict(bs='x'), "`bs` is 'x', of type str; it must be a whole number"),
     (dict(bs=2.5), '`bs` is 2.5, of type float'),
     (dict(seed='x'), "`seed` is 'x', of type str"),
-    (dict(valid_pct=20), '`valid_pct` is 20; it is the share of the items for validation, between 0 and 1'),
+    (dict(valid_pct=20), '`valid_pct` is 20; it is the fraction of items for validation, between 0 and 1'),
     (dict(valid_pct=-.1), '`valid_pct` is -0.1'),
     (dict(outputs={3: CategoryBlock}, columns={3: 'kind'}), "The name of an output is 3, of type int; it must be"),
     (dict(outputs={}), '`outputs` is empty'),
@@ -698,8 +698,8 @@ def test_a_csv_file_that_does_not_read(tmp_path):
         (tmp_path/'t.csv').write_bytes(data)
         return MultiDataLoaders.from_csv(tmp_path, 't.csv', features='a', outputs='kind', bs=2, num_workers=0, **kwargs)
     rows = 'a,kind\n'+'\n'.join(f'{i},caf\xe9{i%2}' for i in range(10))
-    with pytest.raises(ValueError, match="t.csv' is not written in utf-8: it holds the byte 0xe9.*encoding="):
+    with pytest.raises(ValueError, match="t.csv' is not encoded in utf-8: it holds the byte 0xe9.*encoding="):
         read(rows.encode('latin1'))
     assert list(describe(read(rows.encode('latin1'), encoding='latin1')).outputs['kind'].vocab)==['caf\xe90','caf\xe91']
     for data in (b'', b'a,kind\n1,2\n1,2,3\n'):
-        with pytest.raises(ValueError, match="t.csv' does not read as a table"): read(data)
+        with pytest.raises(ValueError, match="t.csv' cannot be read as a table"): read(data)

@@ -179,7 +179,7 @@ def test_noise_ends_at_its_constant_answer(drawn, capsys):
     with learn.no_bar(): learn.fine_tune(3, cbs=Look())
     for epoch in np.split(np.array(seen), 3): assert epoch[:,0].sum() == 0 and 20 < epoch[:,1].sum() < 45
     assert learn.get_preds()[0].noise.std() < 1e-5
-    assert '`noise` answers the same for every item' in capsys.readouterr().out
+    assert '`noise` predicts the same for every item' in capsys.readouterr().out
     table = learn.evaluate(baseline=True).loc['noise_mae']
     assert table.learner == pytest.approx(table.constant, rel=.01)
 

@@ -412,21 +412,21 @@ wrong = [(dict(depth=5), ValueError,
           '`depth`=5 is beyond PlainCNN|`depth`=5 is beyond this simple_cnn, which has 4 stages: 1: conv1 .4 '
           'channels, stride 2.; 2: conv2'),
          (dict(depth=0), ValueError, 'Choose from 1 to 4, or None for all'),
-         (dict(depth=1.5), TypeError, '`depth` is a whole number of stages or None, not 1.5'),
+         (dict(depth=1.5), TypeError, '`depth` must be a whole number of stages or None, not 1.5'),
          (dict(depth=True), TypeError, 'not True'),
          (dict(depth=dict(box=7)), ValueError, '`depth`=7 is beyond this simple_cnn'),
          (dict(depth=dict(bos=2)), KeyError, "Unknown output in `depth` 'bos'. Did you mean 'box'"),
          (dict(depth=dict(box='2')), TypeError, "not '2'"),
          (dict(split=5), ValueError, '`split`=5 is beyond this simple_cnn'),
          (dict(split=-1), ValueError, 'Choose from 0 to 4'),
-         (dict(split='no'), TypeError, '`split` is a whole number'),
+         (dict(split='no'), TypeError, '`split` must be a whole number'),
          (dict(after=dict(kind='tags', tags='kind')), ValueError, '`after` goes in a circle'),
          (dict(after=dict(kind='kind')), ValueError, "`after` goes in a circle: 'kind' after 'kind'"),
          (dict(after=dict(knd='tags')), KeyError, "Unknown output in `after` 'knd'. Did you mean 'kind'"),
          (dict(after=dict(kind='tag')), KeyError, "Did you mean 'tags'"),
          (dict(heads=dict(kind=dict(pool='mean'))), KeyError, "Unknown pool 'mean'"),
          (dict(heads=dict(kind=dict(drop=1))), KeyError, "Unknown option of the head 'kind' 'drop'"),
-         (dict(heads=dict(kind=nn.Linear(3,4))), ValueError, "The head 'kind', Linear, is given 64 features")]
+         (dict(heads=dict(kind=nn.Linear(3,4))), ValueError, "The head 'kind', Linear, gets 64 features")]
 
 @pytest.mark.parametrize('kw,exc,msg', wrong, ids=lambda o: str(o)[:40] if isinstance(o, dict) else '')
 def test_wrong_arguments_say_what_to_do(shapes, kw, exc, msg):

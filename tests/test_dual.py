@@ -68,7 +68,7 @@ def test_a_model_of_texts_alone_is_refused(tmp_path):
     config = transformers.BertConfig(vocab_size=n, hidden_size=8, num_hidden_layers=1, num_attention_heads=1,
                                      intermediate_size=8)
     transformers.BertModel(config).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match='BertModel, which has no two halves'): dual_encoders(tmp_path)
+    with pytest.raises(ValueError, match='BertModel, which has no halves'): dual_encoders(tmp_path)
 
 @pytest.mark.parametrize('options', [dict(depth=2), dict(split=1), dict(depth=dict(colour=1)), dict(weights='x.pth'),
                                      dict(pretrained=False)])

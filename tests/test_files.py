@@ -30,9 +30,9 @@ def loaders(df, folder, **kwargs):
                  item_tfms=Resize(8), shuffle=False)
     return MultiDataLoaders.from_df(df, folder, **{**usual, **kwargs})
 
-hostile = {'pipe': 'is a pipe, and only regular files are read', '/dev/zero': 'is a device', os.sep: 'is a folder',
-           'large.png': r'1,600 pixels \(40 by 40\), and the limit is 1,500.*MAX_IMAGE_PIXELS = 1600',
-           'bomb.png': 'it has 6,400 pixels, and the limit is 1,500'}
+hostile = {'pipe': 'is a pipe, but only regular files are read', '/dev/zero': 'is a device', os.sep: 'is a folder',
+           'large.png': r'1,600 pixels \(40 by 40\), but the limit is 1,500.*MAX_IMAGE_PIXELS = 1600',
+           'bomb.png': 'it has 6,400 pixels, but the limit is 1,500'}
 
 @pytest.mark.filterwarnings('ignore:Image size')
 @pytest.mark.parametrize('name', hostile)
@@ -62,7 +62,7 @@ def test_large_pictures_that_are_no_files(folder):
     learn = multi_learner(loaders(table(), folder), simple_cnn(2,4), pretrained=False)
     with learn.no_bar():
         for name in ('large.png','bomb.png'):
-            with pytest.raises(ValueError, match='and the limit is 1,500'): learn.predict((folder/name).read_bytes())
+            with pytest.raises(ValueError, match='but the limit is 1,500'): learn.predict((folder/name).read_bytes())
         with pytest.raises(ValueError, match=r'\(40 by 40\)'): learn.predict(Image.open(folder/'large.png'))
         Image.MAX_IMAGE_PIXELS = 1600    # what the message says
         assert learn.predict(folder/'large.png')[0]['kind'] in 'ab'

@@ -96,7 +96,7 @@ def test_the_same_picture_in_two_tables(items, shapes):
     "A picture that validates in one table does not train in the other"
     tables = [dict(df=items, outputs=dict(kind=CategoryBlock), seed=1),
               dict(df=items, outputs=dict(area=RegressionBlock), seed=2)]
-    with pytest.warns(UserWarning, match='show a picture that another table has for validation'):
+    with pytest.warns(UserWarning, match='show a picture that another table uses for validation'):
         dls = joined(tables, shapes)
     assert not set(dls.train.items.file) & set(dls.valid.items.file)
 
@@ -152,12 +152,12 @@ def test_mistakes(items, shapes):
     with pytest.raises(TypeError, match='it takes a pandas DataFrame'): call([dict(df='items.csv', outputs=['kind'])])
     with pytest.raises(ValueError, match='kind number in another|is of the kind category in one table'):
         call([kinds, dict(df=items, outputs=dict(kind=RegressionBlock), columns=dict(kind='area'))])
-    with pytest.raises(ValueError, match='the classes of all tables are taken'):
+    with pytest.raises(ValueError, match='use the classes of all tables'):
         call([kinds, dict(df=items, outputs=dict(kind=CategoryBlock(vocab=sorted(items.kind.unique()))))])
     with pytest.raises(KeyError, match='argument of the table'): call([dict(kinds, imag='file')])
-    with pytest.raises(ValueError, match='fill no batch of 500'): call([kinds], batches='source', bs=500)
+    with pytest.raises(ValueError, match='too few for a batch of 500'): call([kinds], batches='source', bs=500)
     with pytest.raises(KeyError, match='way in `batches`'): call([kinds], batches='sources')
-    with pytest.raises(ValueError, match='for each of the tables'): call([kinds], shares=[1,2])
+    with pytest.raises(ValueError, match='for each table of'): call([kinds], shares=[1,2])
     with pytest.raises(ValueError, match='both need some'): call([dict(kinds, valid_pct=0)])
     with pytest.raises(ValueError, match='give that output another name'):
         call([dict(df=items, outputs=dict(file=CategoryBlock), columns=dict(file='kind'))])

@@ -193,7 +193,7 @@ def test_mistakes_in_predicting(trained, shapes):
         with pytest.raises(ValueError, match='nothing to predict from'): trained.predict(nothing)
     with pytest.raises(ValueError, match='`item` is None'): trained.predict(None)
     with pytest.raises(ValueError, match='with_labels=True'): trained.evaluate(dl=trained.dls.test_dl(df))
-    with pytest.raises(ValueError, match='`bs` is 64, and there are 8 items'):
+    with pytest.raises(ValueError, match='`bs` is 64, but there are 8 items'):
         learner(MultiDataLoaders.from_df(df[:10], shapes, image='file', outputs=dict(area=RegressionBlock), bs=64,
                                          item_tfms=Resize(64)),
                 text=None).fit(1)
@@ -461,12 +461,12 @@ def test_other_loaders_keep_the_statistics_of_the_model(shapes, tmp_path):
 
 @pytest.mark.parametrize('outputs, words', [
     (dict(kind=CategoryBlock(vocab=['triangle','star','square','circle'], sort=False), area=RegressionBlock),
-     "has the class 'triangle' at place 0, and the model has it at place 3"),
+     "has the class 'triangle' at position 0, but the model has it at position 3"),
     (dict(kind=CategoryBlock(vocab=['circle','moon','square','star','triangle']), area=RegressionBlock),
-     "has the class 'moon' at place 1, and the model has no such class"),
+     "has the class 'moon' at position 1, but the model has no such class"),
     (dict(kind=CategoryBlock), r"the outputs \['kind'\], and the model has \['kind', 'area'\]"),
     (dict(area=RegressionBlock, kind=CategoryBlock), 'the same, in that order'),
-    (dict(kind=MultiCategoryBlock, area=RegressionBlock), 'is tags, and in the model it is category')])
+    (dict(kind=MultiCategoryBlock, area=RegressionBlock), 'is tags, but in the model it is category')])
 def test_loaders_for_another_model_are_refused(shapes, tmp_path, outputs, words):
     learn = learner(small(shapes), path=tmp_path)
     dls = learn.dls
@@ -487,7 +487,7 @@ def test_weights_bring_what_they_depend_on(shapes, tmp_path):
     turned = dict(kind=CategoryBlock(vocab=['triangle','star','square','circle'], sort=False), area=RegressionBlock)
     wrong = learner(small(shapes, outputs=turned), path=tmp_path)
     weights = [p.clone() for p in wrong.model.parameters()]
-    with pytest.raises(ValueError, match="class 'triangle' at place 0, and the model has it at place 3"):
+    with pytest.raises(ValueError, match="class 'triangle' at position 0, but the model has it at position 3"):
         wrong.load('model')
     assert all(torch.equal(a, b) for a,b in zip(weights, wrong.model.parameters()))
     few = learner(small(shapes, df[df.kind!='circle']), path=tmp_path)
@@ -695,7 +695,7 @@ def test_weights_of_items_are_kept_from_the_factory_to_training(shapes):
         assert sorted(learn.get_preds(ds_idx=0)[0].kind.shape)==[4,64]
     learn.fit(1)
     assert 'w' in small(shapes, df, weights='w').train.items
-    with pytest.raises(ValueError, match='holds 80 numbers, and there are 64 training items'):
+    with pytest.raises(ValueError, match='holds 80 numbers, but there are 64 training items'):
         small(shapes, df, weights=list(df.w))
     with pytest.raises(KeyError, match="Unknown column in `weights` 'ww'. Did you mean 'w'"):
         small(shapes, df, weights='ww')
@@ -732,7 +732,7 @@ def test_a_sampler_of_pytorch(shapes):
     assert sorted(learn.dls.train.get_idxs())==list(range(20)) and len(learn.dls.train)==2
     learn.fit(1)
     assert learn.opt.state[first(learn.model.parameters())]['step']==2
-    with pytest.raises(ValueError, match='Give `weights` or `sampler`'): small(shapes, sampler=sampler, weights=[1])
+    with pytest.raises(ValueError, match='Give either `weights` or `sampler`'): small(shapes, sampler=sampler, weights=[1])
 
 @pytest.mark.parametrize('outputs, name', [(PLAIN, 'kind_accuracy'), (CategoryBlock, 'accuracy')])
 def test_one_class_in_training_trains(shapes, outputs, name):
@@ -776,9 +776,9 @@ def test_more_items_in_a_batch_than_there_are(shapes):
     learn = learner(small(shapes, bs=512))
     for f in (learn.dls.show_batch, learn.dls.one_batch, learn.summary, partial(learn.fit, 1),
               partial(learn.fit_one_cycle, 1), learn.lr_find, learn.dls.train.show_batch):
-        with pytest.raises(ValueError, match='`bs` is 512, and there are 64 items.*Give bs=64 or less'): f()
+        with pytest.raises(ValueError, match='`bs` is 512, but there are 64 items.*Give bs=64 or less'): f()
     assert np.isfinite(learn.evaluate()['valid_loss'])
-    with pytest.raises(ValueError, match='`bs` is 1, and the model has batch normalisation'):
+    with pytest.raises(ValueError, match='`bs` is 1, but the model has batch normalisation'):
         learner(small(shapes, bs=1)).fit(1)
 
 def test_a_loaded_learner_has_no_items(shapes, tmp_path):
@@ -788,7 +788,7 @@ def test_a_loaded_learner_has_no_items(shapes, tmp_path):
         warnings.simplefilter('ignore')
         again = load_learner(tmp_path/'empty.pkl')
     for f in (partial(again.fit, 1), again.get_preds, again.show_results, again.dls.show_batch, again.lr_find):
-        with pytest.raises(ValueError, match='the learner was exported, which leaves them behind'): f()
+        with pytest.raises(ValueError, match='the learner was exported, which drops them'): f()
     with again.no_logging():
         again.dls = small(shapes, seed=4)
         again.fit(1)
@@ -811,7 +811,7 @@ def test_brackets_too_few_or_too_many_on_a_metric(shapes, metric, words):
 def test_a_head_put_in_by_hand_that_cannot_read_is_named_before_training(shapes):
     learn = learner(small(shapes))
     learn.model.heads['kind'] = nn.Linear(7, 3)
-    with pytest.raises(ValueError, match="The head 'kind', Linear, is given .* features"): learn.fit(1)
+    with pytest.raises(ValueError, match="The head 'kind', Linear, gets .* features"): learn.fit(1)
 
 def test_losses_replaced_in_a_learner(shapes):
     learn = learner(small(shapes), loss_weights=dict(area=2.))

@@ -155,7 +155,7 @@ def test_lists_of_labels_for_each_output(folder):
                                       outputs=dict(kind=CategoryBlock, tags=MultiCategoryBlock), item_tfms=Resize(16),
                                       **small)
     assert dls.one_batch()[1].tags.shape == (4,2)
-    with pytest.raises(ValueError, match="holds 12 files, and 'label' has 3 values"):
+    with pytest.raises(ValueError, match="holds 12 files, but 'label' has 3 values"):
         MultiDataLoaders.from_lists(folder, files, [1,2,3])
 
 def test_a_missing_folder_is_named(folder):
@@ -166,7 +166,7 @@ def test_a_missing_folder_is_named(folder):
 def test_fastais_names_are_answered_with_ours(table, arg):
     folder,df = table
     with pytest.raises(KeyError) as e: MultiDataLoaders.from_df(df, folder, text='note', outputs=['gender'], **{arg: 'x'})
-    assert f'`{arg}` is a name of fastai. Here write ' in str(e.value)
+    assert f"`{arg}` is fastai's name. Here write " in str(e.value)
 
 # Data sets
 
@@ -320,8 +320,8 @@ def test_positions_masks_and_splitters(visits):
     (dict(valid_idx=[1], valid_col='kind'), '`valid_col` and `valid_idx` are given'),
     (dict(valid_idx=[999]), 'holds the position 999; positions go from 0'),
     (dict(valid_idx=['p1']), 'valid_idx=df.index.isin'),
-    (dict(folds=4, fold=4), 'a number from 0 to 3'), (dict(folds=1), 'two folds or more'),
-    (dict(folds=50, groups='patient'), 'has 40 groups, and 50 folds'),
+    (dict(folds=4, fold=4), 'a number from 0 to 3'), (dict(folds=1), 'it must be at least 2'),
+    (dict(folds=50, groups='patient'), 'has 40 groups, but 50 folds'),
     (dict(stratify='kin'), "Did you mean 'kind'"), (dict(groups='patiens'), "Did you mean 'patient'"),
     (dict(splitter=3), '`splitter` is 3; it takes a function')])
 def test_splits_that_cannot_be(visits, kw, words):
@@ -410,4 +410,4 @@ def test_fastais_names_in_multi_learner_are_answered(table, arg):
     folder,df = table
     dls = MultiDataLoaders.from_df(df, folder, text='note', outputs=dict(gender=CategoryBlock), **small)
     with pytest.raises(KeyError) as e: multi_learner(dls, **{arg: 1})
-    assert f'`{arg}` is a name of fastai. Here write ' in str(e.value)
+    assert f"`{arg}` is fastai's name. Here write " in str(e.value)

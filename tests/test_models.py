@@ -162,7 +162,7 @@ def test_a_network_of_one_pass_is_shared_or_apart_and_never_split():
         assert [o.shape for o in model(x)]==[(2,2),(2,3)]
     with pytest.raises(ValueError, match='none of them can be copied alone. `split` can be None .all shared. or 0'):
         MultiModel(dict(image=enc), dict(a=2, b=3), split=1)
-    with pytest.raises(ValueError, match='choose its depth when it is made'): enc.cut(1)
+    with pytest.raises(ValueError, match='choose its depth when you make it'): enc.cut(1)
 
 # weights
 
@@ -331,9 +331,9 @@ def test_inputs_are_read_by_name():
         close(model(xb), y)
     close(model((Inputs(text=words, image=picture),)), y)
     with pytest.raises(KeyError, match="Unknown input 'photo'"): model(Inputs(photo=picture, text=words))
-    with pytest.raises(KeyError, match=r"was given \['text'\]: \['image'\] are missing"): model(dict(text=words))
+    with pytest.raises(KeyError, match=r"but got \['text'\]: \['image'\] are missing"): model(dict(text=words))
     with pytest.raises(KeyError, match="Unknown input 'nums'"): model(dict(image=picture, text=words, nums=words))
-    with pytest.raises(ValueError, match="inputs .* and was given 3 tensors"): model(picture, words, words)
+    with pytest.raises(ValueError, match="inputs .*, but got 3 tensors"): model(picture, words, words)
 
 def test_a_head_replaced_and_one_added():
     xb = picture_and_words()
@@ -599,7 +599,7 @@ def test_a_head_added_reads_wide_features_and_leaves_the_scales_alone():
     assert model(*xb).box.shape==(8,4)
     model.set_head('kind', nn.Linear(160,5))                           # a module of yours is called as ever
     assert 'kind' not in model.wide_of and model(*xb).kind.shape==(8,5)
-    with pytest.raises(ValueError, match="The head 'kind' reads 7 wide features, and the inputs give 36: .*n_wide=36"):
+    with pytest.raises(ValueError, match="The head 'kind' reads 7 wide features, but the inputs give 36: .*n_wide=36"):
         model.set_head('kind', Head(160, 5, n_wide=7))
     assert isinstance(model.heads['kind'], nn.Linear)
     model.set_head('kind', Head(160, 5, n_wide=36))

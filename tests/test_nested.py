@@ -109,7 +109,7 @@ def test_every_way_to_give_it(table, shapes):
         y = dl.new(shuffle=False, drop_last=False).one_batch()[1]
         assert y.who.kind.tolist() == [0,1,0,-100,-100,1]
         assert y.who.place.isnan().all(1).tolist() == [False,False,True,False,True,False]
-    with pytest.raises(ValueError, match="Output 'who' is 3, and it is a group: give a dict of its members"):
+    with pytest.raises(ValueError, match="Output 'who' is 3, but it is a group: give a dict of its members"):
         block.dataloaders([*items, dict(x=0., y=dict(n=0., who=3))], bs=2)
 
 def test_show_batch_and_results(trained):

@@ -336,20 +336,20 @@ def test_mistakes(table, shapes):
         loaders(with_objects(good, [dict(box=[1,2,3,4], knd='a')]), shapes, only, valid_idx=[0])
     with pytest.raises(ValueError, match='x2 = x\\+width'):
         loaders(with_objects(good, [dict(box=[30,20,5,9], kind='a')]), shapes, only, valid_idx=[0])
-    with pytest.raises(ValueError, match='in pixels of the picture'):
+    with pytest.raises(ValueError, match='must be pixels of the picture'):
         loaders(with_objects(good, [dict(box=[.1,.2,.5,.9], kind='a')]), shapes, only, valid_idx=[0])
-    with pytest.raises(ValueError, match="class 'b', which the training split never had"):
+    with pytest.raises(ValueError, match="class 'b', which is not in the training split"):
         loaders(with_objects(good, [dict(box=[1,2,9,9], kind='b')]), shapes, only, valid_idx=[1])
     dls = loaders(with_objects(good, [dict(box=[70,2,90,9], kind='a')]), shapes, only, valid_idx=[0], bs=1)
     with pytest.raises(ValueError, match='reaches beyond its picture'): dls.train.one_batch()
     with pytest.raises(ValueError, match='multiple of 32'):
         learner(loaders(table, shapes), heads=dict(objects=dict(width=50)))
-    with pytest.raises(ValueError, match='gives no vector'): learner(loaders(table, shapes), after=dict(kind='objects'))
+    with pytest.raises(ValueError, match='returns no vector'): learner(loaders(table, shapes), after=dict(kind='objects'))
 
 def test_boxes_are_repaired(table, shapes):
     rows = [dict(box=[-5,2,30,70], kind='a'), dict(box=[5,5,5,9], kind='b'), dict(box=[9,9,20,20], kind='b')]
     df = table.iloc[:2].assign(objects=[rows, rows])
-    with pytest.warns(UserWarning, match='1 of 3 boxes have no area, and are left out'):
+    with pytest.warns(UserWarning, match='1 of 3 boxes have no area and are left out'):
         dls = loaders(df, shapes, dict(objects=ObjectsBlock(kind=CategoryBlock)), valid_idx=[0], bs=1)
     y = dls.train.one_batch()[1].objects
     assert y.kind.tolist() == [[0,-100,1]]
@@ -360,7 +360,7 @@ def test_small_boxes_are_told(table, shapes):
     df = table.iloc[:4].assign(objects=[rows]*4)
     dls = loaders(df, shapes, dict(objects=ObjectsBlock(kind=CategoryBlock)), valid_idx=[0], bs=3)
     learn = learner(dls)
-    with pytest.warns(UserWarning, match='3 of 6 boxes of this batch hold no place of a map'): learn.fit(1)
+    with pytest.warns(UserWarning, match='3 of 6 boxes of this batch contain no location'): learn.fit(1)
     assert learn.loss_func.funcs['objects'].n_unheld>=3
 
 # Two processes

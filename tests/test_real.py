@@ -2,7 +2,7 @@
 import numpy as np, pandas as pd, pytest
 from fastai.vision.all import *
 from fastai_multi import *
-from benchmarks import coco, fashion
+from benchmarks import coco, fashion, fusion
 
 @pytest.fixture
 def weights(real): return next(real('weights').glob('mobilenet_v2*.pth'))
@@ -35,3 +35,13 @@ def test_fashion_trains_on_photo_and_title(real, weights):
     for o in ('gender','masterCategory'):
         majority = (df[df.is_valid][o]==df[~df.is_valid][o].mode()[0]).mean()
         assert res[f'{o}_accuracy'] > majority, (o, res)
+
+def test_gaps_leave_each_product_an_input(real):
+    "The validation items of `python -m benchmarks.fusion missing`"
+    items = pd.read_csv(real('fashion')/'items.csv')
+    gaps = fusion.with_gaps(items)
+    no_photo,no_title = gaps.file.isna(),gaps.title.isna()
+    assert not (no_photo & no_title).any()
+    assert abs(no_photo.mean()-.3)<.03 and abs(no_title.mean()-.3)<.03
+    assert gaps.file[~no_photo].equals(items.file[~no_photo])
+    assert not fusion.with_gaps(items, ('text',)).file.isna().any()

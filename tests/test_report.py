@@ -101,7 +101,7 @@ def test_a_rate_that_is_too_low():
     after = []
     learn = learner(['a','b'], bs=16)
     learn.fit(15, 1e-6)
-    assert 'Try a higher rate (learn.lr_find())' in about(learn, 'b')
+    assert 'Try a higher learning rate (learn.lr_find())' in about(learn, 'b')
     after.append(loss(learn, 'b'))
     learn = learner(['a','b'], bs=16)
     with learn.no_bar(): rate = learn.lr_find(show_plot=False).valley

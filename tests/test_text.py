@@ -90,16 +90,16 @@ def test_it_learns_predicts_and_is_loaded_again(folder, table, tmp_path):
     assert learn.predict_df(table.head(5)).colour.notna().all()
 
 def test_texts_in_other_numbers_are_refused(folder, table):
-    with pytest.raises(ValueError, match=r"Input 'text' comes as numbers of \d+ words of its own"):
+    with pytest.raises(ValueError, match=r"Input 'text' has a vocabulary of \d+ words"):
         multi_learner(loaders(table, None), text=str(folder))
     with pytest.raises(ValueError, match='max_len=32'):
         multi_learner(loaders(table, str(folder), max_len=64), text=str(folder))
 
 def test_a_name_that_is_nothing_is_answered_in_words(table, folder):
     with pytest.raises(KeyError, match='Unknown text encoder'): multi_learner(loaders(table, None), text='lstn')
-    with pytest.raises(ValueError, match='no folder with a Hugging Face model'):
+    with pytest.raises(ValueError, match='not a folder with a Hugging Face model'):
         multi_learner(loaders(table, None), text=str(folder/'not-there'))
-    with pytest.raises(ValueError, match='no folder with a Hugging Face model'):
+    with pytest.raises(ValueError, match='not a folder with a Hugging Face model'):
         PlainTextBlock(tok=str(folder/'not-there'))
 
 def test_a_trained_model_knows_words_that_training_never_had():
@@ -179,7 +179,7 @@ def test_a_model_in_half_precision_is_read_in_float32(folder, tmp_path):
 
 def test_a_name_on_the_hub_without_a_network(table, monkeypatch):
     monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
-    with pytest.raises(ValueError, match='Without a network give the folder that holds config.json'):
+    with pytest.raises(ValueError, match='Without a network, give the folder that holds config.json'):
         multi_learner(loaders(table, None), text='nobody/no-such-model')
 
 def test_texts_that_are_cut_are_counted(folder, table):
@@ -228,8 +228,8 @@ def test_a_saved_encoder_and_its_words(language_model, table, tmp_path):
     language_model.save_encoder('words')
     enc = awd_lstm_encoder(tmp_path/'models'/'words', vocab=language_model.dls.vocab)
     assert torch.equal(enc.rnn.encoder.weight, language_model.model[0].encoder.weight.cpu())
-    with pytest.raises(ValueError, match='A file holds no words'): awd_lstm_encoder(tmp_path/'models'/'words')
-    with pytest.raises(ValueError, match=r"words of its own, and the language model has \d+"):
+    with pytest.raises(ValueError, match='A file has no vocabulary'): awd_lstm_encoder(tmp_path/'models'/'words')
+    with pytest.raises(ValueError, match=r"words, but the language model has another of \d+"):
         multi_learner(loaders(table, None), text=enc)
 
 @pytest.mark.parametrize('text', ['lstm','awd_lstm'])

@@ -37,13 +37,13 @@ def aggregators() -> dict: # Classes
 # %% ../../nbs/48_callback.aggregators.ipynb #de87b1e2
 @lru_cache(32)
 def _subsets(n, device, dtype):
-    "All ways to choose from `n`, one row of 0 and 1 for each"
+    "All subsets of `n`, one row of 0 and 1 for each"
     return torch.cartesian_prod(*[torch.tensor([0.,1.])]*n).view(-1,n).to(device, dtype)
 
-def dual_cone(U:Tensor, # `…,n`, where the weights begin
+def dual_cone(U:Tensor, # `…,n`, the lower bounds of the weights
               G:Tensor # `n,n`, a Gramian
              ) -> Tensor: # `…,n`
-    "For each row `u` of `U` the weights `v>=u` with the smallest `v@G@v`: they conflict with no gradient"
+    "For each row `u` of `U`, the weights `v>=u` with the smallest `v@G@v`, which conflict with no gradient"
     n = len(G)
     shape = U.shape
     U = U.to(G).view(-1, n)                                                         # k,n
@@ -68,7 +68,7 @@ def _check_complete(spec, params, kwargs):
 def check_aggregator(spec): return check_in(_plain_name(spec), aggregators(), 'aggregator')
 
 def make_aggregator(spec, # A name or an object
-                    n:int, # How many tasks
+                    n:int, # Number of tasks
                     kwargs:dict # Passed to the aggregator of that name
                    ):
     "The aggregator `spec` for `n` tasks"
@@ -90,7 +90,7 @@ def _root(g):
     return vectors*values.clamp(min=0).sqrt()
 
 def gramian_weighting(agg):
-    "The function in `agg` that gives weights from a Gramian; `None` if it needs the gradients themselves"
+    "The function in `agg` that computes weights from a Gramian; `None` if it needs the gradients themselves"
     A = _torchjd()
     if isinstance(agg, A.MGDA): return lambda g: agg.gramian_weighting(g + 1e-8*torch.eye(len(g), dtype=g.dtype))
     if isinstance(agg, A.GramianWeightedAggregator): return agg.gramian_weighting
@@ -99,11 +99,11 @@ def gramian_weighting(agg):
     if isinstance(agg, A.Aggregator): return None
     if isinstance(agg, A.Weighting) and not isinstance(agg, A.ExcessMTLWeighting): return agg
     raise TypeError(f'`aggregator` is {agg!r}; pass a name, such as {list(aggregators())[:3]}, or an aggregator or a '
-                    'weighting of TorchJD.')
+                    'weighting from TorchJD.')
 
 # %% ../../nbs/48_callback.aggregators.ipynb #b01a5180
 def _step_factor(agg, n):
-    "What the weights of `agg` must be multiplied by for the sum of `n` orthogonal gradients of equal length"
+    "The factor by which `agg` falls short of the sum for `n` orthogonal gradients of equal length"
     with torch.random.fork_rng(devices=[]):
         for J in (torch.eye(n), torch.ones(n,1)):     # the trimmed mean of orthogonal rows is 0, so try equal rows too
             tried = deepcopy(agg)
@@ -115,14 +115,14 @@ def _step_factor(agg, n):
 # %% ../../nbs/48_callback.aggregators.ipynb #003dda72
 class GramianWeights:
     "An aggregator as a function from Gramians to weights"
-    def __init__(self, spec, # A name, or an aggregator or a weighting of TorchJD
-                 n:int, # How many tasks
+    def __init__(self, spec, # A name, or an aggregator or a weighting from TorchJD
+                 n:int, # Number of tasks
                  kwargs:dict): # Passed to the aggregator of that name
         self.n = n
         self.agg = make_aggregator(spec, n, kwargs)
         self.name = spec if isinstance(spec, str) else type(spec).__name__
         self.f = gramian_weighting(self.agg)
-        self.factors = {n: _step_factor(self.agg, n)}      # now, while a memory is empty
+        self.factors = {n: _step_factor(self.agg, n)}      # computed now, while the memory is empty
         self._look(_torchjd())
 
     def _look(self, A):
@@ -137,14 +137,14 @@ class GramianWeights:
         return [m for m in self.agg.modules() if isinstance(m, stateful)]
 
     def memory(self) -> list: # Plain data, for each part of the aggregator that has a memory
-        "What the aggregator remembers of the steps before"
+        "The aggregator's memory of earlier steps"
         kept = [{k: v for k,v in vars(m).items() if is_plain(v)} for m in self._stateful()]
         return deepcopy(kept)
 
-    def remember(self, memory:list): # What `memory` gave
-        "Go on with a memory"
+    def remember(self, memory:list): # The result of `memory`
+        "Continue with a memory"
         if not memory: return
-        with torch.random.fork_rng(devices=[]): self(torch.eye(self.n))    # some build what they need at first
+        with torch.random.fork_rng(devices=[]): self(torch.eye(self.n))    # some create their state on the first call
         for m,state in zip(self._stateful(), memory): vars(m).update(deepcopy(state))
 
     def factor(self, n):
@@ -174,7 +174,7 @@ class GramianWeights:
     def _all_rows(self, g, here): return self.f(g + torch.diag((~here).double()))*self.factor(len(g))
 
     def some(self, f, n, default):
-        "`f(n)` for `n` of the rows, or `default` where these are too few for the aggregator"
+        "`f(n)` for `n` rows, or `default` if they are too few for the aggregator"
         try: return f(n)
         except ValueError:
             if n==self.n: raise

@@ -14,7 +14,7 @@ from ..losses import *
 
 # %% ../../nbs/60_callback.mixup.ipynb #98df8e8b
 def check_mixable(loss_func, # The learner's loss
-                  mixable:dict=None, # By output, whether its targets can be blended; an output that is not there can
+                  mixable:dict=None, # By output, whether its targets can be blended; default: yes
                   what:str='MixUp'): # Name for the message
     "Raise a `ValueError` that names the first output whose targets cannot be blended"
     mixable = mixable or {}
@@ -25,7 +25,7 @@ def check_mixable(loss_func, # The learner's loss
 
 def _refuse_output(what, name, loss):
     loss = '' if loss is None else f' ({type(loss).__name__})'
-    raise ValueError(f'{what} cannot blend output {name!r}{loss}: what lies between two of its targets is no target. '
+    raise ValueError(f'{what} cannot blend output {name!r}{loss}: a blend of two targets is not a target. '
                      f'Train without {what}, or leave that output out.')
 
 # %% ../../nbs/60_callback.mixup.ipynb #93d0d1e4
@@ -34,14 +34,14 @@ def _to(t, device):
     return t if device.type=='cpu' else t.pin_memory().to(device, non_blocking=True)
 
 class _Blend:
-    "Who is blended with whom, and how much"
+    "Which items are blended, and how much"
     def __init__(self, shuffle, share, ok, device):
         self.shuffle = shuffle                    # bs, each item's partner
         self.ok = ok                              # bs, whether both have the same parts
         self.share = torch.where(ok, share, 1.)   # bs, each item's own share
 
     def __call__(self, t):
-        "The share of each row and the rest of its partner, where it is `ok`"
+        "The share of each row plus the rest of its partner, if it is `ok`"
         share = per_item(self.share, t).to(t.dtype)
         return torch.where(per_item(self.ok, t), torch.lerp(t[self.shuffle], t, share), t)
 
@@ -70,7 +70,7 @@ class _BatchInputs:
     def is_text(self, name, t): return name in self.pad_ids and not t.is_floating_point()
 
     def present(self):
-        "Masks of the items that have each input (`bs` each); a text of padding alone is none"
+        "Masks of the items that have each input (`bs` each); a text that is all padding is missing"
         res = []
         for n,t in zip(self.names, self.tensors):
             if self.is_text(n, t): res.append((t!=self.pad_ids[n]).flatten(1).any(1))
@@ -78,7 +78,7 @@ class _BatchInputs:
         return res
 
     def map_floats(self, f):
-        "The inputs, as nested as they were, with the result of `f` on those that are floats"
+        "The inputs with the same nesting, with `f` applied to floats"
         new = iter([f(t) if t.is_floating_point() else t for t in self.tensors])
         return _rebuild(self.xb, new)
 
@@ -89,7 +89,7 @@ def _rebuild(x, leaves):
 
 # %% ../../nbs/60_callback.mixup.ipynb #f56dc339
 class _FeatureBlend:
-    "Blends what the encoders of the texts return, in one forward pass"
+    "Blends the features of the text encoders in one forward pass"
     def __init__(self):
         self.blend = None
         self.hooks = []
@@ -119,17 +119,17 @@ def check_encoders(what, texts, encoders):
     "Raise a `ValueError` unless each of the `texts` has an encoder"
     missing = [n for n in texts if n not in encoders]
     if not missing: return
-    raise ValueError(f'{what} blends texts at the output of their encoder and found none for input {missing[0]!r} in '
+    raise ValueError(f'{what} blends texts at the output of their encoder, but found none for input {missing[0]!r} in '
                      "`model.encoders`; give the model a dict of encoders by input, or pass text='keep' to leave every "
                      'item its own text.')
 
 # %% ../../nbs/60_callback.mixup.ipynb #07fe502a
 class MultiMix(MixHandler):
-    "What `MultiMixUp` and `MultiCutMix` share"
+    "The base class of `MultiMixUp` and `MultiCutMix`"
     order = CastToTensor.order+.5
     what = 'MixUp'
     def __init__(self,
-        alpha:float, # Parameter of the Beta distribution that shares are drawn from
+        alpha:float, # Parameter of the Beta distribution of the shares
         text:str='features' # 'features' blends the output of the text encoder; 'keep' leaves each item its own text
     ):
         check_mix_options(alpha, text)
@@ -208,13 +208,13 @@ def check_mix_options(alpha, text):
     if text not in ('features','keep'): raise ValueError(f"`text` is {text!r}; it can be 'features' or 'keep'.")
 
 def check_one_mix(cb, cbs):
-    "Raise a `ValueError` if another callback blends, too: pictures would be blended twice and targets once"
+    "Raise a `ValueError` if another callback blends too: pictures would be blended twice and targets once"
     others = [o for o in cbs if isinstance(o, MixHandler) and o is not cb]
     if not others: return
     one = type(cb).__name__
     other = type(others[0]).__name__
-    raise ValueError(f'{one} and {other} both blend the batch: pictures would be blended twice, and targets once. '
-                     f'Train with one of them; to take one off a learner, learn.remove_cb({other}).')
+    raise ValueError(f'{one} and {other} both blend the batch: pictures would be blended twice, but targets once. '
+                     f'Train with one of them; to remove one from a learner, learn.remove_cb({other}).')
 
 def check_flat_target(what, name, t):
     "Raise a `ValueError` for targets of pictures or points"
@@ -222,11 +222,11 @@ def check_flat_target(what, name, t):
         for o in t: check_flat_target(what, name, o)
         return
     if t.ndim<=2: return
-    raise ValueError(f'{what} cannot blend output {name!r}, whose targets have the shape {list(t.shape)}: what lies '
-                     'between two of them is no target.')
+    raise ValueError(f'{what} cannot blend output {name!r}, whose targets have the shape {list(t.shape)}: a blend '
+                     'of two of them is not a target.')
 
 def check_blendable(what, ys, loss_func):
-    "Raise a `ValueError` for classes beside a loss that cannot take them blended"
+    "Raise a `ValueError` for classes with a loss that does not support blended ones"
     if all(y.is_floating_point() for y in ys): return
     raise ValueError(f'{what} does not know how {loss_func!r} takes blended classes; use a `MultiLoss`, or a loss with '
                      '`y_int=True`.')
@@ -258,7 +258,7 @@ class MultiCutMix(MultiMix):
         super().__init__(alpha, text)
 
     def draw(self, xs):
-        "Draw a rectangle; every item's own share is what it leaves"
+        "Draw a rectangle; every item's own share is the rest"
         pictures = [x for x in xs if x.ndim==4]
         check_pictures(pictures)
         bs,_,height,width = pictures[0].shape
@@ -274,7 +274,7 @@ class MultiCutMix(MultiMix):
         return torch.full((bs,), 1-(x2-x1)*(y2-y1)/(width*height)), shuffle
 
     def _clipped(self, middle, length, limit):
-        "Where a stretch of `length` around `middle` begins and ends, within 0 and `limit`"
+        "Start and end of a stretch of `length` around `middle`, within 0 and `limit`"
         half = length//2
         return max(middle-half, 0), min(middle+half, limit)
 
@@ -299,13 +299,13 @@ class MultiMixUpOrCutMix(MultiMix):
         text:str='features' # As in `MultiMix`
     ):
         super().__init__(mixup_alpha, text)
-        if not 0<=p_cutmix<=1: raise ValueError(f'`p_cutmix` is {p_cutmix}; it is a share between 0 and 1.')
+        if not 0<=p_cutmix<=1: raise ValueError(f'`p_cutmix` is {p_cutmix}; it is a probability between 0 and 1.')
         self.p_cutmix = p_cutmix
         self.ways = (MultiMixUp(mixup_alpha, text), MultiCutMix(cutmix_alpha, text))
         self.way = self.ways[0]
 
     def draw(self, xs):
-        "Choose one of the two, and draw as it does"
+        "Choose one of the two, and draw its shares"
         self.way = self.ways[int(torch.rand(1).item()<self.p_cutmix)]
         return self.way.draw(xs)
 
@@ -315,7 +315,7 @@ class MultiMixUpOrCutMix(MultiMix):
 def as_multi(cb, # A callback
              mixable:dict=None # By output, whether its targets can be blended
             ):
-    "`MultiMixUp` for fastai's `MixUp`, `MultiCutMix` for its `CutMix` (with its distribution); `cb` if it is another"
+    "`MultiMixUp` for fastai's `MixUp`, `MultiCutMix` for its `CutMix` (with its distribution); else `cb` itself"
     new = {MixUp: MultiMixUp, CutMix: MultiCutMix}.get(type(cb))
     if new is not None:
         distrib = cb.distrib

@@ -11,7 +11,7 @@ from fastai.callback.tracker import TrackerCallback
 
 # %% ../../nbs/61b_callback.soup.ipynb #ms000006
 def averaged(states:list) -> dict: # State dicts of one model, the best first
-    "The mean of all that is a real number in `states`; the rest is as in the first"
+    "The mean of all floating-point values in `states`; the rest comes from the first"
     res = {}
     for name,best in states[0].items():
         res[name] = best
@@ -27,7 +27,7 @@ class ModelSoup(TrackerCallback):
         comp=None             # `np.less` or `np.greater`; `None`: chosen by the column's name
     ):
         if not isinstance(n, int) or n<1:
-            raise ValueError(f'`n` is {n!r}; ModelSoup averages so many epochs, 1 or more.')
+            raise ValueError(f'`n` is {n!r}; it is the number of epochs to average, at least 1.')
         super().__init__(monitor=monitor, comp=comp, reset_on_fit=True)
         self.n = n
 
@@ -48,5 +48,5 @@ class ModelSoup(TrackerCallback):
 
     def after_fit(self):
         if self.epochs: get_model(self.model).load_state_dict(averaged([w for *_,w in self.epochs]))
-        self.averaged = sorted(epoch for _,epoch,_ in self.epochs)    # which epochs these were
+        self.averaged = sorted(epoch for _,epoch,_ in self.epochs)    # the averaged epochs
         self.epochs = []

@@ -20,7 +20,7 @@ def owned_parameters(model:nn.Module, name:str # An output's
     "The parameters of `model` that only output `name` uses"
     model = getattr(model, 'module', model)
     if hasattr(model, 'owned_parameters'): return list(model.owned_parameters(name))
-    raise TypeError(f'{type(model).__name__} does not say which parameters are whose. Give it a method '
+    raise TypeError(f'{type(model).__name__} does not say which parameters belong to an output. Add a method '
                     '`owned_parameters(name)` that returns a list of the parameters that only output `name` uses.')
 
 # %% ../../nbs/61_callback.stopping.ipynb #23e8212d
@@ -34,8 +34,8 @@ class BestSoFar:
         self.epoch = None
         self.waited = 0
 
-    def update(self, v, epoch) -> bool: # Whether it is the best
-        "Take in the value of an epoch"
+    def update(self, v, epoch) -> bool: # Whether it is the best value
+        "Add the value of an epoch"
         if math.isnan(v): return False
         better = self.best is None or self.sign*(self.best-v)>self.min_delta
         if better:
@@ -59,9 +59,9 @@ def _monitored(output, metric, metrics):
 class TaskEarlyStopping(PerLearner):
     "Stop training each output when it no longer improves, and end the fit when all have stopped"
     order = LossWeights.order+1
-    remove_on_fetch = True                 # predictions fetched in the middle of a fit are no validation
+    remove_on_fetch = True                 # predictions in the middle of a fit are not a validation
 
-    def __init__(self, patience:int=3, # Stop after so many epochs without improvement
+    def __init__(self, patience:int=3, # Number of epochs without improvement before an output stops
                  min_delta:float=0., # A smaller change does not count as an improvement
                  monitor:dict=None, # By output, the metric to follow instead of its validation loss
                  keep_best:bool=False # Restore the parameters of its best epoch when an output stops
@@ -76,7 +76,7 @@ class TaskEarlyStopping(PerLearner):
         self.reset()
 
     def reset(self):
-        "Begin a new account"
+        "Reset the state"
         self.muted = set()
         self.stopped = {}
         self.kept = {}
@@ -84,12 +84,12 @@ class TaskEarlyStopping(PerLearner):
         self.fresh = True
 
     def state_dict(self) -> dict: # Plain data
-        "The account of the training so far, from which it can go on"
+        "The state of the training so far, to resume from"
         return dict(stopped=dict(self.stopped), muted=list(self.muted), kept=dict(self.kept),
                     best={n: dict(vars(b)) for n,b in self.best.items()})
 
-    def load_state_dict(self, state:dict): # What `state_dict` gave
-        "Go on from an account"
+    def load_state_dict(self, state:dict): # From `state_dict`
+        "Restore a state"
         self.stopped = state['stopped']
         self.muted = set(state['muted'])
         self.kept = state['kept']
@@ -141,7 +141,7 @@ class TaskEarlyStopping(PerLearner):
             if best.waited>=self.patience: self._stop(n)
 
     def _value(self, n):
-        "The number of this epoch that output `n` is judged by"
+        "This epoch's monitored value of output `n`"
         col = self.cols[n]
         if col is None: return float(self.sums.value(n))
         recorder = self.learn.recorder
@@ -161,7 +161,7 @@ class TaskEarlyStopping(PerLearner):
         print(self._news(n))
 
     def _news(self, n):
-        "What to print about an output that has stopped"
+        "The message about an output that has stopped"
         col = self.cols[n]
         best = self.best[n]
         what = f'{n}_loss' if col is None else col.name

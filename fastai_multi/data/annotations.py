@@ -17,12 +17,12 @@ import json, math, pandas as pd, warnings, yaml
 
 # %% ../../nbs/24_data.annotations.ipynb #ob240006
 class Flaws(dict):
-    "How many flaws of each kind were found, told in one warning"
+    "Counts flaws by kind and reports them in one warning"
     def add(self, what, n=1):
         "Count `n` flaws of a kind"
         if n: self[what] = self.get(what, 0)+int(n)
     def tell(self, source):
-        "Warn of all that was found"
+        "Warn of all flaws"
         if not self: return
         found = ', '.join(f'{n} {what}' for what,n in self.items())
         warnings.warn(f'{source}: {found}.')
@@ -30,8 +30,8 @@ class Flaws(dict):
 columns_of_pictures = ['file', 'width', 'height']
 columns_of_objects = ['file', 'label', 'x1', 'y1', 'x2', 'y2']
 
-def as_tables(pictures, objects, flaws, source): # Lists of dicts; `Flaws`; the file or folder that they are from
-    "The two tables, their boxes cut off at the edges of the pictures, without those that have no area"
+def as_tables(pictures, objects, flaws, source): # Lists of dicts; `Flaws`; the source file or folder
+    "The two tables, with boxes clipped to their pictures and without boxes that have no area"
     pictures = pd.DataFrame(pictures, columns=list(merge(dict.fromkeys(columns_of_pictures), *pictures)))
     objects = pd.DataFrame(objects, columns=list(merge(dict.fromkeys(columns_of_objects), *objects)))
     size = pictures.drop_duplicates('file').set_index('file')
@@ -48,7 +48,7 @@ def as_tables(pictures, objects, flaws, source): # Lists of dicts; `Flaws`; the 
     return pictures, objects[whole].reset_index(drop=True)
 
 def size_of(file):
-    "Width and height of a picture, from the head of its file"
+    "Width and height of a picture, from the header of its file"
     with Image.open(file) as im: return im.size
 
 # %% ../../nbs/24_data.annotations.ipynb #ob240009
@@ -77,14 +77,14 @@ def read_coco(
     return as_tables(list(pictures.values()), objects, flaws, file)
 
 def coco_data(file):
-    "What is in a COCO file, with the three lists that objects need"
+    "Read a COCO file; raise unless it has the three lists that objects need"
     try: data = json.loads(file.read_text(encoding='utf-8'))
-    except json.JSONDecodeError as e: raise ValueError(f'{str(file)!r} is no JSON file: {e}.') from e
+    except json.JSONDecodeError as e: raise ValueError(f'{str(file)!r} is not a JSON file: {e}.') from e
     missing = [k for k in ('images', 'categories', 'annotations') if not isinstance(data, dict) or k not in data]
     if not missing: return data
     found = list(data) if isinstance(data, dict) else type(data).__name__
-    raise ValueError(f'{str(file)!r} holds {found}, and {missing} are missing: it is no COCO file of objects. '
-                     'Captions and results of a detector have no categories.')
+    raise ValueError(f'{str(file)!r} holds {found}, but {missing} are missing: it is not a COCO file of objects. Files '
+                     'of captions or of detection results have no categories.')
 
 def coco_picture(im, file, path):
     "The row of a picture"
@@ -93,7 +93,7 @@ def coco_picture(im, file, path):
     return dict(file=relative(file, path), width=width, height=height)
 
 def relative(file, path):
-    "The name of `file` from `path`, or the whole one if it is elsewhere"
+    "The name of `file` relative to `path`, or the full path if it is elsewhere"
     try: return file.relative_to(path).as_posix()
     except ValueError: return str(file.resolve())
 
@@ -101,7 +101,7 @@ def coco_object(a, file, names, source):
     "The row of an object"
     if a.get('category_id') not in names:
         raise ValueError(f'{str(source)!r}: the annotation {a.get("id")} has the category {a.get("category_id")!r}, '
-                         f'and the categories are {short_repr(names)}.')
+                         f'but the categories are {short_repr(names)}.')
     x,y,w,h = a['bbox']
     crowd = int(a.get('iscrowd') or 0)
     return dict(file=file, label=names[a['category_id']], x1=x, y1=y, x2=x+w, y2=y+h, crowd=crowd,
@@ -146,12 +146,12 @@ def voc_images(folder, images):
 def voc_root(file):
     "The root of an XML file"
     try: root = ElementTree.parse(file).getroot()
-    except ElementTree.ParseError as e: raise ValueError(f'{str(file)!r} is no XML file: {e}.') from e
+    except ElementTree.ParseError as e: raise ValueError(f'{str(file)!r} is not an XML file: {e}.') from e
     if root.tag=='annotation': return root
-    raise ValueError(f'{str(file)!r} begins with <{root.tag}>, and a VOC file with <annotation>.')
+    raise ValueError(f'{str(file)!r} begins with <{root.tag}>, but a VOC file begins with <annotation>.')
 
 def voc_image(root, file, images):
-    "The file of the picture: the one that is named, else one named like the XML file; `None` if there is none"
+    "The picture's file: the named one, or one with the XML file's name; `None` if there is none"
     named = root.findtext('filename') or ''
     for f in (images/Path(named.strip()).name, *sorted(images.glob(f'{file.stem}.*'))):
         if f.is_file() and f.suffix.lower()!='.xml': return f
@@ -210,15 +210,15 @@ def yolo_objects(file, picture, names):
     for i,line in enumerate(file.read_text(encoding='utf-8').splitlines(), 1):
         if not line.strip(): continue
         try: number,*shares = [float(o) for o in line.split()]
-        except ValueError as e: raise wrong_line(file, i, 'holds something that is no number') from e
-        if number not in names: raise wrong_line(file, i, f'has the class {number:g}, and the classes are {names}')
+        except ValueError as e: raise wrong_line(file, i, 'holds something that is not a number') from e
+        if number not in names: raise wrong_line(file, i, f'has the class {number:g}, but the classes are {names}')
         if len(shares)<4 or len(shares)>4 and len(shares)%2: raise wrong_line(file, i, f'holds {len(shares)+1} numbers')
-        if max(shares)>1.5: raise wrong_line(file, i, 'holds pixels, where shares of the picture are expected')
+        if max(shares)>1.5: raise wrong_line(file, i, 'holds pixels, where fractions of the picture are expected')
         res.append(dict(file=picture['file'], label=names[int(number)], **yolo_box(shares, picture)))
     return res
 
 def yolo_box(shares, picture):
-    "The corners of a box, or those around an outline"
+    "The corners of a box, or of the box around an outline"
     w,h = picture['width'],picture['height']
     if len(shares)==4:
         cx,cy,bw,bh = shares
@@ -228,4 +228,4 @@ def yolo_box(shares, picture):
 
 def wrong_line(file, i, why):
     return ValueError(f'Line {i} of {str(file)!r} {why}: a line is the number of a class, then centre x, centre y, '
-                      'width and height as shares of the picture.')
+                      'width and height as fractions of the picture.')

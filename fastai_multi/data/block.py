@@ -182,7 +182,7 @@ class OneOutputBlock(PartsBlock):
 
 # %% ../../nbs/18_data.block.ipynb #007fd59e
 def refuse_bare_group(part):
-    raise ValueError(f'A group needs a name, and here it is the only target, without one: use '
+    raise ValueError(f'A group needs a name, but here it is the only target and has none: use '
                      f'MultiOutputBlock(name=GroupBlock({", ".join(f"{n}=…" for n in part.members)})).')
 
 # %% ../../nbs/18_data.block.ipynb #959df3dd
@@ -191,7 +191,7 @@ class GroupPart(Part):
     kind = 'group'
     def __init__(self,
         name,          # Name of the group
-        members:dict,  # The parts by their names in the group; a part itself is called `group.member`
+        members:dict,  # The parts by their names in the group; a part's own name is `group.member`
         is_input=False # An input rather than an output
     ):
         super().__init__(name, is_input=is_input)
@@ -200,7 +200,7 @@ class GroupPart(Part):
         self.members = dict(members)
         self.cls = Outputs.of(*members)
 
-    # Its form
+    # Structure
     @property
     def leaves(self): return [leaf for m in self.members.values() for leaf in m.leaves]
     @property
@@ -225,7 +225,7 @@ class GroupPart(Part):
     def unflatten(self, values): return self.cls([m.unflatten(values) for m in self.members.values()])
     def as_target(self, pred): return self.cls([m.as_target(self.member(pred, n)) for n,m in self.members.items()])
     def member(self, v, name):
-        "The value of a member in the value `v`; `absent` if it is not there"
+        "The value of a member in `v`, or `absent`"
         if not hasattr(v, 'keys') or name not in v.keys(): return absent
         return v[name]
     def columns(self, given=None):
@@ -255,13 +255,13 @@ class GroupPart(Part):
 
     # What a user sees
     def _shown(self):
-        "The members that are shown alone: the labels of boxes stand at the boxes"
+        "The members that are shown by themselves; the labels of boxes are drawn at the boxes"
         names = [m.name for m in self.members.values()]
         return {n: m for n,m in self.members.items() if m.rows_of not in names}
     def format(self, v): return ', '.join(f'{n} {m.format(self.member(v, n))}' for n,m in self.members.items())
     def legend(self, v): return ' · '.join(m.legend(self.member(v, n)) for n,m in self._shown().items())
     def judge(self, pred, true, size=None):
-        "Right if no member is wrong, and one at least is known to be right"
+        "Right if no member is wrong and at least one is known to be right"
         verdicts = {n: m.judge(self.member(pred, n), self.member(true, n), size) for n,m in self.members.items()}
         known = [v.right for v in verdicts.values() if v.right is not None]
         right = all(known) if known else None
@@ -275,9 +275,9 @@ class GroupPart(Part):
 
     # Mistakes
     def refuse_other_members(self, members):
-        raise ValueError(f'{self.what} has the members {list(self.members)}, and in the model {list(members)}.')
+        raise ValueError(f'{self.what} has the members {list(self.members)}, but in the model {list(members)}.')
     def refuse_value(self, v):
-        raise BadItem(f'{self.what} is {short_repr(v)}, and it is a group: give a dict of its members, or a tuple of '
+        raise BadItem(f'{self.what} is {short_repr(v)}, but it is a group: give a dict of its members, or a tuple of '
                       f'{len(self.members)} values: {list(self.members)}.')
     def refuse_member(self, n):
         raise BadItem(f'{self.what} has the member {n!r}, which the group does not know{did_you_mean(n, self.members)}')
@@ -287,25 +287,25 @@ class GroupPart(Part):
 
 # %% ../../nbs/18_data.block.ipynb #341d970b
 def refuse_lone_group(v):
-    raise ValueError('A GroupBlock is an output among others: use it in a MultiOutputBlock, as '
+    raise ValueError('A GroupBlock must be a named output: use it in a MultiOutputBlock, as in '
                      'MultiOutputBlock(objects=GroupBlock(boxes=BBoxBlock, labels=BBoxLblBlock)).')
 
 def refuse_input_group(name):
-    raise TypeError(f'Input {name!r} is a GroupBlock, and groups are outputs: make its members inputs.')
+    raise TypeError(f'Input {name!r} is a GroupBlock, but groups are outputs: make its members inputs.')
 
 def check_members(name, members):
-    "Raise unless a group has members, none of which says how much items count"
+    "Raise unless a group has members and none of them is a weight"
     if not members:
         raise ValueError(f'The group {name!r} needs a member, such as `GroupBlock(boxes=BBoxBlock)`.')
     for n,m in members.items():
         if m.weighs_items:
-            raise ValueError(f'{n!r} says how much items count, which a member of a group cannot: make it an output '
+            raise ValueError(f'{n!r} is a weight of items, which cannot be a member of a group: make it an output '
                              'beside the group.')
 
 # %% ../../nbs/18_data.block.ipynb #1fba7771
 class GroupBlock(TransformBlock):
     "Several target blocks as one output, in a `MultiOutputBlock`: a batch holds their tensors under one name"
-    part_class = GroupPart     # A subclass of yours, for a kind of your own
+    part_class = GroupPart     # Replace it by your own subclass for a new kind
     def __init__(self, /,
         **blocks # Name and block of each member: any fastai target block, as class or instance, or another group
     ):

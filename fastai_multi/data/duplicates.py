@@ -22,10 +22,10 @@ from unicodedata import normalize
 import numpy as np, re
 
 # %% ../../nbs/21f_data.duplicates.ipynb #769054bc
-side = 16    # width and height of the picture that is compared
+side = 16    # width and height of the compared picture
 
 class Look(NamedTuple):
-    "What a report keeps of a picture: its size in the file, its difference hash, and its small copy"
+    "The data that a report keeps of a picture: its size in the file, its difference hash, and a small copy"
     size: tuple        # width, height
     bits: np.ndarray   # 256 booleans
     small: np.ndarray  # 16,16,3 floats in 0..255
@@ -33,7 +33,7 @@ class Look(NamedTuple):
 def look_at(im) -> Look: # A PIL image, whose pixels may not be read yet
     "The size, the difference hash and a small copy of a picture"
     size = im.size
-    im.draft('RGB', (4*side, 4*side))    # lets a JPEG be decoded at a fraction of its size
+    im.draft('RGB', (4*side, 4*side))    # decodes a JPEG at a fraction of its size
     if is_deep(im): im = from_array(deep_pixels(im))
     rgb = to_mode(im, 'RGB')
     grey = rgb.convert('L').resize((side+1, side), Image.Resampling.BOX)
@@ -42,8 +42,8 @@ def look_at(im) -> Look: # A PIL image, whose pixels may not be read yet
     return Look(size, (grey[:,1:]-grey[:,:-1]>2).reshape(-1), np.asarray(small, dtype=np.float32))
 
 # %% ../../nbs/21f_data.duplicates.ipynb #53250cad
-most_bits = 24         # bits in which two copies of a picture may differ, of 256
-least_likeness = .993  # correlation of their small copies
+most_bits = 24         # number of bits, of 256, in which two copies may differ
+least_likeness = .993  # minimum correlation of their small copies
 
 def alike(looks): # `Look`s
     "The small copies as unit vectors without their mean, `n,768`, whose products are correlations"
@@ -69,7 +69,7 @@ class ImageSummary(PartSummary, part=ImagePart):
     "Pictures: sizes, near-duplicates within and between the splits, files in both splits"
     opens = True
     def read(self, split, k): # A `ReportSplit`; position of an item
-        "The picture of an item, its pixels not read yet where that is possible; or `absent`"
+        "The picture of an item, if possible with its pixels not yet read; or `absent`"
         values = split.values(self.part)
         if values is None: return split.picture(self.part, k)
         v = values[k]
@@ -171,11 +171,11 @@ class ImageSummary(PartSummary, part=ImagePart):
 
 # %% ../../nbs/21f_data.duplicates.ipynb #145cb634
 def plain_text(s):
-    "A text as it is compared: composed (NFKC), in small letters, words only"
+    "A text normalised for comparison: composed (NFKC), lower case, words only"
     return ' '.join(re.findall(r'\w+', normalize('NFKC', s).casefold()))
 
 class TextSummary(PartSummary, part=TextPart):
-    "Texts: how many are distinct, and which stand in both splits"
+    "Texts: how many are distinct, and which are in both splits"
     def texts(self, split): return list(self.by_item(split).values())
     def by_item(self, split):
         "The texts of the items that have one, by position"
@@ -211,7 +211,7 @@ class TextSummary(PartSummary, part=TextPart):
             data.report.row('leaks', input=self.part.name, **items)
         self.find_leak(len(pairs), len(later), data)
     def find_leak(self, n, of, data):
-        self.find(data, f'{n:,} of {of:,} validation texts also {verb(n, "stands", "stand")} in the training split, '
+        self.find(data, f'{n:,} of {of:,} validation texts {verb(n, "is", "are")} also in the training split, '
                   'apart from letter case and punctuation.', 'Put equal texts into one split, with `groups=` and a '
                   'column of the plain texts, or drop the copies: the metrics are too good otherwise.', n=n, of=of)
 
@@ -219,16 +219,16 @@ class TextSummary(PartSummary, part=TextPart):
 side_words = """left right leftmost rightmost leftwards rightwards clockwise anticlockwise counterclockwise
     linke linker linkes linken rechts rechte rechter rechtes rechten gauche droite izquierda derecha esquerda direita
     sinistra destra"""
-# These count within words too
+# These also count inside words
 side_signs = '왼쪽 오른쪽 왼편 오른편 왼손 오른손 왼발 오른발 좌측 우측 좌회전 우회전 左 右'
 _words,_signs = ('|'.join(o.split()) for o in (side_words, side_signs))
 _sides = re.compile(rf'(?<![^\W_])(?:{_words})(?![^\W_])|{_signs}', re.IGNORECASE)
 
 def sides_in(text) -> set:
-    "The words of side in a text, in small letters"
+    "The words of side in a text, in lower case"
     return {w.lower() for w in _sides.findall(normalize('NFC', text))}
 
 def count_sides(texts) -> tuple: # How many texts have one; a `Counter` of the words
-    "How many texts have a word of side, and which words"
+    "The number of texts with a word of side, and the words"
     found = [sides_in(v) for v in texts]
     return sum(map(bool, found)),Counter(w for words in found for w in words)

@@ -21,7 +21,7 @@ from ..core import *
 from .parts import *
 from .kinds import *
 from .items import *
-from .spatial import * # Every kind has to be known before a data set is read
+from .spatial import * # Every kind must be known before a data set is read
 import numpy as np
 
 # %% ../../nbs/11_data.elements.ipynb #rd000010
@@ -32,12 +32,12 @@ class Element(NamedTuple):
 
     @property
     def bare(self):
-        "Whether the element is the value of its one part, without a name"
+        "Whether the element is the value of its only part, without a name"
         return self.tfm is None or self.tfm.bare
 
     @property
     def leaves(self) -> dict:
-        "The parts that hold values, by name: the members of a group in place of the group"
+        "The parts that hold values, by name; a group is replaced by its members"
         return leaves_of(self.parts)
 
     def values(self, o):
@@ -49,13 +49,13 @@ class Element(NamedTuple):
         return [v for vals in nested for v in vals]
 
     def join(self, vals, cls=None):
-        "The element with the values `vals`, of class `cls` in place of its own if given"
+        "The element with the values `vals`; `cls` replaces its class if given"
         if self.bare: return vals[0]
         values = iter(vals)
         return (cls or self.tfm.cls)([p.unflatten(values) for p in self.parts.values()])
 
     def decode(self, o):
-        "The element of one item as a user reads it"
+        "The decoded element of one item"
         if self.tfm is None: return first(self.parts.values()).decode(o)
         return self.tfm.decode(o)
 
@@ -97,7 +97,7 @@ class RowGroups:
             for g in parts_groups(named): self.groups.append((g, {n: at[n] for n in g.names}))
 
     def apply(self, method, vals):
-        "Change `vals` (by position) by the groups' `method`, where all their values are there"
+        "Apply the groups' `method` to `vals` (by position) if all their values are present"
         for group,at in self.groups:
             if not all(j in vals for j in at.values()): continue
             named = {n: vals[j] for n,j in at.items()}
@@ -125,7 +125,7 @@ def _element(tl, names, is_input, codes):
 
 # %% ../../nbs/11_data.elements.ipynb #rd000018
 def dataset_parts(
-    ds, # A `Datasets`; anything else gives `None`
+    ds, # A `Datasets`; for anything else the result is `None`
     codes=None # Codes of the masks, in fastai's flat form
 ) -> list: # An `Element` for each of its lists of transforms
     "The parts of a data set"
@@ -144,16 +144,16 @@ def _link_flat(elements):
 
 # %% ../../nbs/11_data.elements.ipynb #rd000020
 def shares_parts(ds, elements):
-    "Whether `ds` is a part of the data that `elements` describe, as a validation or test set is"
+    "Whether `ds` is a subset of the data that `elements` describe, such as a validation or test set"
     if elements is None or not isinstance(ds, Datasets) or len(ds.tls)>len(elements): return False
     return all(e.tfm is None or e.tfm is parts_tfm(tl) for tl,e in zip(ds.tls, elements))
 
 # %% ../../nbs/11_data.elements.ipynb #ecca870a
 def encode_part(part, # A `Part`
                 values, # Its raw values
-                items # The items that they come from
+                items # The items of these values
                ) -> Column:
-    "All values of a part as a `Column`"
+    "Encode all values of a part as a `Column`"
     whole = part.encode_column(values)
     if whole is not None: return Column.packed(part, *whole)
     try: return Column(part, part.encode_all(values))
@@ -169,7 +169,7 @@ def refuse_bad_value(part, values, items):
 
 # %% ../../nbs/11_data.elements.ipynb #b6713953
 class EncodedItems:
-    "The items of one list of transforms: what can be is encoded once, the rest is read when you ask for it"
+    "The items of one list of transforms: encoded once where possible, otherwise read on demand"
     def __init__(self, tl): # A `TfmdLists` with a `PartsTfm`
         fs = list(tl.tfms.fs)
         at = fs.index(parts_tfm(tl))
@@ -189,7 +189,7 @@ class EncodedItems:
             else: self.raw[n] = raw[n]
 
     def _encode_by_item(self):
-        "Run the getter for each item, for the parts whose lengths must be known"
+        "Run the getter on each item for the parts whose lengths are needed"
         parts = {n: p for n,p in self.tfm.leaves.items() if p.bucketed}
         if not parts: return
         values = {n: [] for n in parts}
@@ -237,7 +237,7 @@ class EncodedItems:
 def encode_value(part, v): return part.encode(v)
 
 # %% ../../nbs/11_data.elements.ipynb #de144ff9
-# fastai's type transforms that give the same result every time
+# fastai's deterministic type transforms
 _exact = (Categorize, MultiCategorize, EncodedMultiCategorize, OneHotEncode, RegressionSetup, Tokenizer, Numericalize)
 
 def _is_exact(t): return type(t) in _exact
@@ -250,11 +250,11 @@ class FlatItems:
         self.items = tl.items
         self.part = part
         self.split_idx = tl.tfms.split_idx
-        # before the exact transforms: what can be missing is seen after these
+        # the transforms after which missing values are detected
         self.before = [part.opener(t) for t in fs[:at]]
         self.after = fs[at:]
         self.columns = {}
-        self.raw = None          # what the `ColReader` gives for each item
+        self.raw = None          # the `ColReader`'s value for each item
         self.vals = None         # encoded values that never change
         self.lengths = None
         if at and self._has_col_reader(fs): self._read_columns(self.before.pop(0))
@@ -300,7 +300,7 @@ def items_of(tl, element):
 
 # %% ../../nbs/11_data.elements.ipynb #57ab67a6
 class OnPart(Transform):
-    "Run a transform on one named part only"
+    "Apply a transform to one named part only"
     def __init__(self,
         part:str, # Name of the part
         tfm # A transform, or a function
@@ -315,7 +315,7 @@ class OnPart(Transform):
     def setup(self, items=None, train_setup=False): pass
 
     def of(self, elements): # The `Element`s of an item
-        "This transform for items of `elements`; raise if they have no such part"
+        "This transform for items of `elements`; raise if they lack the part"
         check_in(self.part, [n for e in elements for n in (*e.parts, *e.leaves)], 'part')
         res = copy(self)
         res.bare_at = [k for k,e in enumerate(elements) if e.bare and self.part in e.parts]

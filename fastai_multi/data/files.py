@@ -21,10 +21,10 @@ def file_size(file) -> int: # A path
     info = os.stat(file)
     if stat.S_ISREG(info.st_mode): return info.st_size
     kind = _kinds.get(stat.S_IFMT(info.st_mode), 'no file')
-    raise ValueError(f'{str(file)!r} is {kind}, and only regular files are read')
+    raise ValueError(f'{str(file)!r} is {kind}, but only regular files are read')
 
 # %% ../../nbs/01a_data.files.ipynb #f11e0009
-_whole = 2**28    # larger files are not read into memory before their header is
+_whole = 2**28    # of larger files, only the header is read first
 
 def check_pixels(size): # Width and height
     "Raise a `ValueError` for a picture with more pixels than `PIL.Image.MAX_IMAGE_PIXELS`"
@@ -33,13 +33,13 @@ def check_pixels(size): # Width and height
     if limit is not None and w*h>limit: refuse_pixels(f'{w*h:,} pixels ({w} by {h})', limit, w*h)
 
 def refuse_pixels(found, limit, needed):
-    raise ValueError(f'it has {found}, and the limit is {limit:,}. Scale it down, or raise the limit before you read: '
+    raise ValueError(f'it has {found}, but the limit is {limit:,}. Scale it down, or raise the limit before you read: '
                      f'`PIL.Image.MAX_IMAGE_PIXELS = {needed}`')
 
 def read_header(
     source # The path of a picture, or its bytes
 ) -> Image.Image:
-    "The PIL image of a file, whose pixels are not read yet; raise if it is no regular file or has too many pixels"
+    "Open a file as a PIL image without reading its pixels; raise if it is not a regular file or has too many pixels"
     if isinstance(source, (bytes,bytearray)): source = BytesIO(source)
     elif file_size(source)<=_whole: source = BytesIO(Path(source).read_bytes())
     try: im = Image.open(source)

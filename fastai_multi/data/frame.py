@@ -25,7 +25,7 @@ def _affine(p):
     return torch.cat([m, m.new_tensor([[0,0,1]])])
 
 def _validation(tfms, keep):
-    "Those of `tfms` that `keep` accepts, as on validation data"
+    "The transforms in `tfms` that `keep` accepts, set to validation data"
     fs = getattr(tfms, 'fs', L(tfms))
     return Pipeline([t for t in safe_tfms(fs) if keep(t)], split_idx=1)
 
@@ -36,7 +36,7 @@ def _crops_batches(t): return isinstance(t, (AffineCoordTfm, RandomResizedCropGP
 def frame(
     img, # The original picture: a PIL image, or its `(width, height)`
     item_tfms, # The item transforms (a `Pipeline` or a list), run as on validation data
-    batch_tfms=None # The batch transforms: those that crop move the frame too
+    batch_tfms=None # The batch transforms; those that crop also move the frame
 ) -> Tensor: # 2,3: `pixels = m[:,:2] @ xy + m[:,2]`
     "The affine map from the network's frame, [-1,1], to the pixels of the original picture"
     if not isinstance(img, Image.Image): img = PILImage(Image.new('RGB', tuple(img)))
@@ -53,7 +53,7 @@ def frame(
     return res
 
 def _batch_affine(pipe, w, h):
-    "The map that the batch transforms `pipe` make of the frame of a picture of `w` by `h`"
+    "The affine map of the batch transforms `pipe` for a picture of `w` by `h`"
     _,p = pipe((TensorImage(torch.zeros(1,1,h,w)), TensorPoint(_corners.clone()[None])))
     return _affine(p[0].as_subclass(Tensor))
 
@@ -62,7 +62,7 @@ def to_pixels(
     t:Tensor, # Points `...,2` or boxes `...,4` in the network's frame
     m:Tensor # The map that `frame` returned
 ):
-    "Points or boxes in the pixels that `m` leads to; boxes end at the edges of the picture"
+    "Map points or boxes to pixels by `m`; boxes are clipped at the edges of the picture"
     t = t.as_subclass(Tensor)
     p = t.reshape(*t.shape[:-1], t.shape[-1]//2, 2) @ m[:,:2].T.to(t) + m[:,2].to(t)
     if t.shape[-1]!=4: return p.reshape(t.shape)
@@ -87,6 +87,6 @@ def to_picture(
 
 # %% ../../nbs/03_data.frame.ipynb #c0f02cef
 def reads_pixels(tfms) -> bool: # A `Pipeline` or a list
-    "Whether one of `tfms` may treat pictures of one size differently: a transform that neither fastai nor we wrote"
+    "Whether `tfms` may depend on pixels: one of them belongs neither to fastai nor to this package"
     known = ('fastai','fastai_multi','fasttransform')
     return any(type(t).__module__.split('.')[0] not in known for t in getattr(tfms, 'fs', tfms))

@@ -30,7 +30,7 @@ def load_picture(
     im, # An opened PIL file whose pixels may not be read yet
     img_cls # A fastai class of pictures, such as `PILImage`
 ):
-    "The picture of the file behind `im`, in the mode of `img_cls`; transparent pixels lie on white"
+    "The picture of the file behind `im`, in the mode of `img_cls`; transparent pixels become white"
     im.load()
     mode = img_cls._open_args['mode']
     im = to_mode(im, mode)
@@ -39,7 +39,7 @@ def load_picture(
 
 # %% ../../nbs/02_data.geometry.ipynb #371dfb78
 class LazyPicture:
-    "A picture file whose header has been read and whose crops are noted; `decoded` makes the pixels"
+    "A picture file with its header read and its crops recorded; `decoded` reads the pixels"
     def __init__(self,
         file, # Path of the picture
         img_cls # A fastai class of pictures, such as `PILImage`
@@ -57,11 +57,11 @@ class LazyPicture:
     def shape(self): return (self.height,self.width)
 
     def crop(self, t):
-        "Note the crop of the transform `t`, whose parameters are drawn"
+        "Record the crop of the transform `t`, whose parameters are already drawn"
         steps = crop_steps(t, self.size)
         self.crops.append((steps,t))
         last = steps[-1]
-        self.width,self.height = last[2] or last[1]    # resized to, or cut
+        self.width,self.height = last[2] or last[1]    # size after resizing or cropping
         return self
 
     def decoded(self):
@@ -72,7 +72,7 @@ class LazyPicture:
 
 # %% ../../nbs/02_data.geometry.ipynb #4d41073e
 def picture(b):
-    "The picture of an item or a batch: its first image, else its first mask, else `None`"
+    "The picture of an item or a batch: its first image, or else its first mask, or else `None`"
     mask = None
     for o in flat(b):
         if not isinstance(o, (Image.Image, TensorImageBase, LazyPicture)): continue
@@ -133,9 +133,9 @@ def from_unit(
 # %% ../../nbs/02_data.geometry.ipynb #b34e7253
 def clean_boxes(
     t:Tensor, # Corners `x1,y1,x2,y2` in [-1,1], of shape `...,4`; NaN where there is no box
-    eps:float=1e-4 # A side shorter than this counts as none (half of the frame is 1)
+    eps:float=1e-4 # A shorter side counts as zero (half of the frame is 1)
 ):
-    "Boxes with ordered corners, clipped to the frame; NaN where no area is left"
+    "Order the corners of boxes and clip them to the frame; NaN where no area is left"
     p = t.unflatten(-1, (2,2))                               # ...,2 corners,2
     top_left = p.amin(-2).clamp(-1,1)
     bottom_right = p.amax(-2).clamp(-1,1)
@@ -147,12 +147,12 @@ def clean_points(
     t:Tensor, # Points `x,y` in [-1,1], of shape `...,2`
     eps:float=1e-4 # A point this far beyond the edge still counts as on it
 ):
-    "Points with NaN in place of those outside the frame"
+    "Replace points outside the frame with NaN"
     return t.masked_fill(~(t.abs()<=1+eps).all(-1, keepdim=True), math.nan)
 
 # %% ../../nbs/02_data.geometry.ipynb #3547c46d
 class FollowPicture:
-    "Mixin for fastai's geometry: draws for the picture, and gives its size to boxes and points before and after"
+    "Mixin for fastai's geometry: draw for the picture, and set its size on boxes and points before and after"
     def __call__(self, b, *args, split_idx=None, **kwargs):
         if picture(b) is None and not isinstance(b, TensorPoint): return b
         return stamp(super().__call__(stamp(b), *args, split_idx=split_idx, **kwargs))
@@ -167,7 +167,7 @@ class SafeRatioResize(FollowPicture, RatioResize): "`RatioResize` that takes the
 
 # %% ../../nbs/02_data.geometry.ipynb #57211fbb
 class SafeRandomResizedCrop(FollowPicture, RandomResizedCrop):
-    "`RandomResizedCrop` whose centre crop, on validation data, moves coordinates by the amount it cuts"
+    "`RandomResizedCrop` whose centre crop on validation data moves coordinates by the amount it cuts"
     def encodes(self, x:TensorPoint|TensorBBox):
         res = x.crop_pad(self.cp_size, self.tl, orig_sz=self.orig_sz, resize_to=self.final_size)
         if tuple(self.final_size) == tuple(self.size): return res
@@ -186,7 +186,7 @@ class SafeFlipItem(FollowPicture, RandTransform):
 
 # %% ../../nbs/02_data.geometry.ipynb #172b082d
 class SafeDihedralItem(FollowPicture, RandTransform):
-    "`DihedralItem` that does not change its input in place, and turns masks too"
+    "`DihedralItem` that does not change its input in place and also turns masks"
     def before_call(self, b, split_idx):
         super().before_call(b, split_idx)
         self.k = random.randint(0,7)
@@ -275,7 +275,7 @@ def _safe_tfm(t, refuse):
     return t
 
 def _replacement(t, cls, safe):
-    "`t`, a transform or its class `cls`, as one of the class `safe`"
+    "Turn `t`, a transform or its class `cls`, into one of the class `safe`"
     if cls is not t:
         res = safe.__new__(safe)
         res.__dict__.update(t.__dict__)
@@ -286,9 +286,9 @@ def _replacement(t, cls, safe):
 # %% ../../nbs/02_data.geometry.ipynb #9a8da68a
 def safe_tfms(
     tfms, # Item or batch transforms: a list, a `Pipeline`, one transform or `None`
-    refuse:bool=True # Raise for a transform that would move boxes or points wrongly and cannot be replaced
+    refuse:bool=True # Raise for a transform that moves boxes or points wrongly and cannot be replaced
 ):
-    "`tfms` with replacements for the transforms that would leave boxes, points or masks behind"
+    "Replace the transforms in `tfms` that would leave boxes, points or masks behind"
     if isinstance(tfms, Pipeline): return Pipeline(safe_tfms(tfms.fs, refuse), split_idx=tfms.split_idx)
     if not is_listy(tfms): tfms = L(tfms)
     return [_safe_tfm(t, refuse) for t in tfms]
@@ -298,9 +298,9 @@ known_crops = {    # Crops that `crop_steps` knows by their exact type
     Resize, SafeResize, RandomResizedCrop, SafeRandomResizedCrop, RandomCrop, SafeRandomCrop, CropPad, SafeCropPad}
 
 def crop_steps(
-    t, # A transform whose exact type is one of `known_crops`, its parameters drawn by `before_call`
+    t, # A transform whose exact type is in `known_crops`, after `before_call` has drawn its parameters
     sz # Width and height of the picture
-) -> list: # Each step: top left corner, size to cut, and size to resize to or `None`
+) -> list: # For each step: top left corner, size to cut, and size to resize to or `None`
     "The steps by which `t` crops a picture of size `sz`"
     if isinstance(t, Resize): return [_resize_step(t, *sz)]
     if isinstance(t, RandomResizedCrop): return _resized_crop_steps(t)
@@ -338,7 +338,7 @@ for t in (SafeResize, SafeRandomCrop, SafeCropPad, SafeRandomResizedCrop): t(fol
 
 # %% ../../nbs/02_data.geometry.ipynb #69c648ed
 def _mirrored(im, left, top, right, bottom):
-    "`im` with its own reflection around it; torchvision's `pad` needs four times as long"
+    "Pad `im` with its reflection; torchvision's `pad` takes four times as long"
     w,h = im.width,im.height
     if im.mode not in ('RGB','L') or max(left,right)>=w or max(top,bottom)>=h:
         return tv_pad(im, [left,top,right,bottom], padding_mode='reflect')
@@ -400,7 +400,7 @@ def crop_points(
 # %% ../../nbs/02_data.geometry.ipynb #0ba3999e
 def crop_value(
     v, # A value of an item
-    t, # A transform of `known_crops`, its parameters drawn
+    t, # A transform of `known_crops` with its parameters drawn
     size, # Width and height of the item's picture
     split_idx:int=None # 0 for training data, 1 for validation data
 ):

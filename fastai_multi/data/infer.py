@@ -17,25 +17,25 @@ from torch import Tensor
 
 # %% ../../nbs/17_data.infer.ipynb #9b0e17af
 def keyword(name):
-    "How code begins that gives an output its block: as a keyword, or as a key where the name is not an identifier"
+    "The start of code that gives an output its block: a keyword, or a key if the name is not an identifier"
     if name.isidentifier(): return f'{name}='
     return f'{name!r}: '
 
 class Guess:
-    "What a column holds by its values: the block for it, the reason, and what to write if that is wrong"
+    "What a column holds according to its values: its block, the reason, and how to correct a wrong guess"
     def __init__(self,
-        kind:str,       # A word for people: 'category', 'tags' or 'number'
+        kind:str,       # The name of the kind: 'category', 'tags' or 'number'
         block,          # The block's class, with `code` its name
-        why:str,        # The reason, in words
+        why:str,        # The reason, as text
         otherwise='',   # The block to name if the guess is wrong, and when
         doubt=False,    # Whether the user should check it
-        delim=None      # What separates tags in a cell
+        delim=None      # Delimiter of the tags in a cell
     ):
         store_attr()
     @property
     def code(self): return self.block.__name__
     def line(self, name):
-        "The line that is printed for the output `name`"
+        "The line to print for the output `name`"
         start = name
         if self.doubt: start = f'check {name}'
         res = f'{start}: {self.kind} ({self.code}). {self.why}.'
@@ -49,7 +49,7 @@ _not_category = 'If a cell holds several tags: {name}=MultiCategoryBlock and `la
 
 # %% ../../nbs/17_data.infer.ipynb #ee356e17
 def several(values, n=4):
-    "How many different values there are, and the first of them, in words"
+    "Text with the number of different values and the first few"
     found = list(dict.fromkeys(values))
     listed = ', '.join(short_repr(v, 24) for v in sorted(found, key=str)[:n])
     if len(found)>n: listed += ', …'
@@ -95,7 +95,7 @@ def is_file_of_picture(v): return Path(v).suffix.lower() in image_extensions
 def is_list_text(v): return v.strip()[:1] in '[({' and v.strip()[-1:] in '])}' and len(v.strip())>1
 
 def delimiter(values):
-    "What separates tags in texts, or `None`; a comma only between words that recur"
+    "The delimiter of tags in texts, or `None`; a comma counts only between words that recur"
     for d in '|;':
         if any(d in v for v in values): return d
     words = {w.strip() for v in values for w in v.split(',')}
@@ -131,7 +131,7 @@ def as_argument(name, block):
 def say_block(name, block): return f'Name the block: {as_argument(name, block)}.'
 
 def check_words(name, values):
-    "Raise if texts look like anything but words"
+    "Raise if texts look like anything other than words"
     example = short_repr(values[0], 40)
     if share(values, is_file_of_picture)>.9:
         refuse_to_infer(name, f'holds files of pictures, such as {example}',
@@ -161,7 +161,7 @@ def check_number_texts(name, values):
     texts = [v for v in values if not is_number_text(v)]
     if len(texts)*2>=len(values) or len(set(values))<=12 and not texts: return
     looks = f'holds numbers as texts, such as {short_repr(values[0], 40)}'
-    if texts: looks = f'holds numbers, and texts among them, such as {short_repr(texts[0], 40)}'
+    if texts: looks = f'holds numbers and also texts, such as {short_repr(texts[0], 40)}'
     refuse_to_infer(name, looks, f"For numbers: df[{name!r}] = pd.to_numeric(df[{name!r}], errors='coerce'). For "
                     f'classes: {as_argument(name, "CategoryBlock")}.')
 
@@ -177,7 +177,7 @@ def is_real(v): return isinstance(v, Real) and not isinstance(v, (bool, np.bool_
 def guess_lists(name, values):
     "The guess for lists"
     members = [o for v in values for o in v]
-    if not members: refuse_to_infer(name, 'holds nothing but empty lists', say_block(name, 'MultiCategoryBlock'))
+    if not members: refuse_to_infer(name, 'holds only empty lists', say_block(name, 'MultiCategoryBlock'))
     if all(isinstance(o, str) for o in members):
         return Guess('tags', MultiCategoryBlock, f'Lists of words, {several(members)}')
     sizes = {len(v) for v in values}
@@ -222,12 +222,12 @@ def guess_column(df, name, cols, label_delim=None):
     return guess_block(name, df[cols[0]].tolist(), label_delim)
 
 def delim_of(label_delim, name):
-    "The delimiter of the output `name`, if there is one for all or for each"
+    "The delimiter of the output `name`, given for all outputs or for this one"
     if isinstance(label_delim, dict): return label_delim.get(name)
     return label_delim
 
 # %% ../../nbs/17_data.infer.ipynb #bb6d93b1
-def names_to_infer(outputs) -> list: # What the factories take as `outputs`
+def names_to_infer(outputs) -> list: # The factories' argument `outputs`
     "The outputs whose block is to be inferred: names without a block"
     if isinstance(outputs, str): return [outputs]
     if isinstance(outputs, dict): return [n for n,b in outputs.items() if b is None]
@@ -239,9 +239,9 @@ def names_to_infer(outputs) -> list: # What the factories take as `outputs`
 def infer_outputs(
     df,             # The table
     outputs,        # A name, a list of names, or a dict by output with `None` for a block to infer
-    columns=None,   # Columns by output where their names differ; for a single name, its column
+    columns=None,   # Columns by output if their names differ; for a single name, its column
     label_delim=None # What separates the tags in a cell: for all outputs, or a dict by output
-) -> tuple: # `outputs` with a block for each, and `label_delim`
+) -> tuple: # `outputs` with a block each, and `label_delim`
     "Infer the blocks of outputs that have none, print each with its reason, and return `outputs` and `label_delim`"
     names = names_to_infer(outputs)
     if not names: return outputs,label_delim
@@ -256,7 +256,7 @@ def infer_outputs(
 # %% ../../nbs/17_data.infer.ipynb #884cc257
 def check_names_differ(outputs):
     twice = [n for n in dict.fromkeys(outputs) if list(outputs).count(n)>1]
-    if twice: raise ValueError(f'`outputs` names {twice[0]!r} twice: each output has a name of its own.')
+    if twice: raise ValueError(f'`outputs` names {twice[0]!r} twice: each output needs its own name.')
 
 def column_of(df, name, columns):
     "The column or columns of the output `name`"
@@ -267,7 +267,7 @@ def column_of(df, name, columns):
     return cols
 
 def with_delims(label_delim, guesses):
-    "`label_delim` with the delimiters that were found"
+    "`label_delim` with the detected delimiters"
     found = {n: g.delim for n,g in guesses.items() if g.delim is not None}
     if len(set(found.values()))==1 and label_delim in (None, first(found.values())): return first(found.values())
     if not found: return label_delim
@@ -275,7 +275,7 @@ def with_delims(label_delim, guesses):
     return {**{n: label_delim for n in guesses if label_delim is not None}, **found}
 
 def written_out(outputs, guesses, columns, label_delim):
-    "The arguments that say what was inferred"
+    "The arguments with the inferred blocks, as code"
     if isinstance(outputs, str): res = f'outputs={guesses[outputs].code}, columns={ifnone(columns, outputs)!r}'
     else: res = f'outputs={blocks_text(outputs, guesses)}'
     if label_delim is not None: res += f', label_delim={label_delim!r}'
@@ -297,18 +297,18 @@ def label_arguments(names, outputs, columns):
     if isinstance(outputs, str): return dict(outputs=outputs, columns='label')
     if isinstance(outputs, dict) and len(outputs)==1: return dict(outputs=outputs, columns={first(outputs): 'label'})
     if isinstance(outputs, dict) or is_listy(outputs):
-        raise ValueError(f'There is one label for each file, and the outputs are {list(outputs)}: give a dict of '
+        raise ValueError(f'There is one label for each file, but the outputs are {list(outputs)}: give a dict of '
                          'labels by output.')
     return dict(outputs=outputs, columns='label')
 
 def output_columns(outputs, columns):
-    "The columns of each output, for a data set of which only these are read"
+    "The columns of each output, for a data set from which only these are read"
     if isinstance(columns, dict) or columns is None: columns = columns or {}
     else: return dict(columns=columns)
     return {f'columns[{n!r}]': columns.get(n, n) for n in output_names(outputs)}
 
 def output_names(outputs):
-    "The names in what the factories take as `outputs`"
+    "The names in the factories' argument `outputs`"
     if isinstance(outputs, str): return [outputs]
     if hasattr(outputs, 'parts'): outputs = outputs.parts
     if not is_listy(outputs) and not isinstance(outputs, dict): return []

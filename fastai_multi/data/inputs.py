@@ -27,26 +27,26 @@ from torch import Tensor
 def as_array(values):
     "`values` as one array of numbers, or `None`"
     try: res = np.asarray(values)
-    except (ValueError, TypeError, RuntimeError): return None    # sizes differ
+    except (ValueError, TypeError, RuntimeError): return None    # the sizes differ
     return res if res.dtype.kind in 'fiub' else None
 
 def numbers(v, dtype=np.float64) -> np.ndarray: # A raw value
-    "`v` as an array of numbers: nested arrays as one, and NaN in place of `None` and `pd.NA`"
+    "`v` as one array of numbers, with nested arrays joined and NaN for `None` and `pd.NA`"
     try: return np.asarray(v, dtype=dtype)
     except (TypeError, ValueError): return np.asarray(plain_numbers(v), dtype=dtype)
 
 def plain_numbers(v):
-    "Nested lists and arrays as lists, with NaN for what is missing in them"
+    "Nested lists and arrays as lists, with NaN for missing values"
     if isinstance(v, (list,tuple,L,np.ndarray)) and getattr(v, 'ndim', 1): return [plain_numbers(o) for o in v]
     return math.nan if is_missing(v) else v
 
 def stack_padded(
     values,     # Tensors, some of them `absent`
-    like,       # A tensor without rows, of their dtype and row shape
-    fill,       # What the padding holds
-    n:int=None  # Rows of each item; default: the most that an item has, at least 1
+    like,       # A tensor without rows that has their dtype and row shape
+    fill,       # Value of the padding
+    n:int=None  # Rows of each item; default: the largest number of rows, at least 1
 ) -> Tensor:    # bs,n,...
-    "Values with different numbers of rows in one padded tensor"
+    "Stack values with different numbers of rows into one padded tensor"
     tensors = [like if v is absent else untyped(v) for v in values]
     if n is None: n = max(1, *map(len, tensors))
     res = like.new_full((len(values), n, *like.shape[1:]), fill)
@@ -63,16 +63,16 @@ class NumericPart(Part):
         return np.isnan(a).reshape(len(a), -1).all(1)
 
 def stored_rows(part, owner, column, idxs):
-    "The rows of a `Column` as they are stored if that is what `owner.collate` gives, else collated"
+    "The stored rows of a `Column` if `owner.collate` would give the same, otherwise collated rows"
     res = column.rows(idxs) if part.inherits(owner, 'collate') else None
     return Part.rows(part, column, idxs) if res is None else res
 
 # %% ../../nbs/06_data.inputs.ipynb #px150010
-def close_numbers(a): # Values of the training split, `n,...`, with 64 bits
-    "The mean of those numbers that lie too close together for a float32, 0 for the others; `None` if there are none"
+def close_numbers(a): # Values of the training split, `n,...`, in float64
+    "The means of numbers too close together for float32, and 0 for the others; `None` if there are no such numbers"
     if len(a)<2: return None
     with np.errstate(invalid='ignore'), warnings.catch_warnings():
-        warnings.simplefilter('ignore')    # a column of NaN only
+        warnings.simplefilter('ignore')    # for a column with only NaN
         mean,spread,largest = np.nanmean(a, 0),np.nanstd(a, 0),np.nanmax(np.abs(a), 0)
     close = (spread>0) & (spread<1e3*largest*np.finfo(np.float32).eps)
     if not close.any(): return None
@@ -82,7 +82,7 @@ def close_numbers(a): # Values of the training split, `n,...`, with 64 bits
 class VectorPart(NumericPart):
     "Plain numbers: one value, a vector or a tensor of fixed shape, unchanged"
     kind,static,shape = 'vector',True,None
-    centre = None    # subtracted from numbers that a float32 cannot tell apart
+    centre = None    # subtracted from numbers that float32 cannot tell apart
     def setup(self, values):
         self.pipe = Pipeline([])
         if not len(values): raise ValueError(f'{self.what} has no value in the training split.')
@@ -111,7 +111,7 @@ class VectorPart(NumericPart):
         return res
     def _check_shape(self, found):
         if found!=self.shape:
-            raise BadItem(f'{self.what} has shape {found}, and {self.shape} in the training split.')
+            raise BadItem(f'{self.what} has shape {found}, but {self.shape} in the training split.')
     def has_fast_column(self): return True
     def encode_together(self, values):
         a = np.asarray(values, dtype=np.float64)
@@ -127,7 +127,7 @@ class VectorPart(NumericPart):
         if centre is not None: centre = centre.tolist()
         return {**super().learned(), 'centre': centre}
     def adopt(self, learned):
-        "Subtract what the part subtracts whose `learned` this is"
+        "Subtract the same mean as the part that returned this `learned`"
         self.check_like(self.learned(), learned)
         self.centre = learned.get('centre')
         if self.centre is not None: self.centre = np.array(self.centre)
@@ -140,12 +140,12 @@ class VectorPart(NumericPart):
     def fit_flat(self, tl): self.set_shape(tl[0].shape)
 
 # %% ../../nbs/06_data.inputs.ipynb #52eae973
-# What PIL raises for files that are no pictures, or broken ones
+# PIL's errors for files that are broken or not pictures
 _picture_errors = (OSError, TypeError, ValueError, SyntaxError, EOFError, LookupError, ArithmeticError, MemoryError,
                    struct.error, zlib.error)
 
 def fill_rows(t, rows, value):
-    "A plain copy of the batch `t` with `value` in the given rows"
+    "Copy the batch `t` as a plain tensor and put `value` into the given rows"
     res = untyped(t)
     if rows:
         res = res.clone()
@@ -153,7 +153,7 @@ def fill_rows(t, rows, value):
     return res
 
 def source_name(v):
-    "The file that a picture comes from, or the type of what it is read from"
+    "The file of a picture, or the type of its source"
     if is_image_dict(v) and v['path']: v = v['path']
     return str(v) if isinstance(v, (str, Path)) else type(v).__name__
 
@@ -171,13 +171,13 @@ class ImagePart(Part):
         return is_missing(v) or isinstance(v, str) and not v.strip()
     def setup(self, values): self.pipe = Pipeline([])
     def encode(self, v):
-        if callable(v): v = v()    # a picture that is still where it came from
+        if callable(v): v = v()    # a picture that is not fetched yet
         if self.is_missing(v): return absent
         try: return self.open(v)
         except BadItem: raise
         except _picture_errors as e: raise BadItem(self.unopened(v, e)) from e
     def open(self, v):
-        "The picture from the raw value `v`"
+        "Open the picture of the raw value `v`"
         return open_image(v, self.img_cls)
     def read(self, v, lazy=False):
         if not self._is_plain_file(v): return self.encode(v)
@@ -185,7 +185,7 @@ class ImagePart(Part):
             if lazy and self.stacks_pixels(): return self._lazy(LazyPicture(v, self.img_cls))
             im = read_header(v)
             if not is_deep(im): return load_picture(im, self.img_cls)
-        except _picture_errors: pass    # `encode` fails too, with a message
+        except _picture_errors: pass    # `encode` also fails, with a message
         return self.encode(v)
     def _lazy(self, pic): return self.encode(pic.file) if is_deep(pic.im) else pic
     def _is_plain_file(self, v):
@@ -200,12 +200,12 @@ class ImagePart(Part):
         if like is None: like = self.tensor_type(torch.zeros(3, 64, 64, dtype=torch.uint8))
         return self.note_missing(self.stack_like(values, like), values)
     def note_missing(self, batch, values):
-        "`batch` with the rows that have no picture as `missing_rows`"
+        "Set `batch.missing_rows` to the rows without a picture"
         rows = [i for i,v in enumerate(values) if v is absent]
         if rows: batch.missing_rows = rows
         return batch
     def stacks_pixels(self):
-        "Whether pictures go straight into one buffer of bytes"
+        "Whether pictures are written directly into one byte buffer"
         return self.img_cls in (PILImage, PILImageBW) and self.inherits(ImagePart, 'encode', 'collate', 'stack')
     def stack(self, values, blank=None, run=map):
         here = [i for i,v in enumerate(values) if v is not absent]
@@ -251,7 +251,7 @@ def called_function(t):
     return methods[0].implementation if len(methods)==1 else None
 
 class Opener(Transform):
-    "Open the pictures of fastai's flat form as the part does: any depth, and masks by their numbers"
+    "Open the pictures of fastai's flat form as the part does: any bit depth, and masks by their numbers"
     def __init__(self, part):
         super().__init__()
         self.part = part
@@ -267,26 +267,26 @@ class TextPart(Part):
     "A text"
     kind,static,bucketed,captions,tensor_type = 'text',True,True,True,TensorText
     def __init__(self, name, *args,
-        encoder=None, # A `Numericaliser`; `None` in fastai's flat form, whose transforms make the numbers
-        pad_id=None,  # The padding's number, without an encoder
+        encoder=None, # A `Numericaliser`; `None` in fastai's flat form, whose transforms make the token ids
+        pad_id=None,  # The padding id, if there is no encoder
         **kwargs
     ):
         super().__init__(name, *args, **kwargs)
         self.encoder,self._pad_id = encoder,pad_id
     @property
     def pad_id(self):
-        "Number of the padding"
+        "Id of the padding"
         return ifnone(self._pad_id, 0) if self.encoder is None else self.encoder.pad_id
     @property
     def unk_id(self):
-        "Number of unknown words, or `None`"
+        "Id of unknown words, or `None`"
         return None if self.encoder is None else self.encoder.unk_id
     @property
     def vocab(self): return super().vocab if self.encoder is None else self.encoder.vocab
 
     @property
     def max_len(self):
-        "How many tokens a text has at most, or `None`"
+        "Maximum number of tokens in a text, or `None`"
         return None if self.encoder is None else self.encoder.max_len
 
     def is_missing(self, v): return is_missing(v) or isinstance(v, str) and not v.strip()
@@ -318,7 +318,7 @@ class TextPart(Part):
         return lengths==0,torch.from_numpy(joined).as_subclass(TensorText),lengths
 
     def adopt(self, learned):
-        "Number the words as the part whose `learned` this is"
+        "Use the token ids of the part that returned this `learned`"
         mine = self.learned()
         if mine==learned: return
         if mine['kind']!=learned['kind']: self.check_like(mine, learned)
@@ -326,7 +326,7 @@ class TextPart(Part):
         self.encoder.take_vocab(learned['vocab'])
         self.c = len(self.vocab)
     def refuse_words(self, mine, model):
-        raise ValueError(f'{self.what} is read with a vocabulary of {len(mine or [])} tokens, and the model has '
+        raise ValueError(f'{self.what} is read with a vocabulary of {len(mine or [])} tokens, but the model has '
                          f'another, of {len(model or [])}. Read the texts with the tokenizer and the vocabulary of the '
                          'model.')
 
@@ -352,7 +352,7 @@ class TextPart(Part):
         return res
     def fit_flat(self, tl): pass
 
-def warn_cut(what, encoder, n_texts): # The input, its `Numericaliser` after a call of `ids`, how many texts that read
+def warn_cut(what, encoder, n_texts): # The input, its `Numericaliser` after a call of `ids`, number of texts read
     "Warn if texts were cut"
     texts,tokens = encoder.n_cut
     if not texts: return

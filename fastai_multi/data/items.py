@@ -26,13 +26,13 @@ class TypedList(list):
     dtype = None
 
 def column_values(column) -> list: # A `Series`
-    "The values of a column; of a `Categorical` with its `dtype`"
+    "The values of a column; for a `Categorical`, with its `dtype`"
     res = TypedList(column.tolist())
     res.dtype = column.dtype
     return res
 
 def getter_columns(fs, items):
-    "`{name: list}` of raw values if the getters `fs` can read columns of `items` (a `DataFrame`), else `None`"
+    "`{name: list}` of raw values if the getters `fs` can read columns of `items` (a `DataFrame`), otherwise `None`"
     if len(fs)!=1 or not hasattr(items, 'iloc'): return None
     reader = fs[0]
     if hasattr(reader, 'columns'): return reader.columns(items)
@@ -59,7 +59,7 @@ class PartsTfm(Transform):
     def __init__(self,
         parts:dict,     # The `Part`s by name
         base=Outputs,   # `Inputs` or `Outputs`
-        bare:bool=False # The only part is the item itself, without a name
+        bare:bool=False # The item is its only part, without a name
     ):
         super().__init__()
         self.parts,self.base,self.bare = parts,base,bare
@@ -99,7 +99,7 @@ class PartsTfm(Transform):
         if train is not items and self.base is Outputs: self._check_later_splits(getters, items)
 
     def _check_later_splits(self, getters, items):
-        "Raise for a class in a later split that the training split does not have"
+        "Raise for a class in a later split that is not in the training split"
         parts = {n:p for n,p in self.leaves.items() if p.class_map is not None}
         if not parts: return
         for i in range(1, len(items.splits)):
@@ -109,7 +109,7 @@ class PartsTfm(Transform):
             for n,p in parts.items():
                 if p.encode_column(raws[n]) is None: check_each(p, raws[n], idxs, items.items)
 
-    def split(self, v # What the getter gave
+    def split(self, v # The getter's result
              ) -> dict:
         "The raw value of each leaf, by name"
         names = list(self.parts)
@@ -118,7 +118,7 @@ class PartsTfm(Transform):
         if not isinstance(v, (tuple, list, L, np.ndarray)) or len(v)!=len(names): refuse_getter(v, names)
         return merge(*[p.split(o) for p,o in zip(self.parts.values(), v)])
     def _split_mapping(self, v):
-        "What a mapping holds: the values of parts, or those of the members of a group each under its own name"
+        "The values in a mapping: by part, or by the members of a group, each under its own name"
         keys = list(v.keys())
         res = {}
         for p in self.parts.values():
@@ -132,10 +132,10 @@ class PartsTfm(Transform):
     def _checked(self, name, keys):
         what = 'input' if self.base is Inputs else 'output'
         if name in keys: return name
-        raise BadItem(f'The getter gives {keys}, and the {what} {name!r} is not among them{did_you_mean(name, keys)}')
+        raise BadItem(f'The getter gives {keys}, but the {what} {name!r} is not among them{did_you_mean(name, keys)}')
 
-    def split_columns(self, cols:dict): # The columns that a reader gives
-        "The column of each leaf: by its name or that of its group, else by position"
+    def split_columns(self, cols:dict): # The columns from a reader
+        "The column of each leaf: by its name or its group's name, otherwise by position"
         if self.bare: return {first(self.leaves): _one_column(cols)}
         by_name = {}
         for p in self.parts.values(): by_name.update(columns_by_name(p, cols))
@@ -176,14 +176,14 @@ def leaf_columns(part, col): # The column of a part
     return {leaf.name: [row[leaf.name] for row in rows] for leaf in part.leaves}
 
 def columns_by_name(part, cols): # Columns by name
-    "The columns of a part's leaves, each by its name or all from that of the part; none if they are not there"
+    "The columns of a part's leaves, each by its own name or all from the part's column; empty if there are none"
     names = [leaf.name for leaf in part.leaves]
     if set(names)<=set(cols): return {n: cols[n] for n in names}
     if part.name in cols: return leaf_columns(part, cols[part.name])
     return {}
 
 def setup_part(part, values, items):
-    "Set up `part` with those of `values` that are not missing; an error names the item"
+    "Set up `part` with the non-missing `values`; an error names the item"
     here = np.flatnonzero(~part.missing(values))
     part.see_column(values)
     try: part.setup([values[i] for i in here])
@@ -194,7 +194,7 @@ def setup_part(part, values, items):
         raise ValueError(f'{e} (Found in {which_item(items, here[at])}.)') from e
 
 def first_refused(part, values):
-    "Position of the first of `values` that a part cannot be set up with alone, or `None`"
+    "Position of the first of `values` that, alone, makes a part's setup fail; or `None`"
     part = deepcopy(part)
     for i,v in enumerate(values):
         try: part.setup([v])
@@ -202,7 +202,7 @@ def first_refused(part, values):
         except Exception: pass    # too little to learn from one value
 
 def check_each(part, values, idxs, items):
-    "Encode each of `values` and raise for the first that cannot be, with its index among all `items`"
+    "Encode each of `values`; raise for the first that fails, with its index among all `items`"
     for i,v in zip(idxs, values):
         try: part.encode(v)
         except BadItem as e: raise ValueError(f'{e} (Found in {which_item(items, i)}, in the validation split.)') from e
@@ -219,7 +219,7 @@ def raw_values(fs,  # The getters before `tfm`
     tfm,            # A `PartsTfm`
     items           # The items: a list or a `DataFrame`
 ) -> dict:          # A list of raw values for each leaf of the parts
-    "What the getters give for all `items`, by leaf"
+    "The getters' values for all `items`, by leaf"
     cols = getter_columns(fs, items)
     if cols is not None: return tfm.split_columns(cols)
     getter = Pipeline(fs)
@@ -234,7 +234,7 @@ def is_class(v # A raw value
     return isinstance(v, Hashable) and not isinstance(v, tuple) and not is_missing(v)
 
 def check_classes(
-    rows:list,      # For each item, the list of its classes
+    rows:list,      # The list of classes of each item
     what:str,       # What messages call the part
     sort:bool=True  # The classes must be comparable: the vocabulary is made from them
 ):
@@ -251,8 +251,8 @@ def check_classes(
 # %% ../../nbs/05_data.items.ipynb #c0re26a5
 def refuse_class(v, i, what):
     if is_missing(v):
-        raise BadItem(f'{what} has {v!r} among its classes. Leave it out of the list, or empty the whole cell: that '
-                      'is an item without a label.', at=i)
+        raise BadItem(f'{what} has {v!r} among its classes. Leave it out of the list, or empty the whole cell to mark '
+                      'an item without a label.', at=i)
     raise BadItem(f'{what} has the class {short_repr(v)}, of type {type(v).__name__}; a class is one value, such as '
                   'a text or a number.', at=i)
 
@@ -269,7 +269,7 @@ def are_comparable(a, b):
 
 # %% ../../nbs/05_data.items.ipynb #f8faced3
 class Fresh:
-    "Type transforms of which every `Datasets` gets its own copy"
+    "Type transforms; every `Datasets` gets its own copy"
     def __init__(self, *tfms): self.tfms = tfms
     def __iter__(self): return iter(deepcopy(self.tfms))
     def __len__(self): return len(self.tfms)

@@ -24,8 +24,8 @@ import pandas as pd, torch, warnings
 class SourceTable:
     "One of several tables: the values of its inputs and outputs by name, and its rows for training and validation"
     def __init__(self,
-        name,               # What the messages call it, and what the column `source` holds
-        path,               # The folder that files are relative to
+        name,               # Its name in messages and in the column `source`
+        path,               # The folder to which files are relative
         df=None,            # Its rows
         image=None,         # These are as in `MultiDataLoaders.from_df`
         text=None,
@@ -37,7 +37,7 @@ class SourceTable:
         folder=None,
         suff='',
         objects=None,
-        **split             # What `row_split` takes, such as `valid_pct`, `seed`, `valid_col`
+        **split             # Arguments of `row_split`, such as `valid_pct`, `seed`, `valid_col`
     ):
         check_source(name, df, outputs)
         self.name = name
@@ -78,7 +78,7 @@ class SourceTable:
         if isinstance(v, (str, Path)) and str(v).strip(): return file_within(v, self.path)
         return v
     def classes(self, name) -> list:
-        "The classes that the rows name in the output, or member of objects, `name`"
+        "The classes in the rows for the output, or member of objects, `name`"
         group,_,member = name.partition('.')
         values = self.outputs.get(name, self.outputs.get(group, []))
         if member and name not in self.outputs:
@@ -87,7 +87,7 @@ class SourceTable:
         return sorted(dict.fromkeys(found), key=str)
 
 def check_source(name, df, outputs):
-    "Raise unless a table has rows, and outputs with names"
+    "Raise unless a table has rows and named outputs"
     if not isinstance(df, pd.DataFrame):
         raise TypeError(f'`df` of the table {name!r} is {short_repr(df)}; it takes a pandas DataFrame.')
     if not len(df): raise ValueError(f'`df` of the table {name!r} has no rows.')
@@ -103,7 +103,7 @@ def classes_in(v):
 
 # %% ../../nbs/21a_data.joined.ipynb #jo210008
 def looked_at(part, values): # An `ObjectsPart`; its raw values
-    "The objects of each picture by member; looked for: the classes of the table, unless a picture says others"
+    "The objects of each picture by member; `looked_for` is the table's classes unless given"
     res = []
     for v in values:
         vals = part.split(v)
@@ -118,7 +118,7 @@ def looked_at(part, values): # An `ObjectsPart`; its raw values
     return res
 
 # %% ../../nbs/21a_data.joined.ipynb #jo210010
-def source_split(df, readers, **split): # What `row_split` takes
+def source_split(df, readers, **split): # Arguments of `row_split`
     "Positions of the training rows and of the validation rows of one table"
     rows = list(range(len(df)))
     if list(split.keys()-{'seed'})==['valid_pct']:
@@ -129,7 +129,7 @@ def source_split(df, readers, **split): # What `row_split` takes
 
 # %% ../../nbs/21a_data.joined.ipynb #jo210013
 def joined_blocks(tables): # `SourceTable`s
-    "One block by output"
+    "One block for each output"
     res = {}
     for t in tables:
         for n,block in t.blocks.items():
@@ -138,7 +138,7 @@ def joined_blocks(tables): # `SourceTable`s
     return res
 
 def joined_block(name, one, other):
-    "The block for the values of two"
+    "One block for the values of two blocks"
     kinds = [part_of(name, b) for b in (one, other)]
     if type(kinds[0]) is not type(kinds[1]): refuse_kinds(name, *kinds)
     members = [getattr(b, 'blocks', None) for b in (one, other)]
@@ -156,12 +156,12 @@ def refuse_kinds(name, one, other):
                      'it the same block in both, or another name in one of them.')
 
 def check_given_classes(name, one, other):
-    "Raise if two blocks give different classes"
+    "Raise if two blocks have different classes"
     given = [getattr(p, 'given_vocab', None) for p in (one, other)]
     given = [None if v is None else list(v) for v in given]
     if given[0]==given[1]: return
     raise ValueError(f'The output {name!r} has vocab={short_repr(given[0])} in one table and {short_repr(given[1])} in '
-                     'another: give the same one, or none, and the classes of all tables are taken.')
+                     'another: give the same one, or none to use the classes of all tables.')
 
 # %% ../../nbs/21a_data.joined.ipynb #jo210016
 def told_of(tables) -> list: # `SourceTable`s
@@ -194,7 +194,7 @@ def told_of_classes(name, tables):
 
 # %% ../../nbs/21a_data.joined.ipynb #jo210019
 def joined_table(tables): # `SourceTable`s
-    "One table of all rows; the columns by input and by output; the positions for training and for validation"
+    "One table with all rows; the columns by input and by output; the positions for training and for validation"
     columns = {}
     for n in dict.fromkeys(n for t in tables for n in t.inputs):
         used = {tuple(t.columns[n]) for t in tables if n in t.inputs}
@@ -222,21 +222,21 @@ def check_columns_differ(names):
     "Raise if two inputs or outputs have the same name"
     twice = [n for n in names if names.count(n)>1]
     if not twice: return
-    raise ValueError(f'{twice[0]!r} would name two columns of the joined table: give that output another name. '
-                     "'source' and 'item_weight' are taken.")
+    raise ValueError(f'Two columns of the joined table would be called {twice[0]!r}: give that output another name. '
+                     "'source' and 'item_weight' are reserved.")
 
 def kept_apart(files, train, valid): # A file for each row; positions
-    "The positions of training rows whose picture is not in validation"
+    "The positions of training rows whose pictures are not in validation"
     seen = {str(files[i]) for i in valid}
     res = [i for i in train if str(files[i]) not in seen]
     n = len(train)-len(res)
     if n:
-        warnings.warn(f'{n} training rows show a picture that another table has for validation; they are left out. '
-                      'To choose yourself, give the tables a column of the split, `valid_col`.')
+        warnings.warn(f'{n} training rows show a picture that another table uses for validation; they are left out. '
+                      'To choose yourself, give the tables a column for the split, `valid_col`.')
     return res
 
 class JoinedSplit:
-    "The positions that the tables gave"
+    "The positions from the tables' splits"
     def __init__(self, train, valid):
         check_both(train, valid)
         self.train = train
@@ -251,11 +251,11 @@ def check_both(train, valid):
 
 # %% ../../nbs/21a_data.joined.ipynb #jo210022
 class SourceBatches:
-    "A sampler whose batches each come from one source"
+    "A sampler that takes each batch from one source"
     def __init__(self,
         sources,    # The source of each training row
-        bs:int,     # Size of batch
-        shares=None # By source its share of the batches; `None`: as many as its rows fill
+        bs:int,     # Batch size
+        shares=None # Share of the batches by source; `None`: as many as its rows fill
     ):
         self.bs = bs
         self.rows = {}
@@ -269,7 +269,7 @@ class SourceBatches:
         batches = [b for s,n in self.n.items() for b in self.drawn(self.rows[s], n)]
         for i in torch.randperm(len(batches)).tolist(): yield from batches[i]
     def drawn(self, rows, n):
-        "`n` batches of rows, each row once before any comes again"
+        "`n` batches of rows; every row appears once before any row is repeated"
         res = []
         while len(res)<n:
             order = [rows[i] for i in torch.randperm(len(rows)).tolist()]
@@ -279,11 +279,11 @@ class SourceBatches:
 def check_fills(source, n, bs):
     "Raise unless the rows of a table fill a batch"
     if n>=bs: return
-    raise ValueError(f"The table {source!r} has {n} training rows, which fill no batch of {bs}: give a smaller `bs`, "
+    raise ValueError(f"The table {source!r} has {n} training rows, too few for a batch of {bs}: give a smaller `bs`, "
                      "or batches='mixed'.")
 
 def checked_shares(shares, names):
-    "By source its share of an epoch, in sum 1"
+    "Each source's share of an epoch; the shares sum to 1"
     if shares is None: return None
     if not isinstance(shares, dict):
         if len(shares)!=len(names): refuse_shares(shares, names)
@@ -294,7 +294,7 @@ def checked_shares(shares, names):
     return {n: v/total for n,v in shares.items()}
 
 def refuse_shares(shares, names):
-    raise ValueError(f'`shares` is {short_repr(shares)}; it takes a number from 0 up for each of the tables {names}, '
+    raise ValueError(f'`shares` is {short_repr(shares)}; it takes a number of at least 0 for each table of {names}, '
                      'not all 0.')
 
 def source_draw(df, train, names, batches, shares, bs): # The joined table; positions
@@ -315,15 +315,15 @@ class JoiningLoaders:
     "Loaders from several tables"
     @classmethod
     def from_tables(cls,
-        tables,         # For each table a dict of arguments of `from_df`, including `df`; or a dict of these by name
+        tables,         # A dict of `from_df` arguments for each table, including `df`; or a dict of these by name
         path='.',       # As in `from_df`
         batches='mixed',# 'mixed', or 'source': each batch from one table
         shares=None,    # Share of an epoch for each table, a list or a dict by name; `None`: each row once
         bs=64,          # Size of batch
         verbose=True,   # Print which outputs and classes come from which table
-        **kwargs        # Other arguments of `from_df`; those of a table are for all tables that do not give them
+        **kwargs        # Other arguments of `from_df`; defaults for the arguments of the tables
     ):
-        "Create loaders from several tables; what one table lacks is a missing value in its rows"
+        "Create loaders from several tables; an output or input that a table lacks is missing in its rows"
         tables = named_tables(tables)
         shared = {k: v for k,v in kwargs.items() if k in table_arguments}
         kwargs = {k: v for k,v in kwargs.items() if k not in table_arguments}
@@ -342,7 +342,7 @@ class JoiningLoaders:
                            splitter=JoinedSplit(train, valid), bs=bs, **{**draw, **kwargs})
 
 def named_tables(tables) -> dict:
-    "The tables by name: 1, 2, … if they have none"
+    "The tables by name; unnamed ones are called 1, 2, …"
     if not isinstance(tables, dict):
         if not is_listy(tables): refuse_tables(tables)
         tables = {f'table {i}': t for i,t in enumerate(tables, 1)}

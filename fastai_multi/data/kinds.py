@@ -17,12 +17,12 @@ from .parts import *
 
 # %% ../../nbs/04a_data.kinds.ipynb #4bc40079
 def part_classes(method):
-    "The classes of parts that define `method`, or what it asks, `serves_tfms`; the newest first and `Part` last"
+    "The part classes that define `method`, or the `serves_tfms` that it calls; the newest first and `Part` last"
     return [c for c in [*reversed(Part.classes), Part] if vars(c).keys() & {method, 'serves_tfms'}]
 
 # %% ../../nbs/04a_data.kinds.ipynb #px170020
 def sign_legend(part, v):
-    "The line of a value that is drawn on the picture: a sign and the name"
+    "The legend line of a value that is drawn on the picture: a sign and the name"
     line = f'{part.sign} {part.name}'
     return f'{line}: –' if v is absent else line
 
@@ -30,7 +30,7 @@ def sign_legend(part, v):
 _done_by_loader = (ToTensor, PointScaler, AddMaskCodes, BBoxLabeler, IntToFloatTensor)
 
 def _other_tfms(tfms):
-    "A copy of those transforms that the loader does not replace"
+    "Copies of the transforms that the loader does not replace"
     return [deepcopy(t) for t in tfms if (t if isinstance(t, type) else type(t)) not in _done_by_loader]
 
 # %% ../../nbs/04a_data.kinds.ipynb #ec3ade1e
@@ -49,7 +49,7 @@ def part_of(name:str,     # Name of the part
 
 # %% ../../nbs/04a_data.kinds.ipynb #b3d9c1de
 def made_block(name, block, is_input):
-    "The block that a class or a function without arguments makes"
+    "The block, made by calling it if it is a class or a function without arguments"
     made = block
     try:
         if callable(block): made = block()

@@ -36,12 +36,12 @@ from .joined import JoiningLoaders    # by name, for Tab
 # %% ../../nbs/22_data.loaders.ipynb #350304c6
 @lru_cache
 def loader_arguments(dl_type):
-    "The arguments that `from_df` and the loaders it makes, of `dl_type`, take"
+    "The arguments of `from_df` and of the loaders of `dl_type` that it makes"
     factories = (MultiDataLoaders.from_df.__func__, DataLoaders.from_dblock.__func__)
     return argument_names(*factories, *dblock_functions(dl_type))
 
 def dblock_functions(dl_type):
-    "The functions to which `DataBlock.dataloaders` gives its arguments"
+    "The functions to which `DataBlock.dataloaders` passes its arguments"
     return (DataBlock.dataloaders, Datasets.dataloaders, dl_type.__init__, MultiDL.__init__, TfmdDL.__init__,
             DataLoader.__init__)
 
@@ -63,14 +63,14 @@ def check_arguments(kwargs):
     known = loader_arguments(kwargs.get('dl_type') or MultiDL)
     for k in kwargs:
         if k in _fastai_names and k not in known: refuse_fastai_name(k)
-    names = [k.removeprefix('val_') for k in kwargs]    # fastai gives `val_…` to the validation loader
+    names = [k.removeprefix('val_') for k in kwargs]    # fastai passes `val_…` to the validation loader
     check_keys(names, known, 'argument')
 
 def check_batch_size(kwargs, arg='bs'):
     "`kwargs` with the batch size as an `int` of at least 1"
     if kwargs.get(arg) is None: return kwargs
     bs = whole_number(kwargs[arg], arg)
-    if bs<1: raise ValueError(f'`{arg}` is {bs}; the batch size is at least 1.')
+    if bs<1: raise ValueError(f'`{arg}` is {bs}; the batch size must be at least 1.')
     return {**kwargs, arg: bs}
 
 def check_table(df):
@@ -136,7 +136,7 @@ _fastai_names = dict(
     get_items="MultiDataLoaders.from_dblock(DataBlock(get_items=…), source)")
 
 def refuse_fastai_name(k):
-    raise UnknownName(f'`{k}` is a name of fastai. Here write {_fastai_names[k]}.')
+    raise UnknownName(f"`{k}` is fastai's name. Here write {_fastai_names[k]}.")
 
 # %% ../../nbs/22_data.loaders.ipynb #7e57d101
 def check_items(items):
@@ -144,7 +144,7 @@ def check_items(items):
     is_list = hasattr(items, '__len__') and hasattr(items, '__getitem__')
     if not is_list or isinstance(items, (str, bytes, dict, pd.Series)):
         raise TypeError(f'`items` is {short_repr(items)}, of type {type(items).__name__}; it takes a table, or a list '
-                        'of items as the loaders were made from. For one item, call `predict`.')
+                        'of items like those of the loaders. For one item, call `predict`.')
     if not len(items): raise ValueError('`items` is empty: there is nothing to predict.')
 
 @lru_cache
@@ -160,7 +160,7 @@ def check_loader_options(options, dl_type):
     check_keys(options, loader_options(dl_type), 'argument')
     bs = options.get('bs', 1)
     if isinstance(bs, Integral) and bs>=1: return
-    raise ValueError(f'`bs` is {bs!r}; the batch size is a whole number of at least 1.')
+    raise ValueError(f'`bs` is {bs!r}; the batch size must be a whole number of at least 1.')
 
 def check_fits(dls, items):
     "Raise unless the first of `items` is of a type that the loaders read"
@@ -189,7 +189,7 @@ class MultiDataLoaders(NamedLoaders, JoiningLoaders, ReportingLoaders, DataLoade
         outputs=None,       # A dict of blocks by output, such as `dict(kind=CategoryBlock, box=BBoxBlock)`; or a list
                             # of columns, such as `['kind', 'price']`, to infer the blocks; or one block or column
         columns=None,       # Columns by output, for outputs not named like their column; for one block, its column
-        label_delim=None,   # Separates the tags in a cell, such as '|': for all outputs, or a dict by output
+        label_delim=None,   # Delimiter of the tags in a cell, such as '|': for all outputs, or a dict by output
         weight=None,        # Column of each item's weight in losses and metrics; an empty cell counts as 1
         folder=None,        # Folder of the images within `path`
         suff='',            # Suffix of the image files, if the table omits it, such as '.jpg'
@@ -208,7 +208,7 @@ class MultiDataLoaders(NamedLoaders, JoiningLoaders, ReportingLoaders, DataLoade
         img_cls=PILImage,   # Class of the images
         text_block=None,    # How texts are read, such as `PlainTextBlock(max_len=64)`
         objects=None,       # A second table, or its CSV file, with one row per object, for `ObjectsBlock`
-        edits=None,         # Corrected labels and bad items: the file of `Edits`, as 'edits.csv'
+        edits=None,         # Corrected labels and bad items: the file of `Edits`, such as 'edits.csv'
         **kwargs
     ):
         "Create loaders from a `DataFrame`"
@@ -233,7 +233,7 @@ class MultiDataLoaders(NamedLoaders, JoiningLoaders, ReportingLoaders, DataLoade
         x_block = input_block(image, text, features, img_cls, text_block, cat_names, cont_names, procs)
         get_x = InputReader(image, text, features, pictures, suff, cat_names, cont_names)
         get_y = output_reader(df, y_block, y_columns, label_delim, pictures)
-        for reader in (get_x, get_y): reader.columns(df.iloc[:1])    # finds a wrong column in this call
+        for reader in (get_x, get_y): reader.columns(df.iloc[:1])    # detects a wrong column in this call
         for reader in get_x.pictures.values(): check_files(reader, df, path, folder)
 
         splitter = row_split(df, get_y.readers, valid_pct, seed, valid_col, valid_value, valid_idx, splitter, folds,
@@ -306,7 +306,7 @@ class MultiDataLoaders(NamedLoaders, JoiningLoaders, ReportingLoaders, DataLoade
     @classmethod
     def from_lists(cls,
         path,           # Folder for the learner's files; file names without a folder are relative to it
-        fnames,         # Files of pictures
+        fnames,         # Image files, for example `get_image_files(path)`
         labels,         # A label for each file, or a dict with a list of labels for each output
         texts=None,     # A text for each file
         outputs=None,   # As in `from_df`; `None`: inferred from the labels
@@ -321,14 +321,14 @@ class MultiDataLoaders(NamedLoaders, JoiningLoaders, ReportingLoaders, DataLoade
     @classmethod
     def _from_labels(cls,
         df,             # A table with the column `image`, perhaps `text`, and the labels
-        path,           # Where a `Learner` keeps its files, and where the pictures' folder is
+        path,           # Folder of the learner's files and of the images
         names,          # The columns of labels
         outputs=None,   # As in `from_df`; `None`: inferred from the labels
         files=(),       # The files of the rows
         text_func=None, # A function from a file to its text
         **kwargs
     ):
-        "Create from a table of files with their labels, as the factories from files make it"
+        "Create loaders from a table of files with their labels, made by the factories for files"
         if text_func is not None: df['text'] = [text_func(Path(f)) for f in files]
         if 'text' in df: kwargs = {'text': 'text', **kwargs}
         kwargs = {**label_arguments(names, outputs, kwargs.get('columns')), **kwargs}
@@ -337,12 +337,12 @@ class MultiDataLoaders(NamedLoaders, JoiningLoaders, ReportingLoaders, DataLoade
     @classmethod
     def from_dsets(cls,
         *dsets,        # PyTorch datasets of dicts, or of pairs of dicts (inputs, targets); the second is for validation
-        path='.',      # Where a `Learner` keeps its files
+        path='.',      # Folder for the learner's files
         outputs=None,  # As in `from_df`; `None`: all targets, with inferred blocks
         **kwargs
     ):
         "Create loaders from map-style PyTorch datasets that return values by name; images are read when needed"
-        if not dsets: raise ValueError('`from_dsets` needs a data set: from_dsets(train_ds, valid_ds).')
+        if not dsets: raise ValueError('`from_dsets` needs a dataset: from_dsets(train_ds, valid_ds).')
         df,xs,ys = dsets_table(dsets)
         said = ('image','text','features','cat_names','cont_names')
         if not any(kwargs.get(k) is not None for k in said): kwargs.update(input_columns(df, xs))
@@ -353,7 +353,7 @@ class MultiDataLoaders(NamedLoaders, JoiningLoaders, ReportingLoaders, DataLoade
     @classmethod
     def from_hf(cls,
         ds,              # A `datasets.Dataset`, or a dict of them by split
-        path='.',        # Where a `Learner` keeps its files
+        path='.',        # Folder for the learner's files
         train='train',   # Name of the training split in a dict
         valid=None,      # Name of the validation split in a dict; `None`: 'validation', 'valid', 'val' or 'dev', if any
         outputs=None,    # As in `from_df`
@@ -376,7 +376,7 @@ class MultiDataLoaders(NamedLoaders, JoiningLoaders, ReportingLoaders, DataLoade
     def from_dblock(cls,
         dblock,   # A `DataBlock`, also one of fastai's own blocks
         source,   # The argument of its `get_items`, or the items themselves if it has none
-        path='.', # Where a `Learner` keeps its files
+        path='.', # Folder for the learner's files
         **kwargs
     ):
         "Create loaders from a `DataBlock`"
@@ -418,7 +418,7 @@ def kfold_dls(
                                        fold=fold, **kwargs)
 
 # %% ../../nbs/22_data.loaders.ipynb #5a6f10d3
-_own_reading = ('dtype', 'na_values', 'keep_default_na', 'na_filter', 'converters')    # the user says how to read
+_own_reading = ('dtype', 'na_values', 'keep_default_na', 'na_filter', 'converters')    # the user controls the reading
 
 @lru_cache
 def csv_arguments():
@@ -434,7 +434,7 @@ def class_columns(df, outputs=None, columns=None):
     return [c for c in names if c in df.columns and list(df.columns).count(c)==1]
 
 def as_written(df, file, options, kwargs):
-    "The table `df` with its columns of classes as the file has them, and `kwargs` with a block for each output"
+    "The table `df` with class columns as written in the file, and `kwargs` with a block for each output"
     check_table(df)
     texts = pd.read_csv(file, **options, dtype=str, keep_default_na=False)
     columns = column_names(df, kwargs.get('columns'))

@@ -21,7 +21,7 @@ from torch import Tensor
 
 # %% ../../nbs/09_data.numbers.ipynb #px150001
 def wide(t):
-    "`t` with 64 bits, where the device has them"
+    "`t` in float64 if the device supports it"
     return t.float() if t.device.type=='mps' else t.double()
 
 # %% ../../nbs/09_data.numbers.ipynb #caeb7788
@@ -59,7 +59,7 @@ class NumberPart(NumericPart):
         ends = [self.format(self.decode(v)) for v in (data.min(0).values, data.max(0).values)]
         return f'from {ends[0]} to {ends[1]}'
     def fit(self, ts): # One tensor, or a list of them
-        "Learn mean and standard deviation from values that are not standardised"
+        "Learn mean and standard deviation from raw values"
         if not isinstance(ts, Tensor):
             self._check_sizes(ts)
             ts = torch.stack(ts)
@@ -72,7 +72,7 @@ class NumberPart(NumericPart):
         self.std = torch.where(std>1e-13*self.mean.abs(), std, torch.ones_like(std))
         self.c = self.mean.numel()
     def refuse_spread(self, ts):
-        "Raise, naming the largest number, where the standard deviation is beyond 64 bits"
+        "Raise with the largest number if the standard deviation overflows float64"
         largest = ts.abs().nan_to_num().reshape(len(ts), -1).amax(1)
         i = int(largest.argmax())
         raise BadItem(f'{self.what} is {short_repr(ts[i].tolist())}, so large that the training split has no standard '
@@ -83,8 +83,8 @@ class NumberPart(NumericPart):
         for i,size in enumerate(sizes):
             if size!=usual: self.refuse_size(size, usual, i)
     def refuse_size(self, size, usual, i):
-        raise BadItem(f'{self.what} has values of different sizes in the training split: most are of size {usual}, '
-                      f'and this one is {size}.', at=i)
+        raise BadItem(f'{self.what} has values of different sizes in the training split: most have size {usual}, '
+                      f'but this one has size {size}.', at=i)
     def _check_finite(self, ts):
         infinite = ts.isinf().reshape(len(ts), -1).any(1)
         if not infinite.any(): return
@@ -104,7 +104,7 @@ class NumberPart(NumericPart):
                 f'{self.mean.tolist()} and standard deviation {self.std.tolist()}.')
     def _check_shape(self, v):
         if v.shape==self.mean.shape: return
-        raise BadItem(f'{self.what} has shape {tuple(v.shape)}, and {tuple(self.mean.shape)} in the training split.')
+        raise BadItem(f'{self.what} has shape {tuple(v.shape)}, but {tuple(self.mean.shape)} in the training split.')
     def has_fast_column(self): return self.tfm_types()==[RegressionSetup]
     def encode_together(self, values):
         if any(isinstance(v, (str,bytes)) for v in values): return None
@@ -117,24 +117,24 @@ class NumberPart(NumericPart):
     def learned(self):
         return {**super().learned(), 'mean': self.mean.tolist(), 'std': self.std.tolist()}
     def adopt(self, learned):
-        "Standardise with the mean and the standard deviation of the part whose `learned` this is"
+        "Use the mean and standard deviation of the part that returned this `learned`"
         self.check_like(self.learned(), learned)
         self.mean = torch.tensor(learned['mean'], dtype=self.mean.dtype)
         self.std = torch.tensor(learned['std'], dtype=self.std.dtype)
     def standardise(self, t):
-        "`t` with the training split's mean 0 and standard deviation 1"
+        "Standardise `t`: the training split has mean 0 and standard deviation 1"
         return ((wide(t)-self.mean)/self.std).float()
     def to_units(self, t): # Standardised values, with or without a batch dimension
-        "`t` in the user's units, with 64 bits"
+        "`t` in the user's units, in float64"
         t = self.raw(t)
         if self.pipe is None or self.tfm_types()==[RegressionSetup]: return t
         return self.undo_tfms(t)
     def raw(self, t):
-        "`t` as it was before it was standardised"
+        "Undo the standardisation of `t`"
         t = wide(t)
         return t*self.std.to(t) + self.mean.to(t)
     def undo_tfms(self, t):
-        "Undo your own transforms, such as a logarithm, for each item of `t`"
+        "Undo your own transforms, such as a logarithm, on each item of `t`"
         if t.ndim<=self.mean.ndim: return self.undo_tfms(t[None])[0]
         items = [self.pipe.decode(o) for o in untyped(t.detach().cpu())]
         return torch.stack([torch.as_tensor(o).reshape(self.mean.shape) for o in items]).to(t)
@@ -173,7 +173,7 @@ class Standardise(Transform):
 
 # %% ../../nbs/09_data.numbers.ipynb #b5e95909
 scales = dict(linear=(noop, noop), log=(torch.log, torch.exp), log1p=(torch.log1p, torch.expm1))
-_lowest = dict(log=0., log1p=-1.)    # a scale's values lie above
+_lowest = dict(log=0., log1p=-1.)    # the scale takes only values above this
 
 def check_scale(scale):
     "Raise unless `scale` is known"
@@ -182,7 +182,7 @@ def check_scale(scale):
                      "orders of magnitude, 'log1p' for counts, which may be 0.")
 
 def check_range(bounds, scale):
-    "`bounds` as two numbers; `None` is open"
+    "`bounds` as two numbers; `None` is an open end"
     if bounds is None: return (-math.inf, math.inf)
     if not isinstance(bounds, (tuple,list)) or len(bounds)!=2:
         raise TypeError(f'`range` is {bounds!r}; it takes the lowest and highest value, such as (0, 4), or None for '
@@ -190,12 +190,12 @@ def check_range(bounds, scale):
     low,high = (default if v is None else float(v) for v,default in zip(bounds, (-math.inf, math.inf)))
     if not low<high: raise ValueError(f'`range` is {bounds!r}; its first value must be below its second.')
     if low<_lowest.get(scale, -math.inf) and low>-math.inf:
-        raise ValueError(f'`range` is {bounds!r}, and scale={scale!r} has values above {_lowest[scale]:g} only.')
+        raise ValueError(f'`range` is {bounds!r}, but scale={scale!r} takes only values above {_lowest[scale]:g}.')
     return low,high
 
 # %% ../../nbs/09_data.numbers.ipynb #82dbf2d7
 class ScaledPart(NumberPart):
-    "One or several numbers with a range, or on another scale, on which they are standardised"
+    "One or several numbers with a range, or standardised on another scale"
     def __init__(self, name, *args,
         range=None,     # The lowest and the highest value, such as (0, 4); `None` for an open end
         scale='linear', # 'linear', 'log' or 'log1p'
@@ -206,10 +206,10 @@ class ScaledPart(NumberPart):
         self.scale = scale
         self.range = check_range(range, scale)
     def to_scale(self, t):
-        "Values in the user's units on the part's own scale"
+        "Convert values from the user's units to the part's scale"
         return scales[self.scale][0](t)
     def check_values(self, t):
-        "Raise for a value that is beyond the range, or that the scale does not have"
+        "Raise for a value beyond the range or outside the scale"
         low,high = self.range
         wrong = (t<low) | (t>high) | (t<=_lowest.get(self.scale, -math.inf))
         if bool(wrong.any()): raise BadItem(self.beyond(t[wrong].flatten()[0].item()))
@@ -218,7 +218,7 @@ class ScaledPart(NumberPart):
             hint = 'Correct it, or leave out `scale`.'
             if v==0: hint = "Use scale='log1p'."
             low = _lowest[self.scale]
-            return f'{self.what} is {v:g}, and scale={self.scale!r} has values above {low:g} only. {hint}'
+            return f'{self.what} is {v:g}, but scale={self.scale!r} takes only values above {low:g}. {hint}'
         low,high = self.range
         return (f'{self.what} is {v:g}, beyond its range from {low:g} to {high:g}: correct it, leave it empty, or give '
                 'another `range`.')
@@ -241,10 +241,10 @@ class ScaledPart(NumberPart):
         self.check_values(t)
         return ((self.to_scale(t.double())-self.mean)/self.std).to(t.dtype)
     def bounded(self, t):
-        "Standardised values within the range"
+        "Clamp standardised values to the range"
         ends = [self.to_scale(torch.tensor(v, dtype=torch.float64)) for v in self.range]
         low,high = [((e-self.mean)/self.std).to(t) for e in ends]
-        return torch.clamp(t, low.nan_to_num(-math.inf), high)    # NaN: an open end that the scale does not reach
+        return torch.clamp(t, low.nan_to_num(-math.inf), high)    # NaN: an end outside the scale
     def raw(self, t):
         units = scales[self.scale][1](super().raw(t))
         return units.clamp(*self.range)

@@ -53,7 +53,7 @@ class RowsPart(Part):
             raise BadItem(str(e), at=at) from e
     @property
     def empty(self):
-        "No rows, in the shape and type of the rows"
+        "An empty tensor with the rows' shape and type"
         return untyped(self.inner.collate([absent]))[:0]
     def encode(self, v):
         if self.is_missing(v): return absent
@@ -77,14 +77,14 @@ class RowsPart(Part):
 def check_row_part(part):
     "Raise unless `part` can describe each of several objects"
     if part.static and not (part.spatial or part.members or part.weighs_items or part.is_picture): return
-    raise TypeError(f'{part.what} is {part.kind}, which cannot be an output of each object: there it takes categories, '
-                    'tags and numbers. Boxes come by themselves, under the name `box`.')
+    raise TypeError(f'{part.what} is {part.kind}, which cannot be an output of each object: use categories, tags or '
+                    'numbers. Each object already has a box, called `box`.')
 
 RowsSummary.serve(RowsPart)
 
 # %% ../../nbs/23_data.objects.ipynb #ob230010
 class PlainRowsPart(Part):
-    "A plain number for each object, NaN where there is none"
+    "A plain number for each object, NaN if missing"
     kind = 'rows'
     static = True
     c = 1
@@ -108,14 +108,14 @@ UntoldSummary.serve(PlainRowsPart)
 
 # %% ../../nbs/23_data.objects.ipynb #ob230014
 class LookedForPart(Part):
-    "The classes that were looked for in a picture, 1 or 0 for each"
+    "The classes that were annotated in a picture, 1 or 0 for each"
     kind = 'classes looked for'
     static = True
     predicted = False
     def __init__(self,
         name,        # Name of the part: `group.member`
         rows_of,     # Name of the part of the boxes
-        classes=None # The `RowsPart` of the objects' classes; `None`: all objects are of one class
+        classes=None # The `RowsPart` of the objects' classes; `None`: all objects have one class
     ):
         super().__init__(name)
         self.rows_of = rows_of
@@ -126,7 +126,7 @@ class LookedForPart(Part):
     def c(self, v): pass
     def is_missing(self, v): return v is None or v is absent
     def setup(self, values): self.pipe = Pipeline([])
-    def encode(self, v): # `True`: all of them; or a list of classes
+    def encode(self, v): # `True` for all classes, or a list of classes
         if self.is_missing(v): return absent
         if v is True: return torch.ones(self.c)
         if self.classes is None: self.refuse_classes(v)
@@ -141,16 +141,16 @@ class LookedForPart(Part):
     def refuse_no_list(self, v):
         raise BadItem(f'{self.what} is {short_repr(v)}; it takes a list of classes, or True for all of them.')
     def refuse_classes(self, v):
-        raise BadItem(f'{self.what} is {short_repr(v)}, and these objects have no classes: give True, or an output '
+        raise BadItem(f'{self.what} is {short_repr(v)}, but these objects have no classes: give True, or add an output '
                       'with classes, such as ObjectsBlock(kind=CategoryBlock).')
 
 # %% ../../nbs/23_data.objects.ipynb #ob230018
 class ObjectBoxPart(BoxPart):
-    "The boxes of the objects; boxes without area become NaN, and what reaches beyond the picture is cut off"
+    "The boxes of the objects; boxes without area become NaN, and boxes beyond the picture are clipped"
     kind = 'boxes'
     def __init__(self,
         name,      # Name of the part: `group.box`
-        companions # Names of all parts whose rows belong to the boxes, the boxes first
+        companions # Names of all parts whose rows belong to the boxes, starting with the boxes
     ):
         super().__init__(name)
         self.many = True
@@ -166,7 +166,7 @@ class ObjectBoxPart(BoxPart):
         "Warn of boxes without area; raise if most have none"
         n = int(is_flat(boxes).sum())
         if 2*n>len(boxes): raise BadItem(f'{self.what}: of {len(boxes)} boxes {n} are unusable; {no_area(boxes)}')
-        if n: warnings.warn(f'{self.what}: {n} of {len(boxes)} boxes have no area, and are left out.')
+        if n: warnings.warn(f'{self.what}: {n} of {len(boxes)} boxes have no area and are left out.')
     def encode(self, v):
         if self.is_missing(v): return absent
         t = coordinates(self, v, 4)
@@ -180,13 +180,13 @@ class ObjectBoxPart(BoxPart):
     def group(self, parts): return ObjectRows(self.companions)
 
 def is_flat(t): # Boxes `n,4`
-    "Which boxes have no area, or not all of their corners"
+    "Which boxes have no area or lack a corner"
     return ~(t[:,2:]>t[:,:2]).all(1)    # NaN is not above NaN
 
 # %% ../../nbs/23_data.objects.ipynb #ob230021
 class ObjectRows:
-    "Objects' boxes and what belongs to each; every method changes a dict of values by name"
-    def __init__(self, names): # Names of the parts, the boxes first, what was looked for last
+    "Keeps objects' boxes and their other values together; each method changes a dict of values by name"
+    def __init__(self, names): # Names of the parts: boxes first, `looked_for` last
         self.names = list(names)
         self.box,*self.rows,self.looked_for = self.names
 
@@ -208,7 +208,7 @@ class ObjectRows:
             if t.is_floating_point(): fill = math.nan
             vals[n] = t.masked_fill(gone.view(*gone.shape, *[1]*(t.ndim-2)), fill)
     def decode(self, vals):
-        "Tensors of an item: the rows that have a box, or nothing if nobody looked for objects"
+        "Tensors of an item: the rows that have a box, or nothing if the picture is not annotated"
         looked = vals[self.looked_for]
         if looked is absent or looked.isnan().all(): return self._drop(vals)
         boxes = vals[self.box]
@@ -222,13 +222,13 @@ class ObjectRows:
 
 # %% ../../nbs/23_data.objects.ipynb #ob230024
 def match_boxes(
-    boxes:Tensor,       # Predicted boxes `n,4`, the surest first
-    classes,            # Their classes, `n`; `None`: classes do not count
+    boxes:Tensor,       # Predicted boxes `n,4`, the most confident first
+    classes,            # Their classes, `n`; `None`: ignore classes
     true_boxes:Tensor,  # True boxes `m,4`
     true_classes=None,  # Their classes, `m`
-    least:float=0.5     # The least overlap (IoU)
-) -> list:              # For each prediction the position of its true box, or `None`
-    "Match predictions with true boxes: each takes the box that it overlaps most, of those that are left"
+    least:float=0.5     # Minimum overlap (IoU)
+) -> list:              # The position of the true box for each prediction, or `None`
+    "Match predictions with true boxes: each takes the remaining box with the largest overlap"
     if not len(boxes) or not len(true_boxes): return [None]*len(boxes)
     overlap = box_iou(untyped(boxes).float(), untyped(true_boxes).float()).tolist()
     free = set(range(len(true_boxes)))
@@ -244,7 +244,7 @@ def match_boxes(
 reserved = ('box', 'score', 'crowd', 'looked_for')    # Members that every group of objects has
 
 class ObjectsPart(GroupPart):
-    "A picture's objects: boxes with a score, and a row of named outputs for each"
+    "A picture's objects: boxes with a score, and named outputs for each"
     kind = 'objects'
     sign = '□'
     tells_pairs = True
@@ -267,7 +267,7 @@ class ObjectsPart(GroupPart):
 
     @property
     def classes(self):
-        "The classes of the objects; `None` if they are all of one class"
+        "The classes of the objects; `None` if all have one class"
         return None if self.label is None else self.members[self.label].vocab
 
     # Raw values
@@ -284,7 +284,7 @@ class ObjectsPart(GroupPart):
         if hasattr(v, 'keys') or isinstance(v, (list, tuple, L)): return False
         return is_missing(v)
     def transposed(self, rows):
-        "A list of objects, each a dict by member, as a dict of lists"
+        "Turn a list of objects, each a dict by member, into a dict of lists"
         if isinstance(rows, str) or not isinstance(rows, (list, tuple, L, np.ndarray)): self.refuse_value(rows)
         for o in rows:
             if not hasattr(o, 'keys') or 'box' not in o.keys(): self.refuse_value(rows)
@@ -294,7 +294,7 @@ class ObjectsPart(GroupPart):
         for n in names: res[n] = [o.get(n) for o in rows]
         return res
     def complete(self, by_member):
-        "A value for each member, in order; all lists as long as that of the boxes"
+        "A value for each member, in order; all lists have one value per box"
         for n in by_member: self.check_member(n)
         boxes = by_member.get('box')
         if boxes is None or is_missing(boxes) and not len(boxes): boxes = ifnone(boxes, [])
@@ -325,12 +325,12 @@ class ObjectsPart(GroupPart):
         named['looked_for'] = torch.ones(len(like), self.members['looked_for'].c)
         return self.cls(named.values())
     def rows(self, v) -> list: # A decoded value
-        "A dict for each object: its box, its score, and each named output; `absent` where nobody looked"
+        "A dict for each object: box, score and each named output; `absent` if the picture is not annotated"
         if self.member(v, 'box') is absent: return absent
         names = ['box', 'score', *self.outputs]
         columns = [self.member(v, n) for n in names]
         return [dict(zip(names, row)) for row in zip(*columns)]
-    def cells(self, answer): # What `predict` gives: a list of dicts
+    def cells(self, answer): # An answer of `predict`: a list of dicts
         res = {}
         for n in ('box', 'score', *self.outputs):
             res[f'{self.name}.{n}'] = absent
@@ -340,7 +340,7 @@ class ObjectsPart(GroupPart):
     # What a user sees
     def contents(self, data): return ''
     def labels(self, v, i):
-        "What is written at the `i`th object"
+        "The text at the `i`th object"
         texts = []
         for n in self.outputs:
             o = self.member(v, n)[i]
@@ -354,7 +354,7 @@ class ObjectsPart(GroupPart):
         if self.member(v, 'box') is absent: return line
         return f"{line} ({len(v['box'])})"
     def matches(self, pred, true) -> list: # Decoded values
-        "For each predicted object, the surest first, its true object or `None`"
+        "The true object of each predicted one, the most confident first, or `None`"
         if self.label is None: return match_boxes(pred['box'], None, true['box'])
         return match_boxes(pred['box'], pred[self.label], true['box'], true[self.label])
     def judge(self, pred, true, size=None):
@@ -368,11 +368,11 @@ class ObjectsPart(GroupPart):
         if self.member(v, 'box') is absent: return
         for i,box in enumerate(v['box'].reshape(-1,4).tolist()): draw_box(ax, box, colour, dashed, self.labels(v, i))
     def short_label(self, v, i):
-        "The class of the `i`th object in a few characters"
+        "The class of the `i`th object as short text"
         if self.label is None: return ''
         return self.members[self.label].inner.format(self.member(v, self.label)[i])
     def draw_pair(self, ax, true, pred, colours):
-        "Draw found objects solid, missed ones dotted, and false predictions dashed, each with its mark"
+        "Draw found objects solid, missed ones dotted and false predictions dashed, each with a mark"
         if self.member(pred, 'box') is absent: return self.draw(ax, true, colours[0])
         if self.member(true, 'box') is absent: return self.draw(ax, pred, colours[1], dashed=True)
         of = self.matches(pred, true)
@@ -391,13 +391,13 @@ class ObjectsPart(GroupPart):
     def refuse_value(self, v):
         raise BadItem(f'{self.what} is {short_repr(v)}; give a list with a dict for each object, as '
                       f'[dict(box=[x1, y1, x2, y2], {", ".join(f"{n}=…" for n in self.outputs)})], an empty list for '
-                      'a picture without objects, or None if nobody looked.')
+                      'a picture without objects, or None if it is not annotated.')
     def refuse_counts(self, n, found, boxes):
-        raise BadItem(f'{self.what} has {boxes} boxes, and {found} values of {n!r}: give one for each box, None where '
+        raise BadItem(f'{self.what} has {boxes} boxes, but {found} values of {n!r}: give one for each box, None if '
                       'it is not known.')
 
 def check_object_names(name, outputs):
-    "Raise if an output of the objects has the name of a member that is there anyway"
+    "Raise if an output of the objects has a reserved name"
     wrong = [n for n in outputs if n in reserved]
     if not wrong: return
     raise ValueError(f'The objects {name!r} have an output {wrong[0]!r}, a name that ObjectsBlock uses itself: '
@@ -414,4 +414,4 @@ class ObjectsBlock(GroupBlock):
         return self.part_class(name, {n: part_of(f'{name}.{n}', b) for n,b in self.blocks.items()})
 
 def refuse_input_objects(name):
-    raise TypeError(f'Input {name!r} is an ObjectsBlock, and objects are outputs.')
+    raise TypeError(f'Input {name!r} is an ObjectsBlock, but objects are outputs.')

@@ -27,8 +27,8 @@ def target_tfm(tfms):
     return first(t for t in reversed(tfms) if isinstance(t, (Categorize, RegressionSetup, OneHotEncode)))
 
 # %% ../../nbs/08_data.outputs.ipynb #452225fd
-def class_counts(classes, counts, most=5): # Classes; how many items each has; how many of them to name
-    "The number of classes, and the commonest with their counts, in words"
+def class_counts(classes, counts, most=5): # Classes; number of items of each; how many classes to name
+    "Text with the number of classes, and the most frequent ones with their counts"
     order = sorted(range(len(counts)), key=lambda i: -counts[i])
     named = [f'{classes[i]} {counts[i]:,}' for i in order[:most]]
     if len(counts)>most: named.append('…')
@@ -36,7 +36,7 @@ def class_counts(classes, counts, most=5): # Classes; how many items each has; h
     return f"{len(counts)} {plural}: {', '.join(named)}"
 
 class ClassesPart(Part):
-    "Base class of parts whose values are classes of a vocabulary"
+    "Base class of parts whose values are classes from a vocabulary"
     static,marks_missing,has_classes = True,True,True
     @property
     def class_map(self):
@@ -55,7 +55,7 @@ class ClassesPart(Part):
     def fit_flat(self, tl): pass
     @classmethod
     def serves_tfms(cls, tfms):
-        "Whether the transforms of a block or of a flat list make values of this kind"
+        "Whether the transforms of a block, or of a flat list, make values of this kind"
         return False
     @classmethod
     def from_block(cls, name, block, tfms, **kwargs):
@@ -72,14 +72,14 @@ class ClassesPart(Part):
 
     @property
     def given_vocab(self):
-        "The classes that the block gives, or `None`"
+        "The classes given to the block, or `None`"
         return getattr(self.tfms[0], 'vocab', None) or None
     def as_class(self, v):
-        "A raw value as the vocabulary holds it: texts composed (NFC), numpy's values as Python's"
+        "A raw value in the vocabulary's form: composed texts (NFC), Python values instead of numpy's"
         if isinstance(v, str): return composed(str(v))
         return v.item() if isinstance(v, np.generic) else v
     def compose_vocab(self):
-        "Compose the classes that the block gives"
+        "Compose the classes given to the block"
         vocab = self.given_vocab
         if vocab is None or not isinstance(getattr(vocab, 'o2i', None), dict): return
         items = [self.as_class(v) for v in vocab.items]
@@ -87,13 +87,13 @@ class ClassesPart(Part):
         vocab.items = L(items)
         vocab.o2i.clear()
         vocab.o2i.update({v: i for i,v in enumerate(items)})
-    def check_values(self, rows, what): # For each item, the list of its classes
-        "Raise unless there is a class to learn, and every class is one value"
+    def check_values(self, rows, what): # The list of classes of each item
+        "Raise unless there is a class to learn and every class is one value"
         check_classes(rows, self.what, sort=self.given_vocab is None)
         if self.given_vocab is None and not any(rows):
-            raise ValueError(f'{self.what} has no {what} in the training split: no class could be learned.')
+            raise ValueError(f'{self.what} has no {what} in the training split, so there are no classes to learn.')
     def adopt(self, learned):
-        "Number the classes as the part whose `learned` this is; some of its classes may be missing here"
+        "Use the class numbers of the part that returned this `learned`; some of its classes may be missing here"
         mine = self.learned()
         if mine==learned: return
         if mine['kind']!=learned['kind']: self.check_like(mine, learned)
@@ -102,7 +102,7 @@ class ClassesPart(Part):
             refuse_other_classes(self, mine['vocab'], learned['vocab'])
         self.take_vocab(learned['vocab'])
     def take_vocab(self, classes):
-        "Number classes by the list `classes`, which holds all that there are here"
+        "Number classes by the list `classes`, which contains all classes of this part"
         own = {plain_class(v): v for v in self.vocab}
         classes = [own.get(v, v) for v in classes]
         add_na = '#na#' in classes[:1]
@@ -112,15 +112,15 @@ class ClassesPart(Part):
             if isinstance(t, OneHotEncode): t.c = len(self.vocab)
         self.c = len(self.vocab)
     def unknown(self, found):
-        "The error for a class that the training split does not have"
+        "The error for a class that is not in the training split"
         hint = did_you_mean(found, self.vocab)
-        if isinstance(found, float): hint = '. If these numbers are to be predicted as numbers, use RegressionBlock.'
-        return BadItem(f'{self.what} has the class {found!r}, which the training split never had{hint} '
+        if isinstance(found, float): hint = '. To predict numbers rather than classes, use RegressionBlock.'
+        return BadItem(f'{self.what} has the class {found!r}, which is not in the training split{hint} '
                        'Put an item of that class into the training split (a stratified or fixed split), give the '
                        'block `vocab=` with every class, or leave its items out.')
 
 def is_part_of(some, classes):
-    "Whether the list `some` is `classes` with members left out"
+    "Whether the list `some` is `classes` with some members left out"
     it = iter(classes)
     return all(v in it for v in some)
 
@@ -137,25 +137,25 @@ class CategoryPart(ClassesPart):
         values = self.as_classes(values)
         if self.dtype is not None and self.takes_classes(): self.take_categories()
         self.check_labels(values)
-        # `Categorize` reads its items one by one, and wants to know the different ones in their order
+        # `Categorize` reads its items one by one, and needs only the distinct ones in their order
         if [type(t) for t in self.tfms]==[Categorize]: values = list(dict.fromkeys(values))
         self.setup_tfms(values)
         self.count_missing()
     def check_labels(self, values):
-        "Raise a `BadItem` for the first of many values that is no class"
+        "Raise a `BadItem` for the first of many values that is not a class"
         try:
             self.check_values([[v] for v in set(values)], 'label')
             return
         except (BadItem, TypeError): pass
-        self.check_values([[v] for v in values], 'label')    # says which of them it is
+        self.check_values([[v] for v in values], 'label')    # names the wrong one
     def as_classes(self, values):
-        "Many raw values as the vocabulary holds them"
+        "Many raw values in the vocabulary's form"
         try: known = {v: self.as_class(v) for v in set(values)}
-        except TypeError: return values    # a list, for one, which `check_values` refuses
+        except TypeError: return values    # a list, for example, which `check_values` refuses
         if all(type(v) is str and known[v] is v for v in known): return list(values)
         return whole_classes([known[v] for v in values])
     def count_missing(self):
-        "Make room for a missing category among the inputs"
+        "Add an index for a missing category among the inputs"
         if self.is_input and self.missing_class==self.c: self.c += 1
     def take_vocab(self, classes):
         super().take_vocab(classes)
@@ -167,7 +167,7 @@ class CategoryPart(ClassesPart):
         self.tfms[0].vocab = CategoryMap(classes, sort=False, add_na=self.tfms[0].add_na)
     @property
     def missing_class(self):
-        "The number of a missing category: for an input one of its own, for an output `IGNORE`"
+        "The number of a missing category: its own index for an input, `IGNORE` for an output"
         if not self.is_input: return IGNORE
         classes = list(self.vocab)
         return classes.index('#na#') if '#na#' in classes else len(classes)
@@ -208,7 +208,7 @@ class CategoryPart(ClassesPart):
 
 # %% ../../nbs/08_data.outputs.ipynb #px240001
 def whole_classes(values):
-    "Classes that are all whole floats, as a column of integers with gaps holds them, as integers"
+    "Turn classes that are all whole floats, as in an integer column with gaps, into integers"
     if values and all(isinstance(v, float) and v.is_integer() for v in values): return [int(v) for v in values]
     return values
 
@@ -221,25 +221,25 @@ class Delimited(str):
         return res
     def __reduce__(self): return (type(self), (str(self), self.delim))
     def split_list(self):
-        "The list, without blanks around its members"
+        "The list, with blanks around its members removed"
         return [o.strip() for o in self.split(self.delim) if o.strip()]
 
 # %% ../../nbs/08_data.outputs.ipynb #a05cc136
 class TagsPart(ClassesPart):
-    "Any number of classes, none included"
+    "Any number of classes, including none"
     kind,tensor_type = 'tags',TensorMultiCategory
     @property
     def one_hot(self): return isinstance(target_tfm(self.tfms), OneHotEncode)
     @property
     def is_encoded(self):
-        "Whether raw values are a number for each class: 1, 0, or NaN where it is not known"
+        "Whether a raw value has a number for each class: 1, 0, or NaN if unknown"
         return isinstance(target_tfm(self.tfms), EncodedMultiCategorize)
     def is_missing(self, v): return v=='' if isinstance(v, str) else is_missing(v)
     def as_list(self, v):
         "The classes of one raw value"
         return [self.as_class(o) for o in self.tags_of(v)]
     def tags_of(self, v):
-        "The members of one raw value as they are"
+        "The unchanged members of one raw value"
         if isinstance(v, Delimited): return v.split_list()
         if isinstance(v, str) or not is_iter(v): self.refuse_no_list(v)
         return list(v)
@@ -289,4 +289,4 @@ class WeightPart(VectorPart):
         return res
     def has_fast_column(self): return False
     def refuse_weight(self, v):
-        raise BadItem(f'{self.what} is {short_repr(v)}, where a weight was expected: a finite number, not negative.')
+        raise BadItem(f'{self.what} is {short_repr(v)}, where a weight was expected: a finite number of at least 0.')

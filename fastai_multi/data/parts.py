@@ -21,7 +21,7 @@ from torch import Tensor
 
 # %% ../../nbs/04_data.parts.ipynb #953eed12
 Verdict = namedtuple('Verdict', 'right text')
-Verdict.__doc__ = "Whether a prediction is right (`None` if the package cannot know), and a line that describes it"
+Verdict.__doc__ = "Whether a prediction is right (`None` if the package cannot know), and a line of text about it"
 
 # %% ../../nbs/04_data.parts.ipynb #c60c73de
 class Column:
@@ -49,7 +49,7 @@ class Column:
         if not tensors: return torch.zeros(0)
         return torch.stack(tensors) if self.fixed else torch.cat(tensors)
     def _starts(self):
-        "The row of each item; with rows of different lengths, where they begin and end"
+        "The row of each item; if lengths differ, the start and end of its rows"
         if self.fixed: return np.cumsum(~self.missing)-1
         return np.concatenate([[0], np.cumsum(self.lengths)])
     def __len__(self): return len(self.missing)
@@ -62,31 +62,31 @@ class Column:
         if not self.fixed or self.missing[idxs].any(): return None
         return self.data[self.starts[idxs]].as_subclass(self.typ)
     def batch(self, idxs):
-        "The values of the items `idxs`, as the part's `collate` puts them together"
+        "The values of the items `idxs`, collated as by the part's `collate`"
         return self.part.rows(self, idxs)
 
 # %% ../../nbs/04_data.parts.ipynb #0309806a
 class Part:
-    "One named piece of an item; the base class of every kind, and the kind of blocks that no other class serves"
-    kind = 'other'          # A word for people: `describe` and `repr` print it; no code reads it
+    "One named piece of an item; the base class of every kind, used directly for blocks that no other class serves"
+    kind = 'other'          # Shown by `describe` and `repr`; no code reads it
     static = False          # Encoded once, when the loader is made, instead of every time an item is read
-    c = None                # Size: classes, numbers, tokens in the vocabulary
-    bucketed = False        # Values differ in length; the loader groups items of similar length
-    captions = False        # As an input: its value is the text of the item
+    c = None                # Size: number of classes, of numbers, or of tokens in the vocabulary
+    bucketed = False        # Values differ in length, so the loader groups items of similar length
+    captions = False        # For an input: its value is the text of the item
     is_picture = False      # Its files are opened as pictures
     spatial = False         # Its values move when the picture is cropped, flipped or rotated
-    has_coordinates = False # Its values are pixels of the picture, and are scaled by the picture's size
-    has_classes = False     # Its raw values are names of classes: a CSV file's column of them is read as written
-    one_hot = False         # Several columns of 0 and 1 are its classes, named by the columns
+    has_coordinates = False # Its values are pixel coordinates, scaled by the picture's size
+    has_classes = False     # Its raw values are class names, so a CSV column of them is read as written
+    one_hot = False         # Several columns of 0 and 1 are its classes, named after the columns
     predicted = True        # A model predicts it
     weighs_items = False    # It says how much each item counts
     drawn = False           # `draw` draws it on the picture
-    marks = None            # How `draw` draws the true and the predicted value, in words: `('solid', 'dashed')`
+    marks = None            # Words for how `draw` draws the true and the predicted value: `('solid', 'dashed')`
     side_by_side = False    # The prediction is drawn beside the truth instead of over it
-    tells_pairs = False     # `draw_pair` draws what was found, missed and false, in place of truth and prediction
-    flip_order = None       # The order of its points in the mirror image of the picture, if it is another
-    has_pairs_to_tell = False # Its points may have to change places in a mirror image, and nobody said which
-    rows_of = None          # Name of the part whose rows this one describes: the boxes of labels
+    tells_pairs = False     # `draw_pair` draws hits, misses and false alarms instead of truth and prediction
+    flip_order = None       # The order of its points in the mirror image of the picture, if it differs
+    has_pairs_to_tell = False # Its points may have to swap in a mirror image, but `flip_pairs` is not given
+    rows_of = None          # Name of the part whose rows this one describes, such as the boxes of labels
     marks_missing = False   # In fastai's flat form, a missing raw value is `absent` before its transforms run
     classes = []            # The subclasses, in order of definition
 
@@ -108,7 +108,7 @@ class Part:
 
     @property
     def what(self):
-        "What messages call this part: `Output 'box'`"
+        "The part's name in messages: `Output 'box'`"
         return f"{'Input' if self.is_input else 'Output'} {self.name!r}"
     @property
     def vocab(self):
@@ -116,34 +116,34 @@ class Part:
         return getattr(self.pipe, 'vocab', None)
     @property
     def class_map(self):
-        "Numbers by class, if every class must be in the training split; else `None`"
+        "Each class and its number, if every class must be in the training split; otherwise `None`"
     @property
     def tensor_type(self):
         "Type of the batch tensor"
         return Tensor if self.like is None else type(self.like)
     @property
     def loss_func(self):
-        "The loss that the block's own transforms bring, or `None`"
+        "The loss of the block's own transforms, or `None`"
         tfms = self.tfms if self.pipe is None else self.pipe.fs
         return first(o.loss_func for o in reversed(tfms) if hasattr(o, 'loss_func'))
     def __repr__(self):
         size = '' if self.c is None else f', c={self.c}'
         return f'{type(self).__name__}({self.name!r}, {self.kind}{size})'
     def inherits(self, cls, *methods):
-        "Whether a subclass leaves these methods of `cls` as they are"
+        "Whether the subclass inherits these methods of `cls` unchanged"
         return all(getattr(type(self), m) is getattr(cls, m) for m in methods)
 
     # Raw values to tensors
     def is_missing(self, v):
-        "Whether the raw value `v` means that there is none"
+        "Whether the raw value `v` means a missing value"
         return is_missing(v)
     def missing(self, values):
         "`is_missing` for many values, as an array"
         return ask_each(self.is_missing, values)
     def see_column(self, values):
-        "Look at the column of the training split, a list; of a `Categorical` it has the `dtype`"
+        "Inspect the training split's column, a list; for a `Categorical` it has a `dtype`"
     def setup(self, values):
-        "Learn from `values`, those of the training split without missing ones"
+        "Learn from `values`, the training split's values without missing ones"
         self.setup_tfms(values)
         if not len(values): return
         self.encode(values[0])    # shows what the transforms give
@@ -152,7 +152,7 @@ class Part:
         "Set up the block's own transforms"
         self.pipe = Pipeline(self.tfms)
         items = TfmdLists(values, Pipeline([]))
-        items.tfms = self.pipe    # `OneHotEncode` asks the items for the vocabulary of the transform before it
+        items.tfms = self.pipe    # `OneHotEncode` reads the vocabulary of the transform before it from the items
         self.pipe.setup(items)
         self.c = ifnone(getattr(self.pipe, 'c', None), self.c)
     def encode(self, v):
@@ -165,25 +165,25 @@ class Part:
         "`encode` for many values"
         return [self.encode(v) for v in values]
     def encode_column(self, values):
-        "Which values are missing, and all others in one tensor; `None` if they cannot be encoded together"
+        "Encode a column: which values are missing, and the others in one tensor; `None` if that is not possible"
         if not self.has_fast_column(): return None
         missing = self.missing(values)
         here = [v for v,m in zip(values, missing) if not m]
         if not here: return None
         try: res = self.encode_together(here)
-        except (KeyError, TypeError, ValueError): return None      # `encode` says what is wrong with which
+        except (KeyError, TypeError, ValueError): return None      # `encode` then raises for the wrong value
         return None if res is None else (missing, res)
     def has_fast_column(self):
-        "Whether `encode_together` does what `encode` does: only with fastai's own transforms, of exact type"
+        "Whether `encode_together` equals `encode`: only if the transforms' exact types are fastai's own"
         return False
     def encode_together(self, values):
-        "Many values, none missing, as one tensor; `None` if they do not fit together"
+        "Encode many values, none missing, as one tensor; `None` if their shapes differ"
     def tfm_types(self): return [type(t) for t in self.pipe.fs]
     def read(self, v, lazy=False):
-        "As `encode`; with `lazy`, a picture may stay undecoded until `stack`"
+        "Like `encode`; with `lazy`, a picture may stay undecoded until `stack`"
         return self.encode(v)
     def reuse(self, t):
-        "A stored value `t` as an item gets it: a copy where transforms change it in place"
+        "The stored value `t` for an item: a copy if transforms change it in place"
         return t
 
     # Tensors to batches
@@ -191,19 +191,19 @@ class Part:
         "`t` filled with the missing-value marker: NaN, or `IGNORE` for integers"
         return t.fill_(math.nan if t.is_floating_point() else IGNORE)
     def blank(self):
-        "A stand-in for a missing value that goes through the item transforms"
+        "A placeholder for a missing value that goes through the item transforms"
         return absent
     def collate(self,
         values,    # Encoded values, some of them `absent`
-        blank=None # Function that gives a stand-in of the right size, for a batch without any value
+        blank=None # Function that returns a placeholder of the right size, for a batch without any value
     ):
-        "Encoded values as one batch"
+        "Collate encoded values into one batch"
         like = first(v for v in values if v is not absent)
         if like is None: like = self.like
         if like is None: self.refuse_unseen()
         return self.stack_like(values, like)
     def stack_like(self, values, like):
-        "`values` in one tensor; absent ones are filled tensors like `like`"
+        "Stack `values` into one tensor; absent ones become filled tensors like `like`"
         if not isinstance(like, Tensor): self.refuse_no_tensor(like)
         tensors = [v if v is absent else untyped(v) for v in values]
         if any(t is absent for t in tensors):
@@ -212,20 +212,20 @@ class Part:
         for i,t in enumerate(tensors): self.check_size(i, tuple(tensors[0].shape), tuple(t.shape))
         return torch.stack(tensors).as_subclass(type(like))
     def stack(self, values, blank=None, run=map):
-        "As `collate`, of values that `read` gave; `run` maps a function over them, perhaps in threads"
+        "Collate values from `read`; `run` maps a function over them, perhaps in threads"
         to_tensor = ToTensor()
         values = [v if v is absent or isinstance(v, Tensor) else to_tensor(v) for v in values]
         return self.collate(values, blank)
     def rows(self, column, idxs):
-        "Batch of the items `idxs` of a `Column`"
+        "The batch of the items `idxs` of a `Column`"
         return self.collate([column[i] for i in idxs])
     def clean(self, t, missing_rows=None):
-        "The batch `t` after the batch transforms; `missing_rows` are the items that have no value"
+        "Clean up the batch `t` after the batch transforms; `missing_rows` are the items without a value"
         return t
 
     # The item's picture
     def place(self, value, size, scale=True, y_first=False):
-        "Coordinates in [-1,1] of a picture of `size`, width and height, or `None`; other values unchanged"
+        "Scale coordinates to [-1,1] of a picture of `size` (width, height, or `None`); other values stay unchanged"
         if not isinstance(value, TensorPoint): return value
         if size is None: return absent
         if y_first: value = untyped(value).reshape(-1,2).flip(1).reshape(value.shape).as_subclass(type(value))
@@ -234,7 +234,7 @@ class Part:
     def check_placed(self, t, size, in_pixels):
         "Raise for coordinates that cannot be in a picture of `size`"
     def unplace(self, value, size):
-        "Coordinates in pixels of a picture of `size`; other values unchanged"
+        "Scale coordinates to pixels of a picture of `size`; other values stay unchanged"
         return from_unit(value, size) if isinstance(value, TensorPoint) else value
 
     # What a user sees
@@ -242,17 +242,17 @@ class Part:
         "Whether an item's tensor holds a value"
         return not isinstance(t, Tensor) or bool(present(untyped(t)[None]))
     def decode(self, t):
-        "One item's tensor as a user reads it, or `absent`"
+        "One item's tensor as a readable value, or `absent`"
         if t is absent or not self.has_value(t): return absent
         return t if self.pipe is None else self.pipe.decode(t)
     def as_column(self, values):
-        "Answers as a column of a table"
+        "Turn answers into a column of a table"
         return values
     def format(self, v):
-        "A decoded value in a few characters"
+        "A decoded value as short text"
         return format_value(v)
     def contents(self, data):
-        "What the encoded values `data` of many items are, in a few words; none of them is missing"
+        "A short summary of the encoded values `data` of many items, none missing"
         if self.c is None or self.captions: return ''
         return f'{self.c} numbers' if self.c>1 else ''
     def legend(self, v):
@@ -269,27 +269,27 @@ class Part:
     def draw(self, ax, v, colour, dashed=False, labels=None, vocab=()):
         "Draw a decoded value on the picture; the prediction is `dashed`"
     def sample(self, colour, dashed=False, **kwargs):
-        "An artist for a legend that looks as `draw` does; `kwargs` go to `Line2D`"
+        "A legend artist that looks like `draw`; `kwargs` go to `Line2D`"
         style = '--' if dashed else '-'
         return Line2D([], [], **{**dict(color=colour, ls=style, lw=1.6), **kwargs})
 
     def draw_pair(self, ax, true, pred, colours):
-        "Draw the truth and the prediction (decoded, or `absent`) so that their differences show"
+        "Draw the truth and the prediction (decoded, or `absent`) so that you see their differences"
         self.draw(ax, true, colours[0])
         self.draw(ax, pred, colours[1], dashed=True)
     def samples(self, colours, name=''):
-        "Artists for the legend of results, whose labels end in `name`; `colours` are of the truth and the prediction"
+        "Artists for the legend of results; labels end in `name`, `colours` are for the truth and the prediction"
         return [self.sample(colours[0], False, label=f'true{name}'),
                 self.sample(colours[1], True, label=f'predicted{name}')]
 
     # What a model depends on
     def learned(self) -> dict:
-        "What a model of this part depends on, as plain data: kind, size, classes; a kind adds what it learned besides"
+        "What a model depends on, as plain data: kind, size, classes, and whatever else the kind learned"
         vocab = self.vocab
         if vocab is not None: vocab = [plain_class(v) for v in vocab]
         return dict(kind=self.kind, c=self.c, vocab=vocab)
     def adopt(self, learned):
-        "Work as the part whose `learned` this is, or raise if that is not possible"
+        "Take over another part's `learned`, or raise if it does not fit"
         mine = self.learned()
         if mine==learned: return
         self.check_like(mine, learned)
@@ -298,9 +298,9 @@ class Part:
         "Raise unless both are of one kind and size"
         for key,what in (('kind', 'is {}'), ('c', 'has size {}')):
             a,b = (what.format(o[key]) for o in (mine, learned))
-            if a!=b: raise ValueError(f'{self.what} {a}, and in the model it {b}.')
+            if a!=b: raise ValueError(f'{self.what} {a}, but in the model it {b}.')
 
-    # Its form: a group of parts is one part, whose values are named tuples
+    # Groups: a group of parts is one part, whose values are named tuples
     members = {}            # The parts of a group, by their names in it
     @property
     def leaves(self) -> list:
@@ -314,35 +314,35 @@ class Part:
         "The raw value `v` as a dict of raw values by leaf"
         return {self.name: v}
     def flatten(self, v):
-        "The values of the leaves in the value `v`, a list; `None` if it has another form"
+        "A list of the leaf values in `v`; `None` if it has another form"
         return [v]
     def unflatten(self, values):
-        "The value whose leaves have the next of the `values` of an iterator"
+        "Build a value whose leaves are the next of the iterator `values`"
         return next(values)
     def as_target(self, pred):
-        "A prediction in the form of this part's targets"
+        "Bring a prediction into the form of this part's targets"
         return pred
-    def columns(self, given=None): # What the user says: a column, a list of columns, for a group a dict by member
+    def columns(self, given=None): # The user's columns: one, a list, or for a group a dict by member
         "The columns of a table that hold the values, by leaf"
         return {self.name: ifnone(given, self.name)}
-    def cells(self, answer): # What `predict` gives
+    def cells(self, answer): # An answer of `predict`
         "The answer's values by leaf, for the columns of a table"
         return {self.name: answer}
 
-    # Its place among the others
+    # Relations to other parts
     def link(self, before, strict=True):
-        "Connect to the part before this one; with `strict`, raise if it does not fit"
+        "Link to the part before this one; with `strict`, raise if it does not fit"
     def group(self, parts):
-        "An object that keeps the values of this part and of others together, or `None`; see `parts_groups`"
+        "An object that keeps this part's values and others' together, or `None`; see `parts_groups`"
 
-    # Which data it serves
+    # Which blocks it serves
     @classmethod
     def from_block(cls, name, block, tfms, **kwargs):
         "The part for a fastai block with the type transforms `tfms`, or `None` if this kind does not serve it"
         return cls(name, deepcopy(tfms), **kwargs)
     @classmethod
     def from_flat(cls, name_of, tl, typ, is_input, codes=None):
-        "The part for one list of transforms of fastai's flat form, which gives a `typ`; or `None`"
+        "The part for one list of transforms of fastai's flat form, which returns a `typ`; or `None`"
         return cls.of_list(name_of(cls.kind), tl, is_input)
     @classmethod
     def of_list(cls, name, tl, is_input, **kwargs):
@@ -351,16 +351,16 @@ class Part:
         res.pipe = Pipeline(tl.tfms.fs)
         return res
     def fit_flat(self, tl):
-        "Learn from the encoded values of `tl` what its transforms do not know"
+        "Learn from the encoded values of `tl` whatever its transforms do not know"
         v = tl[0]
         if not isinstance(v, Tensor): return
         self.c = ifnone(getattr(self.pipe, 'c', None), max(1, v.numel()))
         self.like = v.new_zeros(v.shape)
     def opener(self, t):
-        "A type transform of fastai's flat form, or one that reads what it reads more carefully"
+        "Replace a type transform of fastai's flat form by a more careful one, or keep it"
         return t
     def flat_item_tfm(self, i):
-        "An item transform that fastai's flat form needs for this part, the `i`th of the item; or `None`"
+        "The item transform that fastai's flat form needs for this part, the `i`th of the item; or `None`"
 
     def check_size(self, i, expected, found):
         "Raise unless item `i` of the batch has the shape of the first"
@@ -369,35 +369,35 @@ class Part:
         return (f'{self.what} differs in size within a batch: {expected} in its first item and {found} in item {i} of '
                 'the batch.')
     def refuse_unseen(self):
-        raise BadItem(f'{self.what} is missing in a whole batch before any value was seen: give it a block whose kind '
+        raise BadItem(f'{self.what} is missing in a whole batch, before any value was seen: give it a block whose kind '
                       'is known.')
     def refuse_no_tensor(self, v):
         raise BadItem(f'{self.what} gives {type(v).__name__}, which cannot be put into a batch: its block must give a '
                       'tensor.')
 
 # %% ../../nbs/04_data.parts.ipynb #8e656b90
-def plain_class(v): # A class, as a vocabulary holds it
-    "The class `v` as a text, a number or a boolean of Python, which every file can hold; others by their `repr`"
+def plain_class(v): # A class from a vocabulary
+    "The class `v` as a Python string, number or boolean, which any file can store; others as their `repr`"
     if hasattr(v, 'item'): v = v.item()
     if isinstance(v, str): return str(v)
     return v if type(v) in (int, float, bool) else repr(v)
 
 def refuse_other_classes(part, mine, model):
-    "Raise unless the classes `mine` of `part` are those of the model, at the same places"
+    "Raise unless the classes `mine` of `part` are those of the model, in the same order"
     if mine==model: return
     i = first(i for i,v in enumerate(mine or []) if i>=len(model or []) or model[i]!=v)
     if i is None:
-        raise ValueError(f'{part.what} has the classes {short_repr(mine)}, and the model {short_repr(model)}.')
+        raise ValueError(f'{part.what} has the classes {short_repr(mine)}, but the model has {short_repr(model)}.')
     v = mine[i]
     where = 'has no such class'
-    if v in (model or []): where = f'has it at place {model.index(v)}'
-    raise ValueError(f'{part.what} has the class {v!r} at place {i}, and the model {where}: its classes are '
+    if v in (model or []): where = f'has it at position {model.index(v)}'
+    raise ValueError(f'{part.what} has the class {v!r} at position {i}, but the model {where}: its classes are '
                      f'{short_repr(model, 300)}. Give the block that list, `vocab=[…]`, and leave out items of other '
                      'classes, or train a new model.')
 
 # %% ../../nbs/04_data.parts.ipynb #04ae9ec3
 class ForPart:
-    "What one kind of part means elsewhere: to a learner, to a report; a subclass names its kind by `part=`"
+    "How other code, such as a learner or a report, treats one kind of part; a subclass names its kind by `part=`"
     def __init_subclass__(cls, part=None, **kwargs):
         super().__init_subclass__(**kwargs)
         if ForPart in cls.__bases__: cls.registry = {}    # by `Part` class, one for each family
@@ -405,7 +405,7 @@ class ForPart:
 
     @classmethod
     def serve(cls, part): # A `Part` class
-        "Let this class serve `part`, which a room above may own"
+        "Let this class serve `part`, which may belong to a later module"
         cls.registry[part] = cls
 
     def __init__(self, part): # The `Part`, set up on the training data
@@ -413,7 +413,7 @@ class ForPart:
 
     @classmethod
     def of(cls, part):
-        "What serves the class of `part`, or the nearest base class of it"
+        "The object for the class of `part`, or for its nearest base class"
         for c in type(part).__mro__:
             if c in cls.registry: return cls.registry[c](part)
         return cls(part)

@@ -23,10 +23,10 @@ from torch import Tensor
 
 # %% ../../nbs/12_data.reader.ipynb #1e50e9bf
 class PictureScaler(PointScaler):
-    "Scale boxes and points by the size of the item's own picture"
+    "Scale boxes and points by the size of their item's picture"
     order = -10
     def __init__(self,
-        elements=(), # The `Element`s of an item; a `MultiDL` gives its own
+        elements=(), # The `Element`s of an item; a `MultiDL` passes its own
         do_scale:bool=True, # Whether coordinates are pixels
         y_first:bool=False # Whether coordinates are `y,x`
     ):
@@ -36,7 +36,7 @@ class PictureScaler(PointScaler):
         self.groups = RowGroups(elements)
     def setup(self, items=None, train_setup=False): pass
 
-    def place(self, vals:dict): # Values of an item by position, some may be left out
+    def place(self, vals:dict): # Values of an item by position; some may be left out
         "The values in [-1,1] of the item's picture"
         pic = picture(tuple(v for j,v in vals.items() if self.parts[j].is_input))
         size = None
@@ -66,14 +66,14 @@ def refuse_plain_loader():
 _probe = torch.tensor([[0.,0.],[.1,0.],[0.,.1]])    # well inside the frame
 
 def with_probe(points): # ...,n,2 in [-1,1]
-    "`points` with three more that show whether they are mirrored: `...,n+3,2`"
+    "Add three points that show whether the picture is mirrored: `...,n+3,2`"
     t = untyped(points)
     res = torch.cat([t, _probe.to(t).expand(*t.shape[:-2],3,2)], -2).as_subclass(type(points))
     if hasattr(points, 'img_size'): res.img_size = points.img_size
     return res
 
-def without_probe(points, order:list): # What `with_probe` gave, after a transform; the order in the mirror image
-    "The points `...,n,2`, in `order` where they are mirrored"
+def without_probe(points, order:list): # The points from `with_probe`, after a transform; the order in the mirror image
+    "The points `...,n,2`, in `order` if they are mirrored"
     t = untyped(points)
     x,y = (t[...,-2:,:]-t[...,-3:-2,:]).unbind(-2)
     mirrored = (x[...,0]*y[...,1] < x[...,1]*y[...,0])[...,None,None]
@@ -82,7 +82,7 @@ def without_probe(points, order:list): # What `with_probe` gave, after a transfo
 
 # %% ../../nbs/12_data.reader.ipynb #px180013
 class MirrorWatch:
-    "Runs transforms; points that are each other's mirror image change places where a transform mirrors the picture"
+    "Run transforms; swap points that are each other's mirror image if a transform mirrors the picture"
     def __init__(self, elements): # The `Element`s of an item
         self.elements = elements
         self.orders = {j: p.flip_order for j,p in enumerate(leaf_parts(elements)) if p.flip_order is not None}
@@ -118,7 +118,7 @@ class CropStep:
         return {j: crop_value(v, self.t, size, self.split_idx) for j,v in vals.items()}
 
 class TensorStep:
-    "fastai's `ToTensor`, applied to all values that are no tensors yet"
+    "fastai's `ToTensor`, applied to all values that are not tensors yet"
     def __init__(self, t): self.t = t
     def __call__(self, vals): return {j: self._tensor(v) for j,v in vals.items()}
     def _tensor(self, v):
@@ -126,7 +126,7 @@ class TensorStep:
         return self.t(v)
 
 class ItemStep:
-    "Any other transform: it gets the whole item, as fastai would call it"
+    "Any other transform: it gets the whole item, as in fastai"
     def __init__(self, t, elements, split_idx):
         self.t = t
         self.elements = elements
@@ -140,12 +140,12 @@ class ItemStep:
 
 def refuse_form(t, elements):
     names = [list(e.parts) for e in elements]
-    raise ValueError(f'The item transform {t.name!r} changes the form of an item, which has the parts {names}: it must '
-                     'return as many values.')
+    raise ValueError(f'The item transform {t.name!r} changes the number of values in an item: it must return one for '
+                     f'each of the parts {names}.')
 
 # %% ../../nbs/12_data.reader.ipynb #862a47bc
 def is_idle(t):
-    "Whether `t` does nothing to an item on its way in"
+    "Whether `t` leaves items unchanged when it encodes"
     return t.name=='noop' or type(t).__call__ is Transform.__call__ and not hasattr(t, 'encodes')
 
 def _is_unchanged(t): return t.split_idx is None and not {'before_call','encodes'} & t.__dict__.keys()
@@ -159,7 +159,7 @@ def item_step(t, elements, split_idx):
 
 # %% ../../nbs/12_data.reader.ipynb #00f3cc17
 class BatchReader:
-    "Reads the batches of a `MultiDL`: known item transforms as functions on values, every other as fastai runs it"
+    "Read the batches of a `MultiDL`: known item transforms become functions on values, others run as in fastai"
     def __init__(self, dl): # A `MultiDL`
         self.dl = dl
         self.items = dl.dataset.items
@@ -167,18 +167,18 @@ class BatchReader:
         self.parts = leaf_parts(dl.parts)    # one for each value of an item, in order
         self.groups = RowGroups(dl.parts)
         self.pool = None                     # a pool of threads that decode pictures
-        self.sizes = []                      # of the pictures read since the last batch: width and height, or `None`
+        self.sizes = []                      # sizes of pictures read since the last batch: (width, height) or `None`
         self.notes_sizes = any(isinstance(t, PictureScaler) for t in dl.after_item.fs)
         fs = [t for t in dl.after_item.fs if not is_idle(t)]
         self.steps = [item_step(t, dl.parts, dl.after_item.split_idx) for t in fs]
-        self.whole = self._knows_all()       # whether batches are read without items
+        self.whole = self._knows_all()       # whether batches are read without making items
         self.columns = self._untouched_columns()
         self.sources = self._sources(set())
         self.batch_sources = self._sources(self.columns)
 
     @classmethod
     def of(cls, dl):
-        "The reader for `dl`, or `None` if you have replaced one of the methods that read"
+        "The reader for `dl`, or `None` if you have replaced one of its reading methods"
         if any(o in dl.__dict__ for o in ('create_item','do_item','create_batch','do_batch')): return None
         if not all(isinstance(o, Pipeline) for o in (dl.after_item, dl.before_batch)): return None
         if dl.parts is None or not dl.indexed or dl.prebatched: return None
@@ -192,7 +192,7 @@ class BatchReader:
         return sum(is_tensor)==1 and is_tensor[-1]
 
     def _untouched_columns(self):
-        "The columns, by position, whose values no known step changes"
+        "The columns, by position, that no known step changes"
         res = {}
         j = 0
         for items,e in zip(self.dl.encoded_items(), self.elements):
@@ -202,7 +202,7 @@ class BatchReader:
         return res
 
     def _sources(self, skip):
-        "What is read for an item: items, and the positions and names of their values, without the positions `skip`"
+        "What to read for an item: elements with the positions and names of their values, except the positions `skip`"
         res = []
         j = 0
         for items,e in zip(self.dl.encoded_items(), self.elements):
@@ -224,7 +224,7 @@ class BatchReader:
         return None if pic is None else tuple(frame_size(pic))
 
     def noted(self, batch):
-        "`batch`, whose picture gets the sizes that its files have as `picture_sizes`"
+        "Set `picture_sizes` on the picture of `batch`, the sizes of its files"
         values = split_item(batch, self.elements) or []
         pic = first(v for p,v in zip(self.parts, values) if p.is_picture and p.is_input)
         if pic is not None and len(self.sizes)==len(pic): pic.picture_sizes = self.sizes
@@ -242,13 +242,13 @@ class BatchReader:
         except SkipItemException: del self.sizes[n:]
 
     def batch(self, idxs):
-        "The batch of the items `idxs`, when all steps are known"
+        "The batch of the items `idxs` if all steps are known"
         rows = []
         if self.batch_sources: rows = [self._placed(i) for i in idxs]
         return self.noted(join_item([self._together(j, rows, idxs) for j in range(len(self.parts))], self.elements))
 
     def _placed(self, i):
-        "The values of item `i` after the steps, pictures not decoded yet"
+        "The values of item `i` after the steps, with pictures not yet decoded"
         try:
             vals = self._read(i, self.batch_sources, read_lazily)
             for step in self.steps:

@@ -21,12 +21,12 @@ import math, os, numpy as np, pandas as pd
 
 # %% ../../nbs/16_data.readers.ipynb #1532b1c1
 def as_columns(o):
-    "A list of columns from one column or several"
+    "A list of columns, from one column or several"
     if isinstance(o, (list,tuple,L,pd.Index)): return list(o)
     return [o]
 
 def cell(row, c):
-    "The value of column `c` in `row`; a number that is no name counts columns"
+    "The value of column `c` in `row`; a number that is not a name is a position"
     if isinstance(c, int) and hasattr(row, 'iloc') and c not in row.index: return row.iloc[c]
     try: return row[c]
     except KeyError as e: raise no_cell(row, c) from e
@@ -62,7 +62,7 @@ class ColumnsReader:
 
 # %% ../../nbs/16_data.readers.ipynb #0d95e7b3
 class FileReader(ColumnsReader):
-    "Read the name of a file, with what stands before and after it; an absolute path stays as it is"
+    "Read a file name and add a prefix and a suffix; an absolute path gets no prefix"
     def __init__(self, col, pref='', suff=''):
         super().__init__(col)
         self.pref,self.suff = pref,suff
@@ -73,20 +73,20 @@ class FileReader(ColumnsReader):
         if isinstance(folder, Path): folder = '' if os.path.isabs(v) else os.path.join(folder, '')
         return existing_file(f'{v}{self.suff}', folder)
     def file_name(self, v):
-        "The name in a cell; a number is a name if a suffix makes it one"
+        "The name in a cell; a number counts as a name if there is a suffix"
         if not self.suff or isinstance(v, bool): return v
         if isinstance(v, float) and v.is_integer(): return str(int(v))
         return str(v) if isinstance(v, (int,np.integer)) else v
 
 class TextReader(ColumnsReader):
-    "Read a text; the texts of several columns are joined by a blank"
+    "Read a text; texts from several columns are joined by a blank"
     def value(self, cells):
         here = [v for v in cells if not is_missing(v)]
         if not here: return None
         return here[0] if len(cells)==1 else ' '.join(map(str, here))
 
 class VectorReader(ColumnsReader):
-    "Read a vector; the numbers and vectors of several columns are joined"
+    "Read a vector; numbers and vectors from several columns are joined"
     def value(self, cells):
         if len(cells)==1: return cells[0]
         if all(is_missing(v) for v in cells): return None
@@ -111,14 +111,14 @@ def no_vector(col, v):
 
 # %% ../../nbs/16_data.readers.ipynb #c6f43162
 class InputReader(Transform):
-    "Read the inputs of a row: a tuple in the order of the arguments, or the only input that has a column"
+    "Read the inputs of a row: a tuple in the order of the arguments, or a single input"
     def __init__(self,
-        image=None,    # Column of the picture's file; for several pictures a list of columns, or a dict by input
-        text=None,     # Column of the text; the texts of several columns are joined by a blank; or a dict by input
+        image=None,    # Column of the picture's file; for several pictures, a list of columns or a dict by input
+        text=None,     # Column of the text; texts from several columns are joined by a blank; or a dict by input
         features=None, # Column of vectors, or several columns of numbers or vectors; or a dict by input
         pref='',       # Put before each file: a folder (a `Path`) or a string
         suff='',       # Put after each file
-        cat_names=(),  # Columns of classes, which with `cont_names` make one input, the row
+        cat_names=(),  # Columns of classes; with `cont_names` they form one input, the row
         cont_names=()  # Columns of numbers
     ):
         super().__init__()
@@ -145,12 +145,12 @@ class InputReader(Transform):
     def decode(self, o, split_idx=None, **kwargs): return o
 
     def columns(self, df) -> dict: # A list of values for each input, by name
-        "What reading every row of `df` would give, read by column"
+        "The values of every row of `df`, read by column"
         for n,r in self.readers.items(): check_columns(df, r.cols, n)
         return {n: r.table(df) for n,r in self.readers.items()}
 
     def with_gaps(self, items):
-        "A table, or a row, with empty cells for the inputs of which it has no column at all"
+        "Add empty cells to a table or a row for inputs without any of their columns"
         keys = list(items.keys())
         gone = [n for n,r in self.readers.items() if not any(c in keys for c in r.cols)]
         if not gone or len(gone)==len(self.readers): return items
@@ -159,7 +159,7 @@ class InputReader(Transform):
         return pd.Series({**items, **empty}, dtype=object)
 
 # %% ../../nbs/16_data.readers.ipynb #5c1f8e6d
-def columns_by_input(given, usual, apart=False): # What the user says; the usual name; give each column an input
+def columns_by_input(given, usual, apart=False): # The user's value; the default name; make each column an input
     "The columns of one kind of input, by the input's name"
     if given is None: return {}
     if isinstance(given, dict): return dict(given)
@@ -169,7 +169,7 @@ def columns_by_input(given, usual, apart=False): # What the user says; the usual
 
 #| exporti
 def check_apart(columns, usual):
-    "Raise for a list without a column, or with one that is there twice: it would be one input"
+    "Raise for an empty list, or for a column that appears twice, which would be one input"
     if not columns: raise ValueError(f'`{usual}` is an empty list; it takes a column, a list of columns, or None.')
     twice = [c for c in columns if columns.count(c)>1]
     if not twice: return
@@ -177,10 +177,10 @@ def check_apart(columns, usual):
                      f'{usual}=dict(front={twice[0]!r}, back={twice[0]!r}).')
 
 def check_inputs(*kinds): # For each kind of input, its readers by name
-    "Raise unless there is an input, and every input has a name of its own"
+    "Raise unless there are inputs and their names are unique strings"
     names = [n for kind in kinds for n in kind]
     if not names:
-        raise ValueError('InputReader reads nothing: give it a column for `image`, `text` or `features`, or '
+        raise ValueError('InputReader has no columns: give it a column for `image`, `text` or `features`, or '
                          '`cat_names` or `cont_names`.')
     twice = [n for n in names if names.count(n)>1]
     if twice:
@@ -191,7 +191,7 @@ def check_inputs(*kinds): # For each kind of input, its readers by name
 
 # %% ../../nbs/16_data.readers.ipynb #90be47d5
 class TargetReader(ColumnsReader):
-    "Read a target as it is in the table: an empty cell is missing, a cell with a delimiter may be a list"
+    "Read a target unchanged: an empty cell is missing, a cell with a delimiter may be a list"
     def __init__(self, cols, label_delim=None):
         super().__init__(cols)
         self.label_delim = label_delim
@@ -211,7 +211,7 @@ class TargetReader(ColumnsReader):
         return super().table(df)
 
 def without_blanks(values): # A list of cells
-    "The list with `None` in place of texts of blanks"
+    "Replace blank texts in the list with `None`"
     for i in np.flatnonzero(ask_each(is_blank, values)): values[i] = None
     return values
 
@@ -231,12 +231,12 @@ def is_flag(v):
     return isinstance(v, (bool,int,float,np.bool_,np.integer,np.floating)) and v in (0,1)
 
 def are_flags(df, cols):
-    "Whether columns hold nothing but 0 and 1, and missing values"
+    "Whether columns hold only 0, 1 and missing values"
     values = [v for c in cols for v in df[c].tolist() if not is_missing(v)]
     return len(cols)>1 and len(values)>0 and all(is_flag(v) for v in values)
 
 def check_flags(df, cols):
-    "Raise for a cell that is neither 0 nor 1 among columns that hold flags"
+    "Raise for a cell in columns of flags that is neither 0 nor 1"
     if len(cols)<2: return
     cells = [(i,c,v) for c in cols for i,v in enumerate(df[c].tolist()) if not is_missing(v)]
     if not any(isinstance(v, Real) for _,_,v in cells): return
@@ -255,14 +255,14 @@ class FlagsReader(ColumnsReader):
 
 def refuse_flag(col, v):
     if isinstance(v, np.generic): v = v.item()
-    raise BadItem(f'The column {col!r} holds {short_repr(v)} where the other rows of this output hold 0 or 1. Give 0 '
-                  'or 1 in all its columns, or leave all of them empty.')
+    raise BadItem(f'The column {col!r} holds {short_repr(v)}, but the other rows of this output hold 0 or 1. Give 0 or '
+                  '1 in all its columns, or leave all of them empty.')
 
 # %% ../../nbs/16_data.readers.ipynb #2ea117b2
 class OutputReader(Transform):
-    "Read the targets of a row: a dict by output, or the only target if it has no name"
+    "Read the targets of a row: a dict by output, or a single target without a name"
     def __init__(self,
-        cols=None, /,           # The columns of the only target, without a name (or a dict instead of keywords)
+        cols=None, /,           # The columns of a single unnamed target (or a dict instead of keywords)
         label_delim:str=None,   # Separates the tags in a cell, such as '|': for all outputs, or a dict by output
         pref:dict=None,         # Folder by output, for outputs whose column names a file: a mask
         flags:list=(),          # Outputs whose columns are tags: 1 where an item has the tag
@@ -293,7 +293,7 @@ class OutputReader(Transform):
     def decode(self, o, split_idx=None, **kwargs): return o
 
     def columns(self, df) -> dict: # A list of values for each output, by name
-        "What reading every row of `df` would give, read by column"
+        "The values of every row of `df`, read by column"
         for n,c in self.cols.items(): self._check(df, n, c)
         return {n: r.table(df) for n,r in self.readers.items()}
     def _check(self, df, n, c):
@@ -302,22 +302,22 @@ class OutputReader(Transform):
 
 # %% ../../nbs/16_data.readers.ipynb #b7e40a15
 def check_targets(cols, columns):
-    "Raise unless there are columns: of one target, or by output"
+    "Raise unless there are columns, either of one target or by output"
     if cols is None and not columns:
-        raise ValueError('OutputReader reads nothing: give it columns by output, as '
+        raise ValueError('OutputReader has no columns: give it columns by output, as in '
                          '`OutputReader(kind="kind", at=["x","y"])`.')
     if cols is not None and columns:
-        raise ValueError(f'OutputReader takes the columns of one target, or columns by output; here it has {cols!r} '
+        raise ValueError(f'OutputReader takes the columns of one target, or columns by output; here it got {cols!r} '
                          f'and {columns!r}.')
 
 def delims_by_output(label_delim, outputs):
-    "The delimiter of each output, `None` where there is none"
+    "The delimiter of each output, or `None`"
     if not isinstance(label_delim, dict): return dict.fromkeys(outputs, label_delim)
     check_keys(label_delim, outputs, 'output in `label_delim`')
     return {n: label_delim.get(n) for n in outputs}
 
 # %% ../../nbs/16_data.readers.ipynb #b7e40a16
 def refuse_output(n, df):
-    "Raise for the output `n`, which is no column of `df`"
-    raise UnknownName(f'Output {n!r} is no column of the table{did_you_mean(n, list(df.columns))} If its column has '
-                      f'another name, or if it has several, give them: columns={{{n!r}: …}}.')
+    "Raise for the output `n`, which is not a column of `df`"
+    raise UnknownName(f'Output {n!r} is not a column of the table{did_you_mean(n, list(df.columns))} If its column '
+                      f'has another name, or if it has several, give them: columns={{{n!r}: …}}.')

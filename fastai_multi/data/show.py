@@ -29,7 +29,7 @@ _grey = '#777777'
 no_label = 'no label'    # beside a prediction whose truth is missing
 
 class Panel:
-    "What there is to draw for one decoded item"
+    "What to draw for one decoded item"
     def __init__(self,
         xs:dict, # Decoded inputs by name
         ys:dict, # Decoded targets by name; names may be missing
@@ -43,9 +43,9 @@ class Panel:
         self.labelled = len(ys)>0
         self.pics = {}       # pictures by name, `h,w,c` or `h,w`; `None` where there is none
         self.title = ''      # above the picture
-        self.body = ''       # in place of the picture
-        self.lines = []      # below: texts and their colours
-        self.drawn = []      # functions that draw on axes
+        self.body = ''       # shown instead of the picture
+        self.lines = []      # below the picture: texts and their colours
+        self.drawn = []      # functions that draw on the axes
         self._add_inputs(xs, x_parts)
         self._add_outputs(ys, y_parts, preds, shown)
 
@@ -67,7 +67,7 @@ class Panel:
         return first(p for p in self.pics.values() if p is not None)
 
     def _add_body(self, text, expects_picture, has_others):
-        "What stands in place of the picture"
+        "What to show instead of the picture"
         if expects_picture: self.title = 'no picture'
         if text: self.body = wrapped(text, self.width-4, 8)
         elif not has_others: self.body = 'nothing to show'
@@ -75,7 +75,7 @@ class Panel:
     def _add_outputs(self, ys, parts, preds, shown):
         n_drawn = 0
         for n,p in parts.items():
-            if p.rows_of in parts: continue       # the labels of boxes stand at the boxes
+            if p.rows_of in parts: continue       # the labels of boxes are drawn at the boxes
             true = ys.get(n, absent)
             pred = None
             if preds is not None: pred = preds.get(n, absent)
@@ -91,9 +91,9 @@ class Panel:
     def add_predictions(self,
         values:dict,  # Predictions by output, in the pixels of the picture
         parts:dict,   # Parts of the outputs by name
-        notes:dict=None # What to write behind a value, by output
+        notes:dict=None # Text to add after a value, by output
     ):
-        "Add predictions whose truth nobody knows: each in the colour of predictions, drawn with whole lines"
+        "Add predictions without a truth, in the colour of predictions and with solid lines"
         n_drawn = 0
         if notes is None: notes = {}
         for n,p in parts.items():
@@ -107,7 +107,7 @@ class Panel:
             self._add_line(f'{p.legend(value)} {notes.get(n, "")}'.rstrip(), colour)
 
     def _add_both(self, part, true, pred, colours, ys, parts, shown):
-        "Draw the truth, and the prediction over it"
+        "Draw the truth and the prediction over it"
         if 'true' in shown: self._add_true(part, true, colours[0], ys, parts)
         if 'pred' in shown and pred is not None: self._add_drawn(part, pred, colours[1], dashed=True)
 
@@ -164,7 +164,7 @@ class Panel:
 
     @property
     def tiles(self):
-        "The pictures in the order in which they are drawn, that of the outputs first: pairs of name and picture"
+        "Pairs of name and picture in drawing order, first the one on which outputs are drawn"
         return sorted(self.pics.items(), key=lambda o: o[1] is not self.pic)
 
     @property
@@ -188,7 +188,7 @@ class Panel:
         ax.set(xlim=(-.5, w-.5), ylim=(h-.5, -.5))
 
     def _name_tile(self, ax, name, pic, x):
-        "Write the name of a picture into its corner"
+        "Write a picture's name into its corner"
         if pic is None: name = f'{name}: no picture'
         text,fonts = legible(literal(name))
         box = dict(facecolor='white', alpha=.75, lw=0, pad=1.5)
@@ -196,7 +196,7 @@ class Panel:
 
 # %% ../../nbs/14_data.show.ipynb #sh000008
 def grid_shape(n, nrows=None, ncols=None):
-    "Rows and columns for `n` items"
+    "Numbers of rows and columns for `n` items"
     if ncols is None and nrows: ncols = math.ceil(n/nrows)
     if ncols is None and n==4: ncols = 2
     if ncols is None: ncols = min(n, max(3, math.ceil(math.sqrt(n))))
@@ -204,7 +204,7 @@ def grid_shape(n, nrows=None, ncols=None):
     return nrows,ncols
 
 def results_legend(parts):
-    "Samples of how true and predicted values are drawn: matplotlib artists with labels, for a legend"
+    "Matplotlib artists with labels for a legend: samples of true and predicted values"
     drawn = [p for p in parts.values() if p.drawn and p.marks]
     res = []
     for i,p in enumerate(drawn):
@@ -213,7 +213,7 @@ def results_legend(parts):
     return res
 
 def panel_axes(panels, n, nrows, ncols, figsize, title, legend=()):
-    "Axes for `panels`, the panels of `n` items, in a new figure, with a title or the artists of a legend above them"
+    "Axes for the `panels` of `n` items in a new figure, with a title or a legend above them"
     per_item = len(panels)//n
     tiles = max(len(p.pics) for p in panels)
     wide = 2.5 if tiles<2 else 1.7*tiles                                             # inches
@@ -268,16 +268,16 @@ def show_panels(
 
 # %% ../../nbs/14_data.show.ipynb #an140002
 def show_prediction(
-    xs:dict, # Inputs by name, as a user reads them; pictures `c,h,w`
+    xs:dict, # Decoded inputs by name; pictures `c,h,w`
     values:dict, # Predictions by output, in the pixels of the first picture
     x_parts:dict, # Parts of the inputs by name
     y_parts:dict, # Parts of the outputs by name
-    notes:dict=None, # What to write behind a value, by output
+    notes:dict=None, # Text to add after a value, by output
     ax=None, # Axes to draw on
     figsize:tuple=None, # Size of the figure
     **kwargs # Passed to `Panel`
 ):
-    "Show one item with its predictions: what has a place is drawn on the picture, and every output has a line"
+    "Show one item with its predictions: spatial ones are drawn on the picture, and every output has a line"
     panel = Panel(xs, {}, x_parts, {}, **kwargs)
     panel.add_predictions(values, y_parts, notes)
     if ax is None: ax, = panel_axes([panel], 1, 1, 1, figsize, None)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 # %% ../../nbs/19_data.sources.ipynb #9438e506
 def words(parsed, texts):
-    "A column of classes: as pandas reads it if that loses nothing, else whole numbers or texts"
+    "A column of classes: as pandas reads it if that loses nothing, otherwise as whole numbers or texts"
     back = ['' if is_missing(v) else str(v) for v in parsed.tolist()]
     if back==texts: return parsed
     numbers = [int(t) if is_whole(t) else t for t in texts]
@@ -31,12 +31,12 @@ def words(parsed, texts):
     return pd.Series([None if v=='' else v for v in numbers], index=parsed.index, dtype=object)
 
 def with_padded_codes(
-    df,       # The table as pandas reads it
-    texts,    # The same table, its cells as texts
+    df,       # The table from pandas
+    texts,    # The same table with its cells as texts
     names,    # Outputs
-    columns   # Columns by output where their names differ, or `None`
+    columns   # Columns by output if their names differ, or `None`
 ):
-    "`df` with the columns of the outputs `names` as texts where a number begins with a zero, as 007"
+    "`df` with output columns as texts if a number in them begins with a zero, such as 007"
     for n in names:
         c = n
         if isinstance(columns, dict): c = columns.get(n, n)
@@ -45,11 +45,11 @@ def with_padded_codes(
     return df
 
 def warn_of_missing_words(file, col, values):
-    "Warn of classes whose name may mean that there is no label"
+    "Warn of classes whose name may mean a missing label"
     found = [v for v in dict.fromkeys(values) if isinstance(v, str) and v in pd._libs.parsers.STR_NA_VALUES]
     for v in found:
         warnings.warn(f'{file.name}: the column {col!r} holds {v!r} in {values.count(v)} rows, and {v!r} is read as a '
-                      f'class. If it means that there is no label, pass na_values=[{v!r}].')
+                      f'class. If it means a missing label, pass na_values=[{v!r}].')
 
 # %% ../../nbs/19_data.sources.ipynb #d769688e
 def is_whole(t):
@@ -58,7 +58,7 @@ def is_whole(t):
 
 # %% ../../nbs/19_data.sources.ipynb #e9e6cc82
 def missing_files(files):
-    "Which of `files` do not exist; each folder is listed once, which is quick where asking for each file is not"
+    "Which of `files` do not exist; lists each folder once, which is faster than checking each file"
     listed = {}
     for f in files:
         folder,name = os.path.split(f)
@@ -66,7 +66,7 @@ def missing_files(files):
         if name not in listed[folder] and not os.path.exists(f): yield f
 
 def check_files(reader, df, path, folder):
-    "Raise if pictures are not where the table says"
+    "Raise if picture files are missing"
     files = reader.table(df)
     rows = {}
     for i,f in zip(df.index, files):
@@ -82,8 +82,8 @@ def files_in(folder): return set(os.listdir(folder)) if os.path.isdir(folder) el
 def refuse_files(missing, rows):
     are = 'is' if len(missing)==1 else 'are'
     found = ', '.join(f'{f!r} (row {rows[f]!r})' for f in missing[:3])
-    raise ValueError(f'`image`: {len(missing)} of {len(rows)} files {are} not there: {found}. Leave out these rows, or '
-                     'empty the cell: that is an item without a picture.')
+    raise ValueError(f'`image`: {len(missing)} of {len(rows)} files {are} missing: {found}. Leave out these rows, or '
+                     'empty the cell to mark an item without a picture.')
 
 def similar_file(file, path, most=20_000):
     "A picture below `path` with the name of `file`, in any folder and with any suffix; `None` if there is none"
@@ -92,7 +92,7 @@ def similar_file(file, path, most=20_000):
         if f.suffix.lower() in image_extensions and not names.isdisjoint({f.name, f.stem}): return f
 
 def arguments_for(found, file, path, suff):
-    "A sentence with the arguments that read the picture `found` where the table says `file`; '' without one"
+    "A sentence with the arguments that lead from `file` in the table to the picture `found`; '' without one"
     if found is None: return ''
     args = []
     if found.parent!=Path(file).parent: args.append(f'folder={found.parent.relative_to(path).as_posix()!r}')
@@ -105,13 +105,13 @@ def refuse_folder(file, reader, path, folder):
     where = 'or in `folder` within it'
     if not Path(reader.pref).exists(): why = f' There is no folder {str(reader.pref)!r}.'
     if folder is not None: where = f'and there in `folder`, {str(folder)!r}'
-    raise ValueError(f'`image`: there is no file {file!r}, nor any other of the table.{why} Files are looked for in '
-                     f'`path`, {str(path)!r}, {where}; `suff` is put after their names.'
+    raise ValueError(f'`image`: there is no file {file!r}, nor any other of the table.{why} Files are searched in '
+                     f'`path`, {str(path)!r}, {where}; `suff` is appended to their names.'
                      + arguments_for(similar_file(file, path), file, path, reader.suff))
 
 # %% ../../nbs/19_data.sources.ipynb #f05e143b
 def file_within(file, path) -> str:
-    "The name of `file` as a table has it: relative to `path` where it is there, else absolute"
+    "The name of `file` for a table: relative to `path` if it lies below it, otherwise absolute"
     f = Path(file)
     try: return f.relative_to(path).as_posix()
     except ValueError: pass
@@ -119,8 +119,8 @@ def file_within(file, path) -> str:
     return f.as_posix()
 
 def label_columns(
-    labels # For each item a label, or a dict with a label for each output; or a dict of lists
-) -> dict: # A list of labels for each output; of the only one, without a name, under 'label'
+    labels # For each item, a label or a dict with a label for each output; or a dict of lists
+) -> dict: # A list of labels for each output; a single unnamed output is called 'label'
     "Labels by output"
     if isinstance(labels, dict): return {n: list(v) for n,v in labels.items()}
     labels = list(labels)
@@ -130,8 +130,8 @@ def label_columns(
     return {n: [o[n] for o in labels] for n in names}
 
 def labelled_files(
-    path,     # The folder that names of files are relative to
-    files,    # Files of pictures
+    path,     # The folder to which file names are relative
+    files,    # Picture files
     labels,   # As in `label_columns`
     texts=None # A text for each file
 ) -> pd.DataFrame: # Columns `image`, `text` if there are texts, and one for each output
@@ -151,23 +151,23 @@ def check_label_names(i, label, names):
     "Raise unless `label`, of item `i`, has a value for each of `names`"
     if isinstance(label, dict) and set(label)==set(names): return
     raise ValueError(f'The label of file {i} is {short_repr(label)}, where a dict with a value for each of {names} was '
-                     'expected: return the same names for each file, and None where there is no label.')
+                     'expected: return the same names for each file, and None for a missing label.')
 
 def check_free_names(names, taken):
-    "Raise if an output is named like an input"
+    "Raise if an output has the same name as an input"
     for n in names:
         if n in taken: raise ValueError(f'An output is named {n!r}, like an input: give it another name.')
 
 def check_n_values(name, n, n_files):
     "Raise unless there is a value for each file"
     if n==n_files: return
-    raise ValueError(f'`fnames` holds {n_files} files, and {name!r} has {n} values: give one for each file.')
+    raise ValueError(f'`fnames` holds {n_files} files, but {name!r} has {n} values: give one for each file.')
 
 # %% ../../nbs/19_data.sources.ipynb #97aa5ce1
 def folder_table(
     path,          # The folder
     files,         # Its pictures
-    train='train', # Folder of the training pictures, or `None` if nothing says which are for validation
+    train='train', # Folder of the training pictures, or `None` if there is no such split
     valid='valid'  # Folder of the validation pictures
 ) -> pd.DataFrame: # Columns `image`, `label` and, with `train`, `is_valid`
     "A table of pictures whose folders are their labels"
@@ -178,7 +178,7 @@ def folder_table(
 
 # %% ../../nbs/19_data.sources.ipynb #30fbda6e
 def check_found(path, files, train, valid):
-    "Raise unless there are pictures, for training and for validation"
+    "Raise unless there are pictures for training and for validation"
     if not Path(path).is_dir(): raise ValueError(f'`path`: there is no folder {str(path)!r}.')
     folders = sorted(o.name for o in Path(path).iterdir() if o.is_dir())
     if not len(files): raise ValueError(f'`path`: there is no picture in {str(path)!r}, whose folders are {folders}.')
@@ -191,11 +191,11 @@ def check_found(path, files, train, valid):
 
 # %% ../../nbs/19_data.sources.ipynb #86bbc6e0
 class StoredPicture:
-    "A picture in a data set: call it to get a path, bytes, a PIL image, an array or a tensor; `None` if there is none"
+    "A picture in a data set: call it to get a path, bytes, a PIL image, an array or a tensor; `None` if it is missing"
     __slots__ = ('items','i','name')
     def __init__(self,
-        items, # Gives the item `i` as a dict
-        i,     # Its number
+        items, # Function that returns the item `i` as a dict
+        i,     # Position of the item
         name   # The picture's name in the item
     ):
         self.items,self.i,self.name = items,i,name
@@ -204,8 +204,8 @@ class StoredPicture:
     def __reduce__(self): return (type(self), (self.items, self.i, self.name))
 
 class LastItem:
-    "The items of a data set, the last one kept: what belongs to one item is read together"
-    def __init__(self, get): # A function from a number to the item, a dict
+    "The items of a data set; keeps the last one, so that all values of an item are read together"
+    def __init__(self, get): # A function from a position to the item, a dict
         self.get = get
         self.last = None
     def __getitem__(self, i):
@@ -216,13 +216,13 @@ class LastItem:
 
 # %% ../../nbs/19_data.sources.ipynb #46d2dd97
 def picture_source(v):
-    "What opens a picture; Hugging Face stores a dict of bytes and path"
+    "A picture's source; Hugging Face stores a dict of bytes and path"
     if not isinstance(v, dict): return v
     if v.get('bytes') is not None: return v['bytes']
     return v.get('path')
 
 def is_picture_value(v):
-    "Whether a value is a picture: a PIL image, or numbers in two dimensions or three"
+    "Whether a value is a picture: a PIL image, or numbers in two or three dimensions"
     if isinstance(v, Image.Image): return True
     return isinstance(v, (np.ndarray,Tensor)) and v.ndim in (2,3)
 
@@ -255,13 +255,13 @@ def dset_table(ds):
     return pd.DataFrame({n: pd.Series([r.get(n) for r in rows], dtype=object).infer_objects() for n in names})
 
 def cell_value(v):
-    "A value as a table holds it: a tensor of one number as that number"
+    "A value for a table: a tensor with one number becomes that number"
     if isinstance(v, Tensor): v = v.detach().cpu().numpy()
     if isinstance(v, (np.ndarray,np.generic)) and v.ndim==0: return v.item()
     return v
 
 def pair_of(item, i):
-    "An item as two dicts, inputs and targets; of a single dict the second is empty"
+    "An item as two dicts, inputs and targets; the second is empty if the item is a single dict"
     if isinstance(item, dict): return item,{}
     if isinstance(item, (tuple,list)) and len(item)==2 and all(isinstance(o, dict) for o in item):
         both = sorted(set(item[0])&set(item[1]))
@@ -274,13 +274,13 @@ def check_dset(ds):
     "Raise unless `ds` has a length and items"
     if hasattr(ds, '__len__') and hasattr(ds, '__getitem__') and len(ds): return
     what = 'is empty'
-    if not hasattr(ds, '__len__') or not hasattr(ds, '__getitem__'): what = 'has no length or no items by number'
+    if not hasattr(ds, '__len__') or not hasattr(ds, '__getitem__'): what = 'has no length or no indexing'
     raise TypeError(f'The data set, a {type(ds).__name__}, {what}; a map-style PyTorch data set was expected, with '
                     '`__len__` and `__getitem__`.')
 
 # %% ../../nbs/19_data.sources.ipynb #e04f5d40
 def input_columns(df, names) -> dict: # A table; the names of its inputs
-    "Which of the arguments `image`, `text` and `features` each input is, by its values"
+    "Sort inputs into the arguments `image`, `text` and `features` by their values"
     res = {}
     for n in names:
         v = first(v for v in df[n] if not is_missing(v))
@@ -315,14 +315,14 @@ def hf_table(
 def feature_type(ds, name): return type(ds.features[name]).__name__
 
 def undecoded(ds, names):
-    "The columns of pictures, not decoded: as bytes or paths"
+    "The columns of pictures as bytes or paths, not decoded"
     res = ds.select_columns(names)
     if hasattr(res, 'with_format'): res = res.with_format(None)
     for n in names: res = res.cast_column(n, type(ds.features[n])(decode=False))
     return res
 
 def hf_values(feature, column):
-    "A column as the blocks read it: names of classes in place of their numbers"
+    "A column for the blocks: class names instead of class numbers"
     names = getattr(feature, 'names', None)
     if names is not None:
         values = [names[int(v)] if not is_missing(v) and v>=0 else None for v in column.tolist()]
@@ -338,7 +338,7 @@ def check_hf(ds):
         raise TypeError(f'`ds` is a {what}; it takes a Hugging Face `datasets.Dataset`, or a dict of them by split, as '
                         '`load_dataset` returns.')
     if not hasattr(ds, '__len__'):
-        raise TypeError(f'`ds` is a {what}, which streams and has no rows by number: load it without streaming=True.')
+        raise TypeError(f'`ds` is a {what}, which streams and cannot be indexed: load it without streaming=True.')
     if not len(ds): raise ValueError('`ds` is a data set without rows.')
 
 # %% ../../nbs/19_data.sources.ipynb #c0f161d2
@@ -355,8 +355,8 @@ def hf_splits(
     check_in(valid, list(ds), 'split in `valid`')
     return [ds[train], ds[valid]]
 
-def hf_names(ds, named:dict) -> list: # A data set; columns by the argument that names them
-    "The columns of `ds` that are named; raise for one that it does not have"
+def hf_names(ds, named:dict) -> list: # A data set; the named columns by argument
+    "The named columns of `ds`; raise for one that it does not have"
     check_hf(ds)
     res = []
     for arg,cols in named.items():
@@ -370,10 +370,10 @@ def hf_names(ds, named:dict) -> list: # A data set; columns by the argument that
 
 # %% ../../nbs/19_data.sources.ipynb #1nf3r031
 def as_rows(
-    items, # New items: rows of a table, files of pictures, a data set
+    items, # New items: rows of a table, picture files, or a data set
     dls    # The loaders, made from a table
 ):
-    "`items` as rows of the table that `dls` were made from: files of pictures or a data set become a table"
+    "Turn `items`, such as picture files or a data set, into rows like those of the table behind `dls`"
     if not isinstance(dls.valid_ds, Datasets): return items
     reader = first(first(dls.valid_ds.tls).tfms.fs)
     if not isinstance(reader, InputReader): return items
@@ -392,7 +392,7 @@ def table_columns(dls):
     return list(dict.fromkeys(c for r in readers for o in r.readers.values() for c in o.cols))
 
 def file_rows(files, reader):
-    "A table of files of pictures, without other inputs"
+    "A table of picture files without other inputs"
     if not reader.pictures: return files
     names = [os.path.abspath(f).removesuffix(reader.suff) for f in files]
     res = pd.DataFrame({c: None for r in reader.readers.values() for c in r.cols}, index=range(len(names)))

@@ -16,7 +16,7 @@ import operator, numpy as np, torch
 
 # %% ../../nbs/20_data.splits.ipynb #d6874dcb
 class RandomSplit:
-    "A random split with `valid_pct` for validation; fixed by `seed`, which changes no global state"
+    "A random split with `valid_pct` for validation; `seed` fixes it without changing global state"
     def __init__(self, valid_pct=0.2, seed=None):
         check_share(valid_pct)
         self.valid_pct = valid_pct
@@ -37,9 +37,9 @@ def whole_number(v, arg):
 
 # %% ../../nbs/20_data.splits.ipynb #e4b0c7a2
 def check_share(valid_pct):
-    "Raise unless `valid_pct` is a share"
+    "Raise unless `valid_pct` is a fraction"
     if isinstance(valid_pct, (int,float,np.integer,np.floating)) and 0<=valid_pct<=1: return
-    raise ValueError(f'`valid_pct` is {valid_pct!r}; it is the share of the items for validation, between 0 and 1, '
+    raise ValueError(f'`valid_pct` is {valid_pct!r}; it is the fraction of items for validation, between 0 and 1, '
                      'such as 0.2.')
 
 def check_random_split(valid_pct, n_valid, n):
@@ -50,7 +50,7 @@ def check_random_split(valid_pct, n_valid, n):
 
 # %% ../../nbs/20_data.splits.ipynb #c9d2b746
 class ColumnSplit:
-    "Put rows into validation by the column `col`: where it is true, or where it holds `value`"
+    "Put rows into validation if the column `col` is true, or if it holds `value`"
     def __init__(self, col, value=None):
         self.col = col
         self.value = value
@@ -74,7 +74,7 @@ class ColumnSplit:
 
 # %% ../../nbs/20_data.splits.ipynb #17d9f5e3
 def values_found(values, n=6):
-    "The different values of a column, in words"
+    "The different values of a column, as text"
     found = list(dict.fromkeys(values))
     res = ', '.join(map(repr, found[:n]))
     if len(found)>n: res += f', … ({len(found)} different values)'
@@ -85,7 +85,7 @@ def check_no_holes(col, values):
     holes = [i for i,v in enumerate(values) if is_missing(v)]
     if not holes: return
     raise ValueError(f'`valid_col`={col!r} is empty in {len(holes)} of {len(values)} rows, first in row {holes[0]}: '
-                     'say for each row whether it is for validation.')
+                     'fill in every row whether it is for validation.')
 
 def refuse_split_values(col, values):
     what = 'texts' if any(isinstance(v, str) for v in values) else 'values'
@@ -93,7 +93,7 @@ def refuse_split_values(col, values):
                      '0. For other values, name the one of the validation rows: valid_value=….')
 
 def refuse_split_value(col, value, values):
-    raise ValueError(f'`valid_value` is {value!r}, which `valid_col`={col!r} does not hold; it holds '
+    raise ValueError(f'`valid_value` is {value!r}, which `valid_col`={col!r} does not contain; it contains '
                      f'{values_found(values)}.')
 
 def check_split(col, n_valid, n):
@@ -103,7 +103,7 @@ def check_split(col, n_valid, n):
 
 # %% ../../nbs/20_data.splits.ipynb #b946156c
 class PositionSplit:
-    "Put the rows at the positions `valid_idx` into validation; a mask with a value for each row will do too"
+    "Put the rows at the positions `valid_idx` into validation; a mask with a value for each row also works"
     def __init__(self, valid_idx): self.valid_idx = valid_idx
     def __call__(self, items):
         is_valid = row_mask(self.valid_idx, len(items))
@@ -115,7 +115,7 @@ def row_mask(idx, n):
     "A mask of `n` rows from positions or from a mask"
     idx = np.asarray(list(idx))
     if idx.dtype==bool:
-        if len(idx)!=n: raise ValueError(f'`valid_idx` is a mask of {len(idx)} rows, and the table has {n}.')
+        if len(idx)!=n: raise ValueError(f'`valid_idx` is a mask of {len(idx)} rows, but the table has {n}.')
         return idx
     if not np.issubdtype(idx.dtype, np.integer) and len(idx):
         raise TypeError(f'`valid_idx` holds {short_repr(idx[0])}; it takes positions of rows, from 0 to {n-1}. For '
@@ -133,12 +133,12 @@ def check_both_splits(arg, n_valid, n):
 
 # %% ../../nbs/20_data.splits.ipynb #44983922
 def deal_folds(
-    labels,      # For each row the list of its labels
-    units,       # For each row the number of its group; rows of a group stay together
+    labels,      # List of labels for each row
+    units,       # Group number of each row; rows of a group stay together
     shares,      # Share of the rows that each fold gets
     rng          # A `np.random.Generator`
 ) -> np.ndarray: # The fold of each row
-    "Deal rows out to folds, so that each has its share of every label"
+    "Assign rows to folds so that each fold has its share of every label"
     totals = Counter(o for ls in labels for o in ls)
     own = [Counter() for _ in range(max(units)+1)]    # the labels of each group
     for u,ls in zip(units, labels): own[u].update(ls)
@@ -149,7 +149,7 @@ def deal_folds(
     def rarest_first(u): return min(totals[o] for o in own[u]),-sizes[u]
     for u in sorted(rng.permutation(len(own)), key=rarest_first):
         lack = sum(n*wanted[o]/totals[o] for o,n in own[u].items())
-        k = np.lexsort((room, lack.round(9)))[-1]    # what lacks most; of equals, the fold with most room
+        k = np.lexsort((room, lack.round(9)))[-1]    # the fold that lacks most; among equals, the one with most room
         fold_of[u] = k
         room[k] -= sizes[u]
         for o,n in own[u].items(): wanted[o][k] -= n
@@ -157,7 +157,7 @@ def deal_folds(
 
 # %% ../../nbs/20_data.splits.ipynb #9ac24746
 def strata(name, values) -> list: # A list of labels for each row
-    "The labels by which the values of an output are stratified"
+    "The labels by which an output is stratified"
     here = [v for v in values if not is_missing(v)]
     is_number = [isinstance(v, (int,float,np.number)) and not isinstance(v, bool) for v in here]
     if here and all(is_number) and len(set(here))>20: return number_strata(name, values, here)
@@ -165,7 +165,7 @@ def strata(name, values) -> list: # A list of labels for each row
 
 # %% ../../nbs/20_data.splits.ipynb #68dd8467
 def number_strata(name, values, here, n=10):
-    "The tenth of each number among all"
+    "The decile of each number"
     edges = np.quantile(np.asarray(here, dtype=float), np.arange(1, n)/n)
     return [[(name, None if is_missing(v) else int(np.searchsorted(edges, v)))] for v in values]
 
@@ -186,7 +186,7 @@ class FoldSplit:
         shares,       # The share of each fold, such as [.2]*5
         fold=0,       # The fold for validation
         groups=None,  # Column whose equal values stay in one fold
-        strata=None,  # By output, its reader: an object with `table(df)`; values keep their share in each fold
+        strata=None,  # Reader by output: an object with `table(df)`; its values keep their share in each fold
         seed=None     # Fixes the folds
     ):
         check_folds(shares, fold)
@@ -211,9 +211,9 @@ class FoldSplit:
 
 # %% ../../nbs/20_data.splits.ipynb #0c61437b
 def check_folds(shares, fold):
-    "Raise unless there are two folds or more, and `fold` is one of them"
+    "Raise unless there are at least two folds and `fold` is one of them"
     n = len(shares)
-    if n<2: raise ValueError(f'`folds` is {n}; there are two folds or more.')
+    if n<2: raise ValueError(f'`folds` is {n}; it must be at least 2.')
     fold = whole_number(fold, 'fold')
     if not 0<=fold<n: raise ValueError(f'`fold` is {fold}; with folds={n} it is a number from 0 to {n-1}.')
 
@@ -224,19 +224,19 @@ def check_groups(col, values, n):
         raise ValueError(f'`groups`={col!r} is empty in {len(holes)} of {len(values)} rows, first in row {holes[0]}: '
                          'give each row its group.')
     found = len(set(values))
-    if found<n: raise ValueError(f'`groups`={col!r} has {found} groups, and {n} folds need one each at least.')
+    if found<n: raise ValueError(f'`groups`={col!r} has {found} groups, but {n} folds need at least one each.')
 
 # %% ../../nbs/20_data.splits.ipynb #6f7d7d9b
 def row_split(
     df,               # The table
     readers,          # The readers of the outputs by name, for `stratify`
-    valid_pct=0.2,    # Share for validation
+    valid_pct=0.2,    # Fraction for validation
     seed=None,        # Fixes the random split
-    valid_col=None,   # Column that says which rows are for validation
+    valid_col=None,   # Column that marks the validation rows
     valid_value=None, # Its value in these rows
     valid_idx=None,   # Positions of the validation rows, or a mask
     splitter=None,    # A function from the table to two lists of positions
-    folds=None,       # Number of folds, of which `fold` validates
+    folds=None,       # Number of folds; `fold` is for validation
     fold=0,           # The fold for validation
     groups=None,      # Column whose equal values stay together
     stratify=None     # Outputs or columns whose values keep their shares
@@ -258,20 +258,20 @@ def row_split(
 
 # %% ../../nbs/20_data.splits.ipynb #7f9d1c31
 def check_one_split(**given):
-    "Raise if several arguments say what is for validation"
+    "Raise if several arguments choose the validation rows"
     names = [n for n,v in given.items() if v is not None]
     if len(names)<2: return
     names = ' and '.join(f'`{n}`' for n in names).replace('`groups_or_stratify`', '`groups` or `stratify`')
-    raise ValueError(f'{names} are given, and each says what is for validation: give one of them.')
+    raise ValueError(f'{names} are given, but each chooses the validation rows: give only one of them.')
 
 def checked_splitter(splitter):
-    "`splitter`, or raise"
+    "Return `splitter`, or raise unless it is a function"
     if callable(splitter): return splitter
     raise TypeError(f'`splitter` is {short_repr(splitter)}; it takes a function from the table to two lists of '
                     'positions, such as `RandomSplitter()`. For positions of rows: valid_idx=[…].')
 
 def strata_reader(name, readers, df):
-    "What reads the values by which the output, or the column, `name` is stratified"
+    "The reader of the values by which the output or column `name` is stratified"
     if name in readers: return readers[name]
     if name in df.columns: return TargetReader(name)
     raise UnknownName(f'`stratify` names {name!r}, which is neither an output nor a column of the '

@@ -22,76 +22,76 @@ import numpy as np
 
 # %% ../../nbs/21e_data.summaries.ipynb #d9a958b6
 class ReportData:
-    "What summaries read: the splits, the report they write to, and how the input scales each picture"
-    def __init__(self, splits, report): # `ReportSplit`s, the training first; a `DataReport`
+    "The data of a report: the splits, the report itself, and how the input scales each picture"
+    def __init__(self, splits, report): # `ReportSplit`s, training first; a `DataReport`
         self.splits = splits
         self.report = report
-        self.scales = {}        # by split: for each item looked at, input pixels for one of its file, `n,2`
+        self.scales = {}        # by split, for each item: input pixels per pixel of its file, `n,2`
         self.input_size = None  # width and height of the picture that the model gets
     def columns(self, part):
-        "The encoded values of a part by split, where they can be had"
+        "The encoded values of a part by split, where available"
         columns = {s.name: s.column(part) for s in self.splits}
         return {n: c for n,c in columns.items() if c is not None}
     def labels(self) -> dict:
-        "For each output with one class an item: by split, the number of each item's class, -1 where there is none"
+        "For each output with one class per item: each item's class number by split, -1 if missing"
         res = {}
         for p in self.splits[0].parts.values():
             if p.is_input or not p.predicted: continue
             try: columns = self.columns(p)
-            except ValueError: continue    # the part's own turn tells
+            except ValueError: continue    # the part's own summary reports it
             found = {s: PartSummary.of(p).labels(c) for s,c in columns.items()}
             if found and all(v is not None for v in found.values()): res[p.name] = found
         return res
 
 class PartSummary(ForPart):
-    "What a report says about the values of one kind of part; a subclass names its kind by `part=`"
+    "Reports on the values of one kind of part; a subclass names its kind by `part=`"
     is_told = True    # The report mentions the part
     opens = False     # `look` reads files of pictures
 
     def tell(self, data): # A `ReportData`
         "Add tables and findings about the values"
     def measures(self, column) -> dict: # A `Column` of the training split
-        "`Codes` and `Amounts` of each item, by name"
+        "`Codes` and `Amounts` of the items, by name"
         return {}
     def read(self, split, k): # A `ReportSplit`; position of an item
         "The picture of an item, or `absent`"
         return split.picture(self.part, k)
     def labels(self, column):
-        "The number of each item's class, -1 where there is none; `None` for other values"
+        "Each item's class number, -1 if missing; `None` for other values"
     def look(self, v):
-        "What the report keeps of one picture of this part, read from its file"
+        "The data that the report keeps of one picture of this part, read from its file"
     def why(self, split, k, e): # The error of `read` or `look`
         "Why a picture cannot be opened"
         return str(e)
-    def tell_looks(self, looks, data): # By split: pairs of the position of an item, and what `look` gave
+    def tell_looks(self, looks, data): # By split: pairs of an item's position and the result of `look`
         "Add tables and findings about the pictures that were read"
     def names(self) -> list:
-        "The words of this part's values, as its classes"
+        "The names of this part's values, such as its classes"
         return []
     def texts(self, split) -> list: # The training split
-        "The texts in which a side may be named: the classes, or the texts of the items"
+        "The texts that may name a side: the classes, or the texts of the items"
         return self.names()
     def find(self, data, what, advice, **figures): data.report.find(self.part.what, what, advice, **figures)
 
-def by_item(column, values): # A `Column` of one row an item; a number for each stored row
-    "A number for each item, NaN where it is missing"
+def by_item(column, values): # A `Column` with one row per item; a number for each stored row
+    "A number for each item, NaN if missing"
     res = np.full(len(column), np.nan)
     res[~column.missing] = values
     return res
 
-def owners(column): # A `Column` with one value an item
+def owners(column): # A `Column` with one value per item
     "The item of each stored value"
     return getattr(column, 'owners', np.flatnonzero(~column.missing))
 
 def all_rows(column) -> tuple: # A `Column` whose items have any number of rows
-    "The rows of all items in one tensor, and the item of each"
+    "The rows of all items in one tensor, and each row's item"
     data = column.data
     if not column.fixed: return data,np.repeat(np.arange(len(column)), column.lengths)
     if data.ndim<2: return data,owners(column)
     return data.flatten(0, 1),np.repeat(owners(column), data.shape[1])
 
 def listed(texts, most=5):
-    "The first of `texts` in one phrase"
+    "The first few of `texts` in one phrase"
     res = ', '.join(map(str, texts[:most]))
     if len(texts)>most: res += ', …'
     return res
@@ -119,7 +119,7 @@ class ClassesSummary(PartSummary, part=ClassesPart):
         self.find_unseen(counts, data)
         self.find_rare(counts['training'], data)
     def n_values(self, column):
-        "Of how many items, or objects, the counts are"
+        "The number of items or objects behind the counts"
         return len(column.data)
     def tell_class(self, i, counts, labelled, data):
         name = str(self.part.vocab[i])
@@ -147,7 +147,7 @@ class ClassesSummary(PartSummary, part=ClassesPart):
                   classes=[self.names()[i] for i in rare], n_train=[int(train[i]) for i in rare])
 
 class CategorySummary(ClassesSummary, part=CategoryPart):
-    "Categories, of which each item has one"
+    "Categories: one per item"
     def counts(self, column): return np.bincount(column.data.numpy().astype(int), minlength=self.part.c)
     def measures(self, column): return {self.part.name: Codes(self.labels(column))}
     def labels(self, column): return np.nan_to_num(by_item(column, column.data), nan=-1).astype(int)
@@ -162,15 +162,15 @@ class CategorySummary(ClassesSummary, part=CategoryPart):
         elif share>=.9: self.find_common(i, share, counts, data)
     def find_constant(self, i, counts, data):
         self.find(data, f'All {counts[i]:,} training items have the class {self.names()[i]!r}.',
-                  'Leave this output out: there is nothing to learn.', n=int(counts[i]))
+                  'Leave out this output: there is nothing to learn.', n=int(counts[i]))
     def find_common(self, i, share, counts, data):
         self.find(data, f'{share_text(share)} of the training items have the class {self.names()[i]!r}: a constant '
                   'answer is right that often.', 'Judge by F1 or by each class rather than by accuracy, and try '
                   f"`class_weights=dict({self.part.name}='balanced')`.", share=float(share), n=int(counts[i]))
 
 class TagsSummary(ClassesSummary, part=TagsPart):
-    "Tags, of which each item has any number"
-    most_tags = 10    # so many, the commonest, are compared with other outputs
+    "Tags: any number per item"
+    most_tags = 10    # the number of most frequent tags to compare with other outputs
     def measures(self, column):
         counts = self.counts(column)
         common = [i for i in np.argsort(-counts, kind='stable')[:self.most_tags] if counts[i]]
@@ -187,7 +187,7 @@ class LabelsSummary(ClassesSummary, part=LabelsPart):
 
 # %% ../../nbs/21e_data.summaries.ipynb #a12e1b2e
 def fences(a): # Numbers of the training split
-    "Below and above which a number is far out; infinite if half of the numbers are equal"
+    "The lower and upper fence of the numbers; infinite if half of the numbers are equal"
     low,high = np.nanpercentile(a, [25,75])
     if high==low: return -np.inf,np.inf
     return low-3*(high-low), high+3*(high-low)
@@ -202,7 +202,7 @@ class NumberSummary(PartSummary, part=NumberPart):
         if k==1: return [self.part.name]
         return [f'{self.part.name}[{j}]' for j in range(k)]
     def table_of(self, column):
-        "The numbers in your units, and as they are standardised, `n,k`"
+        "The numbers in your units, and standardised, `n,k`"
         n = len(column.data)
         units = self.part.to_units(column.data).reshape(n, -1).numpy()
         return units,column.data.double().reshape(n, -1).numpy()
@@ -213,7 +213,7 @@ class NumberSummary(PartSummary, part=NumberPart):
         data.report.heading('numbers', 'The range of the numbers, and how many lie far out')
         for j,name in enumerate(self.number_names(tables['training'][0].shape[1])): self.tell_one(j, name, tables, data)
     def tell_one(self, j, name, tables, data):
-        "Tell of the `j`th number"
+        "Report on the `j`th number"
         ends = fences(tables['training'][1][:,j])
         far = []
         for s in data.splits:
@@ -235,7 +235,7 @@ class NumberSummary(PartSummary, part=NumberPart):
         data.report.row('numbers', **cells, **{'far out': int(out.sum())})
     def find_one_value(self, name, train, data):
         self.find(data, f'All {len(train):,} training values of {name} are {report_text(train[0])}.',
-                  'Leave this output out: there is nothing to learn.', value=float(train[0]))
+                  'Leave out this output: there is nothing to learn.', value=float(train[0]))
     def find_far(self, name, far, n, train, data):
         far = sorted(far, reverse=True, key=lambda o: o[0])
         k = len(far)
@@ -244,14 +244,14 @@ class NumberSummary(PartSummary, part=NumberPart):
         middle = f'half of the training values lie between {report_text(q1)} and {report_text(q3)}'
         self.find(data, f'{k} of {n:,} values of {name} {verb(k, "lies", "lie")} far from the rest: '
                   f'{listed(shown, 3)}; {middle}.',
-                  'Look at these items: correct a slip, and leave the cell empty where the value is not known.',
+                  'Look at these items: correct mistakes, and leave the cell empty if the value is not known.',
                   n=k, of=n, values=[float(f'{v:.6g}') for _,v,_ in far])
     def find_tail(self, name, far, n, train, data):
         median,high = np.nanpercentile(train, [50,100])
         advice = 'Look at the largest; if they are right, scale the column before you train.'
-        if high<10*median: advice += ' Or have them as classes, if there are few different ones.'
-        elif np.nanmin(train)>0: advice = ("If the largest are right, use `NumberBlock(scale='log')`: a squared error "
-                                         'otherwise hangs on them.')
+        if high<10*median: advice += ' Or use classes, if there are few different values.'
+        elif np.nanmin(train)>0: advice = ("If the largest are right, use `NumberBlock(scale='log')`: otherwise they "
+                                         'dominate a squared error.')
         elif np.nanmin(train)>=0: advice = "If the largest are right, use `NumberBlock(scale='log1p')`."
         self.find(data, f'{len(far):,} of {n:,} values of {name} lie far out, a long tail: the median is '
                   f'{report_text(median)} and the largest {report_text(high)}.', advice, n=len(far), of=n,
@@ -261,7 +261,7 @@ class NumberSummary(PartSummary, part=NumberPart):
 few_pixels = 8    # a box with a shorter side is hard to see in the input
 
 class BoxSummary(PartSummary, part=BoxPart):
-    "Boxes: how many there are, and their sides in pixels of the input"
+    "Boxes: their number, and their sides in pixels of the input"
     def measures(self, column):
         if self.part.many or not len(column.data): return {}
         boxes = column.data.reshape(-1, 4).double().numpy()
@@ -291,7 +291,7 @@ class BoxSummary(PartSummary, part=BoxPart):
         cells |= {'shortest side': short.min(), 'longest side': sides.max()}
         data.report.row('boxes', **cells, **{f'below {few_pixels} px': int((short<few_pixels).sum())})
     def n_empty(self, column):
-        "How many labelled items have no box"
+        "The number of labelled items without a box"
         if column.fixed: return 0
         return int(((column.lengths==0) & ~column.missing).sum())
     def find_small(self, sides, data):
@@ -320,7 +320,7 @@ class PointsSummary(PartSummary, part=PointsPart):
 
 # %% ../../nbs/21e_data.summaries.ipynb #b9eb9697
 class MaskSummary(PartSummary, part=MaskPart):
-    "Masks: which share of the pixels each class has, and in how many masks it is"
+    "Masks: each class's share of the pixels, and the number of masks with it"
     opens = True
     def names(self): return [str(v) for v in self.part.codes or []]
     def look(self, v): return np.bincount(np.asarray(v).reshape(-1), minlength=256)
@@ -366,12 +366,12 @@ class RowSummary(PartSummary, part=RowPart):
 
 # %% ../../nbs/21e_data.summaries.ipynb #1374936f
 class RowsSummary(PartSummary):
-    "One named output of objects: what the summary of one object's value says about the values of all"
+    "One named output of objects: applies the summary of one object's value to the values of all"
     def tell(self, data): PartSummary.of(self.part.inner).tell(RowsData(self.part, data))
     def names(self): return PartSummary.of(self.part.inner).names()
 
 class RowsData(ReportData):
-    "The data of a report, with a part's rows in place of its items"
+    "The data of a report, with a part's rows instead of items"
     def __init__(self, part, data): # The part of the rows; the `ReportData` of the items
         super().__init__(data.splits, data.report)
         self.part = part
@@ -380,7 +380,7 @@ class RowsData(ReportData):
         columns = self.of_items.columns(self.part).items()
         return {s: self.inner(c) for s,c in columns if len(c.data)}
     def inner(self, column):
-        "The values of the objects that have one"
+        "The values of the objects that have a value"
         rows,own = all_rows(column)
         here = present(rows)
         res = Column.packed(self.part.inner, np.zeros(int(here.sum()), bool), rows[here])
@@ -388,5 +388,5 @@ class RowsData(ReportData):
         return res
 
 class UntoldSummary(PartSummary):
-    "A part that a report leaves out"
+    "A part that is left out of reports"
     is_told = False

@@ -32,7 +32,7 @@ import numpy as np, os, pandas as pd, torch
 
 # %% ../../nbs/21_data.tables.ipynb #1f0e2245
 def column_names(df, c):
-    "Columns given by position, as fastai's own factories take them, as names"
+    "Names of columns that may be given by position, as in fastai's own factories"
     if isinstance(c, dict): return {k: column_names(df, v) for k,v in c.items()}
     if isinstance(c, (list,tuple,L)): return [column_names(df, o) for o in c]
     is_position = isinstance(c, int) and c not in df.columns and -len(df.columns)<=c<len(df.columns)
@@ -40,7 +40,7 @@ def column_names(df, c):
 
 # %% ../../nbs/21_data.tables.ipynb #441b7013
 class RowPart(Part):
-    "A row of columns: classes and numbers, prepared by fastai's `TabularProc`s; a tensor of codes, then numbers"
+    "A row of classes and numbers, prepared by fastai's `TabularProc`s; a tensor of codes followed by numbers"
     kind = 'row'
     static = True
     def __init__(self, name,
@@ -59,7 +59,7 @@ class RowPart(Part):
     def column_names(self): return [*self.cat_names, *self.cont_names]
     @property
     def classes(self) -> dict:
-        "The classes of each column, after `#na#` for unknown and missing ones; those of `FillMissing` come last"
+        "The classes of each column, after `#na#` for unknown and missing ones; `FillMissing`'s columns come last"
         voc = self.table.procs.categorify.classes if self.table.cat_names else {}
         return {n: list(voc[n]) for n in self.table.cat_names}
     @property
@@ -73,7 +73,7 @@ class RowPart(Part):
         df = self.frame(values)
         for n in self.cat_names: check_classes([[v] for v in df[n] if v==v], f'{self.what}, column {n!r},')
         self.medians = {n: float(ifnan(df[n].median())) for n in self.cont_names}
-        names = list(self.cat_names)    # fastai adds those of `FillMissing`
+        names = list(self.cat_names)    # fastai adds `FillMissing`'s columns
         table = TabularPandas(df, list(self.procs), names, self.cont_names, reduce_memory=False)
         self.table = table.new_empty()
         self.c = len(self.column_names)
@@ -88,7 +88,7 @@ class RowPart(Part):
         try: return column.astype(np.float64)
         except (TypeError, ValueError): self.refuse_number(name, column)
     def values_of(self, v):
-        "The cells of a row, which comes as a list in the order of the columns, or with names"
+        "The cells of a row, given as a list in column order or by name"
         if hasattr(v, 'keys'):
             self.check_names(list(v.keys()))
             return [v[n] if n in v.keys() else None for n in self.column_names]
@@ -126,10 +126,10 @@ class RowPart(Part):
         decoded = self.table.new(df.astype({n: int for n in self.table.cat_names})).decode().items.iloc[0]
         return {n: self.cell(decoded, n) for n in self.column_names}
     def cell(self, decoded, name):
-        "The value of a column in a decoded row; `absent` where there was none"
+        "The value of a column in a decoded row, or `absent`"
         v = decoded[name]
         if v=='#na#' or str(decoded.get(f'{name}_na'))=='True': return absent
-        if name in self.cont_names: return float(f'{v:.6g}')    # as much as single precision holds
+        if name in self.cont_names: return float(f'{v:.6g}')    # the digits of single precision
         return v.item() if hasattr(v, 'item') else v
     def format(self, v):
         if v is absent: return format_value(v)
@@ -146,7 +146,7 @@ class RowPart(Part):
         for n,v in mine['classes'].items(): refuse_other_classes(self, v, learned['classes'].get(n))
 
     def check_names(self, names):
-        "Raise for a name that is no column of the row"
+        "Raise for a name that is not a column of the row"
         check_keys(names, self.column_names, f'column of the input {self.name!r}')
     def refuse_row(self, v):
         n = len(self.column_names)
@@ -167,16 +167,16 @@ def is_number(v):
     return True
 
 def check_row(cat_names, cont_names):
-    "Raise unless a row has columns, each once"
+    "Raise unless a row has columns and each appears once"
     for arg,v in dict(cat_names=cat_names, cont_names=cont_names).items():
         if isinstance(v, str): raise TypeError(f'`{arg}` is a text, {v!r}; it takes a list of columns.')
     names = [*cat_names, *cont_names]
     if not names: raise ValueError('A row needs columns: `cat_names`, `cont_names`, or both.')
     twice = [n for n in names if names.count(n)>1]
-    if twice: raise ValueError(f'The column {twice[0]!r} stands twice in `cat_names` and `cont_names`.')
+    if twice: raise ValueError(f'The column {twice[0]!r} appears twice in `cat_names` and `cont_names`.')
 
 class RowBlock(PartsBlock):
-    "A `TransformBlock` for columns of classes and numbers; unknown and missing classes are served"
+    "A `TransformBlock` for columns of classes and numbers, including unknown and missing classes"
     def __init__(self,
         cat_names=(),  # Columns of classes
         cont_names=(), # Columns of numbers
@@ -190,15 +190,15 @@ class RowBlock(PartsBlock):
 
 # %% ../../nbs/21_data.tables.ipynb #6e285405
 def input_block(image, text, features, img_cls=PILImage, text_block=None, cat_names=(), cont_names=(), procs=None):
-    "The block for those inputs that have a column"
+    "The block for the inputs that have a column"
     blocks = {n: ImageBlock(img_cls) for n in columns_by_input(image, 'image', apart=True)}
     texts = list(columns_by_input(text, 'text'))
     blocks |= text_blocks(texts, text_block)
     blocks |= {n: FeaturesBlock for n in columns_by_input(features, 'features')}
     if len(cat_names) or len(cont_names): blocks['row'] = RowBlock(cat_names, cont_names, procs)
     if not blocks:
-        raise ValueError('There is no input: give the column of the `image`, of the `text`, or of the `features`, or '
-                         'the columns of the row, `cat_names` and `cont_names`.')
+        raise ValueError('There is no input: give a column for `image`, `text` or `features`, or the columns of the '
+                         'row, `cat_names` and `cont_names`.')
     parts = {n: part_of(n, b, True) for n,b in blocks.items()}
     return PartsBlock(parts, Inputs, bare=len(parts)==1)
 
@@ -209,7 +209,7 @@ def text_blocks(names, block):
     return {n: block.get(n, PlainTextBlock) for n in names}
 
 def output_block(outputs, columns):
-    "The block for `outputs`, and the columns of its reader: by output, or of the only target"
+    "The block for `outputs`, and the columns of its reader: by output, or of a single target"
     if isinstance(outputs, dict):
         check_output_columns(outputs, columns)
         parts = {n: part_of(n, b) for n,b in outputs.items()}
@@ -217,12 +217,12 @@ def output_block(outputs, columns):
     check_one_output(outputs)
     if isinstance(outputs, PartsBlock) and not outputs.bare: return outputs,columns_by_leaf(outputs.parts, columns)
     if columns is None or isinstance(columns, dict):
-        raise ValueError(f'`columns` is {columns!r}; one block without a name needs its column, or list of columns.')
+        raise ValueError(f'`columns` is {columns!r}; one block without a name needs its column or a list of columns.')
     if not isinstance(outputs, PartsBlock): outputs = OneOutputBlock(outputs)
     return outputs,columns
 
 def columns_by_leaf(parts, columns):
-    "The columns of each part, the members of groups by their own names"
+    "The columns of each part; for groups, by member"
     return merge(*[p.columns((columns or {}).get(n)) for n,p in parts.items()])
 
 def check_output_columns(outputs, columns):
@@ -231,7 +231,7 @@ def check_output_columns(outputs, columns):
         raise ValueError('`outputs` is empty: give at least one block by output, such as `dict(kind=CategoryBlock)`.')
     if columns is None: return
     if not isinstance(columns, dict):
-        raise TypeError(f'`columns` is {columns!r}; with several outputs it is a dict by output.')
+        raise TypeError(f'`columns` is {columns!r}; with several outputs it must be a dict by output.')
     check_keys(columns, outputs, 'output in `columns`')
 
 def check_one_output(outputs):
@@ -245,11 +245,11 @@ def check_one_output(outputs):
                         "blocks are inferred: ['kind', 'price'].")
 
 def with_weight(df, outputs, columns, weight):
-    "`outputs` and `columns` with a column that says how much each item counts"
+    "Add a column of item weights to `outputs` and `columns`"
     if weight is None: return outputs,columns
     check_columns(df, weight, 'weight')
     if not isinstance(outputs, dict):
-        raise ValueError(f'`weight` goes with outputs by name: outputs=dict(…); `outputs` is {outputs!r}.')
+        raise ValueError(f'`weight` needs outputs by name, outputs=dict(…), but `outputs` is {outputs!r}.')
     return {**outputs, 'item_weight': WeightBlock},{**(columns or {}), 'item_weight': weight}
 
 def output_reader(df, block, columns, label_delim, folder):
@@ -266,7 +266,7 @@ def output_reader(df, block, columns, label_delim, folder):
 
 # %% ../../nbs/21_data.tables.ipynb #1nf3r002
 def with_blocks(df, outputs, columns, label_delim=None):
-    "`outputs`, `columns` and `label_delim` with a block for each output that was only named"
+    "Complete `outputs`, `columns` and `label_delim` with a block for each output that was only named"
     if not names_to_infer(outputs): return outputs,columns,label_delim
     if isinstance(outputs, str): return one_with_block(df, outputs, columns, label_delim)
     check_output_columns(dict.fromkeys(outputs), columns)
@@ -274,7 +274,7 @@ def with_blocks(df, outputs, columns, label_delim=None):
     return outputs,columns,label_delim
 
 def one_with_block(df, name, columns, label_delim):
-    "As `with_blocks`, for the name of the only output: a plain target"
+    "Like `with_blocks`, for the name of a single output, a plain target"
     if isinstance(columns, dict): columns = columns.get(name, name)
     blocks,label_delim = infer_outputs(df, name, columns, label_delim)
     return OneOutputBlock(blocks[name], name),ifnone(columns, name),label_delim
@@ -283,13 +283,13 @@ def one_with_block(df, name, columns, label_delim):
 corners = ['x1', 'y1', 'x2', 'y2']
 
 class ObjectsTable:
-    "A table with a row for each object, whose rows belong to the pictures of another table"
+    "A table with a row for each object in the pictures of another table"
     def __init__(self,
         table,       # A `DataFrame`, or a CSV file within `path`
         path,        # The folder of a file
         name,        # The output
         members,     # Names of the objects' own outputs
-        columns=None # By member its column in this table, four for `box`; for `looked_for` a column of the pictures
+        columns=None # Column by member: four columns for `box`; for `looked_for`, a column of the pictures' table
     ):
         self.name = name
         self.df = object_rows(table, path)
@@ -303,9 +303,9 @@ class ObjectsTable:
     def values(self,
         df,         # A row for each picture
         image,      # The column of the pictures' files, in both tables
-        delim='|'   # Separates the classes in a cell of `looked_for`
-    ) -> list:      # For each picture its objects by member; `None` where nobody looked
-        "The objects of each picture; a picture without rows has none, and an empty cell of `looked_for` is no label"
+        delim='|'   # Delimiter of the classes in a cell of `looked_for`
+    ) -> list:      # The objects of each picture by member; `None` if it is not annotated
+        "The objects of each picture; without rows there are none, and an empty cell of `looked_for` means no label"
         check_object_files(self.df, df, image, self.name)
         of = {f: rows for f,rows in self.df.groupby(image, sort=False)}
         nothing = self.df.iloc[:0]
@@ -324,14 +324,14 @@ class ObjectsTable:
         return res
 
 def object_rows(table, path):
-    "The table of objects, from a file or as it is"
+    "The table of objects, read if it is a file"
     if isinstance(table, (str, os.PathLike)): return pd.read_csv(find_csv(path, table))
     if isinstance(table, pd.DataFrame): return table
     raise TypeError(f'`objects` is a {type(table).__name__}; it takes a DataFrame with a row for each object, or the '
                     'name of its CSV file.')
 
 def check_object_columns(name, members, columns):
-    "By member its column in the table of objects"
+    "The column of each member in the table of objects"
     if columns is None: columns = {}
     if not isinstance(columns, dict):
         raise TypeError(f'`columns` of {name!r} is {columns!r}; it takes a dict by member, as '
@@ -345,7 +345,7 @@ def check_object_files(objects, df, image, name):
     check_columns(objects, image, 'image')
     if not len(objects) or objects[image].isin(set(df[image])).any(): return
     raise ValueError(f'No object of {name!r} belongs to a picture of the table: its column {image!r} holds '
-                     f'{objects[image].iloc[0]!r}, and that of the pictures {df[image].iloc[0]!r}.')
+                     f'{objects[image].iloc[0]!r}, but that of the pictures holds {df[image].iloc[0]!r}.')
 
 def as_classes(v, delim):
     "A cell that names classes as a list; `None` if it is empty"
@@ -354,13 +354,13 @@ def as_classes(v, delim):
 
 def with_objects(
     df,          # A row for each picture
-    objects,     # The table of objects, or a dict of tables by output; `None`: there is none
+    objects,     # The table of objects, or a dict of tables by output; or `None`
     path,        # The folder of files
     image,       # The column of the pictures' files, in both tables
     outputs,     # Blocks by output
-    columns=None # Columns by output; those of objects by member
+    columns=None # Columns by output; for objects, by member
 ) -> tuple:      # The table with a column for each output of objects, and the other columns
-    "Put the objects of a second table beside their pictures"
+    "Add the objects of a second table to the table of pictures"
     if objects is None: return df,columns
     columns = dict(columns or {})
     blocks = {}
@@ -375,5 +375,5 @@ def with_objects(
         df[n] = pd.Series(table.values(df, image), index=df.index, dtype=object)
     return df,columns
 
-no_objects = ('`objects` is a table of objects, and no output holds objects: give one, as '
+no_objects = ('`objects` is a table of objects, but no output holds objects: give one, as '
               'outputs=dict(objects=ObjectsBlock(kind=CategoryBlock)).')

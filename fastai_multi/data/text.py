@@ -27,11 +27,11 @@ def composed(s:str) -> str:
 
 # %% ../../nbs/01_data.text.ipynb #1d0f7aa0
 def _marks():
-    "The characters that go on with a word: combining marks, and joiners of zero width"
+    "The characters that continue a word: combining marks and zero-width joiners"
     planes = [*range(0x300, 0x20000), *range(0xe0100, 0xe01f0)]
     return ''.join(map(chr, [0x200c, 0x200d, *[i for i in planes if category(chr(i))[0]=='M']]))
 
-_ascii_words = re.compile(r'\w+|[^\w\s]+')    # the same for texts of ASCII, and quicker
+_ascii_words = re.compile(r'\w+|[^\w\s]+')    # the same for ASCII texts, and faster
 
 @lru_cache(None)
 def _words():
@@ -90,7 +90,7 @@ def refuse_no_padding():
 
 # %% ../../nbs/01_data.text.ipynb #1f0fdb0c
 def as_splitter(tok, max_len=None):
-    "`tok`, given in any of these ways, as an object that splits one text"
+    "Turn `tok`, of any of these kinds, into an object that splits one text"
     if tok is None: return split_words
     if isinstance(tok, (str, Path)): tok = load_transformers('AutoTokenizer', tok)
     if isinstance(tok, type): tok = tok()
@@ -109,16 +109,16 @@ def refuse_tokenizer(tok):
 
 # %% ../../nbs/01_data.text.ipynb #d81dabab
 def wrapped(s, # A text
-            width:int=36, # Characters a line
-            lines:int=4 # At most so many lines
+            width:int=36, # Characters per line
+            lines:int=4 # Maximum number of lines
            ) -> str:
-    "`s` broken into lines, with … where it was cut"
+    "`s` broken into lines, with … where it is cut"
     res = broken(' '.join(str(s).split()), width) or ['']
     if len(res)>lines: res = [*res[:lines-1], cut_to(res[lines-1], width-1)+'…']
     return '\n'.join(res)
 
 def broken(text, width):
-    "`text` in lines of at most `width` columns; a wide character takes two, and lines may break at each of them"
+    "`text` in lines of at most `width` columns; a wide character takes two, and a line may break after any of them"
     if display_width(text)==len(text): return wrap(text, width)
     res = ['']
     for word in text.split():
@@ -135,7 +135,7 @@ def broken(text, width):
     return [o for o in res if o]
 
 def cut_to(text, width):
-    "The beginning of `text` that takes at most `width` columns"
+    "The start of `text` that fits into `width` columns"
     taken = 0
     for i,c in enumerate(text):
         taken += display_width(c)
@@ -144,7 +144,7 @@ def cut_to(text, width):
 
 # %% ../../nbs/01_data.text.ipynb #5e1b3d58
 class Text(str, ShowTitle):
-    "A text as a user reads it, shown wrapped"
+    "A readable text that is shown wrapped"
     def show(self, ctx=None, width=36, **kwargs):
         return show_title(literal(wrapped(self, width)), ctx=ctx, **merge({'label':'text'}, kwargs))
 
@@ -165,13 +165,13 @@ class ImageText(Inputs.of('image','text')):
 
 # %% ../../nbs/01_data.text.ipynb #e942c707
 class Numericaliser:
-    "Texts to numbers and back, with a vocabulary from the texts given to `setup`"
+    "Turn texts into token ids and back, with a vocabulary from the texts given to `setup`"
     pad_id,unk_id = 0,1
     def __init__(self,
         tok=None,           # A fastai or Hugging Face fast tokenizer, or a function `str -> list` (`split_words`)
         vocab:list=None,    # The vocabulary; `None`: the words of the training texts
-        max_vocab:int=30000,# Most frequent words to keep
-        min_freq:int=2,     # Words seen less often are unknown
+        max_vocab:int=30000,# Number of most frequent words to keep
+        min_freq:int=2,     # Less frequent words are unknown
         max_len:int=256     # Tokens beyond this are cut
     ):
         store_attr('max_vocab,min_freq,max_len')
@@ -179,7 +179,7 @@ class Numericaliser:
         self.vocab = None
         self.given = vocab is not None
         self.has_ids = isinstance(self.tok, HFVocabulary)
-        self.n_cut = (0,0)    # texts that the last call of `ids` cut, and how many tokens they lost
+        self.n_cut = (0,0)    # how many texts the last call of `ids` cut, and how many tokens they lost
         if self.has_ids: self._take_ids(self.tok)
         elif self.given: self._set_vocab(vocab)
 
@@ -193,13 +193,13 @@ class Numericaliser:
         self.o2i = {w:i for i,w in reversed(list(enumerate(self.vocab)))}
         self.pad_id,self.unk_id = self.o2i['xxpad'],self.o2i['xxunk']
 
-    def take_vocab(self, vocab:list): # All words, in the order of their numbers
-        "Number words by `vocab`; later calls of `setup` leave it"
+    def take_vocab(self, vocab:list): # All words, in the order of their ids
+        "Use `vocab` for the ids; later calls of `setup` keep it"
         self.given = True
         self._set_vocab(vocab)
 
     def tokens(self, texts:list) -> list: # A list of tokens for each text
-        "`texts` split into tokens"
+        "Split `texts` into tokens"
         texts = [composed(s) for s in texts]
         if hasattr(self.tok, 'all'): return self.tok.all(texts)
         return [self.tok(s) for s in texts]
@@ -214,7 +214,7 @@ class Numericaliser:
         self._set_vocab(['xxpad','xxunk', *words[:self.max_vocab]])
 
     def ids(self, texts:list) -> list:
-        "A list of numbers for each of `texts`"
+        "A list of token ids for each of `texts`"
         if self.vocab is None: refuse_no_vocabulary()
         if self.has_ids: return self._own_ids(texts)
         tokens = self.tokens(texts)
@@ -223,7 +223,7 @@ class Numericaliser:
         return [[get(w, unk) for w in o[:n]] for o in tokens]
 
     def _own_ids(self, texts):
-        "The numbers by a Hugging Face tokenizer, which holds what it cut off as further pieces"
+        "The token ids from a Hugging Face tokenizer, which keeps the overflow as further pieces"
         lengths = []
         res = []
         for s in texts:
@@ -235,22 +235,22 @@ class Numericaliser:
         return res
 
     def _lost(self, found):
-        "How many tokens were cut off; nothing for a text that just fits"
+        "The number of tokens that were cut off; none for a text that just fits"
         if not found.overflowing: return []
         return [sum(len(o.ids)-sum(o.special_tokens_mask) for o in found.overflowing)]
 
     def _count_cut(self, lengths): self.n_cut = (len(lengths), sum(lengths))
 
     def encode_all(self, texts:list) -> list:
-        "A tensor of numbers for each of `texts`"
+        "A tensor of token ids for each of `texts`"
         return [torch.tensor(o, dtype=torch.int64).as_subclass(TensorText) for o in self.ids(texts)]
     def encode(self, s:str) -> TensorText:
-        "The numbers of one text"
+        "The token ids of one text"
         return self.encode_all([s])[0]
 
-    def decode(self, ids # A list or tensor of numbers
+    def decode(self, ids # A list or tensor of token ids
               ) -> Text:
-        "A readable text from numbers"
+        "Turn token ids into a readable text"
         if isinstance(ids, Tensor): ids = ids.tolist()
         ids = [i for i in ids if i!=self.pad_id]
         if self.has_ids: return Text(self.tok.decode(ids))

@@ -15,58 +15,58 @@ from ..core import *
 # %% ../../nbs/30_models.encoder.ipynb #9bd5da34
 class Encoder(nn.Module):
     "Base class of encoders, with defaults for the attributes that the model reads"
-    n_features = None # Channels of the last map, or length of the vector; `None` if it is not known
+    n_features = None # Channels of the last map, or length of the vector; `None` if unknown
     pretrained = False # Whether the weights are trained
-    stats = None # Mean and standard deviation of the images that the weights expect
+    stats = None # Mean and standard deviation of images for the weights
     has_stages = False # Whether it has `ImageEncoder`'s methods to read and cut it at a depth
-    handles_missing = True # Whether it accepts missing inputs and gives zeros for them
-    gives_tokens = None # Whether `forward` gives its tokens too; `None` if it has none
+    handles_missing = True # Whether it accepts missing inputs and returns zeros for them
+    gives_tokens = None # Whether `forward` also returns its tokens; `None` if it has none
     wide_is_unit = False # Whether each row of wide features has length 1
 
-    def here(self, x:Tensor # What it encodes
+    def here(self, x:Tensor # Its input
             ) -> Tensor: # `bs`, booleans
         "Which items of the batch are present"
         return present(x)
 
     @property
     def token_width(self):
-        "Number of features of a token; of the one vector if it has no tokens"
+        "Number of features of a token, or of the vector if it has no tokens"
         return self.n_features
 
     def fixed_parameters(self) -> list:
-        "Parameters that no training changes, whatever is unfrozen"
+        "Parameters that are never trained, whatever is unfrozen"
         return []
 
     @property
     def n_wide(self):
-        "How many wide features it offers to the heads' linear maps; 0 if it offers none"
+        "Number of wide features for the heads' linear maps; 0 if there are none"
         if self.pretrained: return self.n_features or 0
         return 0
 
-    def wide(self, x:Tensor, # What it encodes
-             features:Tensor # What it makes of `x`
+    def wide(self, x:Tensor, # Its input
+             features:Tensor # Its features of `x`
             ):
-        "The wide features `bs,n_wide`, zeros for a missing input; `None` if it offers none"
+        "The wide features `bs,n_wide`, zeros for a missing input; `None` if there are none"
         if self.pretrained: return features
         return None
 
 class Features(NamedTuple):
-    "What an encoder gives for an input that is no picture"
+    "An encoder's result for an input other than a picture"
     vector:Tensor # Its features, `bs,c`
-    wide:Tensor=None # Its wide features, `bs,n_wide`; `None` if it offers none
-    here:Tensor=None # Which items are present, `bs`; `None` if that is not known
-    tokens:tuple=None # Its tokens before they are pooled, `bs,n,c`, and which are there, `bs,n`; `None` if it has none
+    wide:Tensor=None # Its wide features, `bs,n_wide`; `None` if there are none
+    here:Tensor=None # Which items are present, `bs`; `None` if unknown
+    tokens:tuple=None # Its tokens before pooling, `bs,n,c`, and which are present, `bs,n`; `None` if it has none
 
 # %% ../../nbs/30_models.encoder.ipynb #461f4d93
 def fill_missing(x:Tensor, value=0.):
-    "`x` with `value` in place of each NaN"
+    "Replace each NaN in `x` with `value`"
     if not x.is_floating_point(): return x
     return torch.where(x.isnan(), value, x)
 
 def zero_missing(y:Tensor, # Features or maps, `bs,...`
                  here:Tensor # Which items are present, `bs`
                 ):
-    "`y` with zeros for the items that are missing"
+    "Replace `y` with zeros for missing items"
     here = here.view(-1, *[1]*(y.ndim-1))
     return torch.where(here, y, torch.zeros_like(y))
 
@@ -74,33 +74,33 @@ def zero_missing(y:Tensor, # Features or maps, `bs,...`
 def stand_ins(x:Tensor, # A batch
               here:Tensor # Which of its items are present, `bs`
              ) -> Tensor:
-    "`x` with a copy of a present item in the place of each missing one, in turn"
+    "Replace each missing item in `x` with a copy of a present one, in turn"
     present_first = here.long().argsort(descending=True, stable=True)
     places = torch.arange(here.shape[0], device=here.device)
     copies = present_first[places % here.sum().clamp(min=1)]
     return fill_missing(x[torch.where(here, places, copies)])
 
 def norm_buffers(m:nn.Module) -> list:
-    "The statistics of each batch norm inside `m` that follows the batches"
+    "The running statistics of each batch norm in `m` that updates them"
     norms = [o for o in m.modules() if isinstance(o, nn.modules.batchnorm._BatchNorm) and o.training]
     return [b for o in norms for b in o.buffers(recurse=False)]
 
 @contextmanager
 def norms_kept_unless(m:nn.Module, # A network
-                      enough:Tensor # Whether the batch may change its statistics: one boolean
+                      enough:Tensor # Whether the batch may change the statistics: one boolean
                      ):
-    "Put the batch norm statistics of `m` back afterwards, unless `enough`"
+    "Restore the batch norm statistics of `m` afterwards, unless `enough`"
     buffers = norm_buffers(m)
     before = [b.clone() for b in buffers]
     yield
     for b,old in zip(buffers, before): b.data.copy_(torch.where(enough, b, old))
 
-def run_present(m:nn.Module, # The network; its mode decides
+def run_present(m:nn.Module, # The network, in training or evaluation mode
                 f, # A function of a batch that runs it
                 x:Tensor, # A batch
                 here:Tensor # Which of its items are present, `bs`
-               ): # What `f` gives; the rows of missing items mean nothing
-    "Run `f` on `x`; in training the network `m` meets present items only"
+               ): # The result of `f`; the rows of missing items have no meaning
+    "Run `f` on `x`; in training the network `m` sees only present items"
     if not m.training: return f(fill_missing(x))
     with norms_kept_unless(m, here.sum()>1): return f(stand_ins(x, here))
 
@@ -119,14 +119,14 @@ class AbsentVector(nn.Module):
 
     @property
     def vector(self):
-        "What stands for a missing item"
+        "The vector for a missing item"
         return self.mean+self.shift
 
     @torch.no_grad()
     def follow(self, x, here):
-        "Move the mean towards that of the present rows of `x`"
+        "Move the mean towards the mean of the present rows of `x`"
         n = here.sum()
-        x = x.to(torch.promote_types(x.dtype, torch.float))    # half precision would overflow, double stays
+        x = x.to(torch.promote_types(x.dtype, torch.float))    # half precision would overflow; double stays double
         mean = zero_missing(x, here).sum(0)/n.clamp(min=1)
         momentum = torch.where(self.n_batches==0, 1., self.momentum)*(n>0)
         self.mean.copy_(torch.lerp(self.mean.to(x.dtype), mean, momentum.to(x.dtype)))
@@ -139,9 +139,9 @@ class AbsentVector(nn.Module):
 
 # %% ../../nbs/30_models.encoder.ipynb #4e9e6a16
 class OwnEncoder(Encoder):
-    "Wrap your own module, which gives `n_features`; a missing input gives zeros"
+    "Wrap your own module, which returns `n_features`; a missing input gives zeros"
     def __init__(self, module, n_features,
-                 pad_id:int=None # The padding of token numbers, for an encoder of texts
+                 pad_id:int=None # Id of the padding token, for an encoder of texts
                 ):
         super().__init__()
         self.module = module
@@ -160,34 +160,34 @@ class OwnEncoder(Encoder):
 
 def count_features(m:nn.Module, # A user's encoder
                    x:Tensor, # An example batch of its input
-                   what:str='input' # What it encodes, for messages
+                   what:str='input' # Its input, for messages
                   ) -> int:
-    "How many features `m` gives, from a run on `x`"
+    "Number of features that `m` returns, from a run on `x`"
     p = first(m.parameters())
     if p is not None: x = x.to(p.device)
     try:
         with eval_mode(m): y = m(x)
     except Exception as e:
-        raise ValueError(f'The encoder {type(m).__name__} does not take its {what} of shape {tuple(x.shape)}: '
-                         f'{type(e).__name__}: {e}. If only this trial is wrong, give the encoder an attribute '
+        raise ValueError(f'The encoder {type(m).__name__} does not accept its {what} of shape {tuple(x.shape)}: '
+                         f'{type(e).__name__}: {e}. If only this trial fails, give the encoder an attribute '
                          '`n_features`.') from e
     _check_vectors(m, y, what)
     return y.shape[1]
 
 def _check_vectors(m, y, what):
-    "Refuse an encoder whose output `y` is not one vector an item"
+    "Refuse an encoder whose result `y` is not one vector per item"
     if not isinstance(y, Tensor): found = type(y).__name__
     elif y.ndim!=2: found = tuple(y.shape)
     else: return
-    raise ValueError(f'The encoder {type(m).__name__} returns {found} for its {what}; it must return one vector an '
+    raise ValueError(f'The encoder {type(m).__name__} returns {found} for its {what}; it must return one vector per '
                      'item, (bs, n_features).')
 
 def as_encoder(m:nn.Module, # Any module
                x:Tensor, # An example batch of its input, to count its features if it has no `n_features`
-               what:str='input', # What it encodes, for messages
-               pad_id:int=None # The padding of token numbers, for an encoder of texts
+               what:str='input', # Its input, for messages
+               pad_id:int=None # Id of the padding token, for an encoder of texts
               ) -> nn.Module:
-    "`m` itself if it has `handles_missing`, or `m` inside an `OwnEncoder`"
+    "`m` itself if it has `handles_missing`, otherwise `m` wrapped in an `OwnEncoder`"
     if getattr(m, 'handles_missing', False): return m
     n = getattr(m, 'n_features', None)
     if n is None: n = count_features(m, x, what)

@@ -34,12 +34,12 @@ class ByName(nn.Module):
     def __iter__(self): return iter(self._keys)
     def __contains__(self, name): return name in self._keys
     def keys(self): return self._keys.keys()
-    def _ipython_key_completions_(self): return list(self._keys)    # what Tab offers after `heads['`
+    def _ipython_key_completions_(self): return list(self._keys)    # completions after `heads['`
     def values(self): return [self._modules[k] for k in self._keys.values()]
     def items(self): return list(zip(self._keys, self.values()))
 
 # %% ../../nbs/37_models.fusion.ipynb #232ef12b
-def zeros_for(m:nn.Module, # The module that gets them
+def zeros_for(m:nn.Module, # The module that receives them
               *size # Their shape
              ) -> Tensor:
     "Zeros of `size` with the device and the type of the first parameter of `m`"
@@ -49,11 +49,11 @@ def zeros_for(m:nn.Module, # The module that gets them
 
 # %% ../../nbs/37_models.fusion.ipynb #baa1cbde
 def trial(m:nn.Module, # The module to try
-          *args, # What it is called with
-          given:str, # Start of a message: which module this is and what it is given
+          *args, # Its arguments
+          given:str, # Start of the message: the module and its inputs
           hint:str='' # End of the message: what to do
-         ): # What the module returns
-    "Run `m` once in evaluation mode, and raise a `ValueError` in words if it fails"
+         ): # The module's result
+    "Run `m` once in evaluation mode; if it fails, raise a `ValueError` with `given` and `hint`"
     try:
         with eval_mode(m): return m(*args)
     except Exception as e:
@@ -61,8 +61,8 @@ def trial(m:nn.Module, # The module to try
 
 # %% ../../nbs/37_models.fusion.ipynb #61d5e473
 class Concat(nn.Module):
-    "Put the features of all inputs side by side, in the order of the inputs"
-    def __init__(self, sizes:dict): # Number of features by input's name; `None` where it is not known
+    "Concatenate the features of all inputs, in the order of the inputs"
+    def __init__(self, sizes:dict): # Number of features by input; `None` if unknown
         super().__init__()
         self.names = list(sizes)
         self.n_features = None
@@ -77,18 +77,18 @@ def check_known_sizes(sizes, name):
     "Raise unless the number of features is known for each input"
     unknown = [n for n,size in sizes.items() if size is None]
     if not unknown: return
-    raise ValueError(f'`fusion`={name!r} needs the number of features of each input, and it is not known for '
+    raise ValueError(f'`fusion`={name!r} needs the number of features of each input, but it is not known for '
                      f'{unknown}: give these encoders an attribute `n_features`.')
 
-def projections(sizes:dict, width:int) -> ByName: # Number of features by input's name; how many they become
+def projections(sizes:dict, width:int) -> ByName: # Number of features by input; number of projected features
     "A linear map without bias for each input"
     return ByName({n: nn.Linear(size, width, bias=False) for n,size in sizes.items()})
 
 class SumFusion(nn.Module):
-    "Add up the inputs, each projected to `width` features"
+    "Add the inputs, each projected to `width` features"
     def __init__(self,
-        sizes:dict, # Number of features by input's name
-        width:int=256 # How many features come out
+        sizes:dict, # Number of features by input
+        width:int=256 # Number of fused features
     ):
         super().__init__()
         check_known_sizes(sizes, 'sum')
@@ -99,10 +99,10 @@ class SumFusion(nn.Module):
 
 # %% ../../nbs/37_models.fusion.ipynb #eeba0bab
 class GatedFusion(nn.Module):
-    "Let gates that read all inputs decide, feature by feature, how much each input counts"
+    "Weight the inputs by gates that read all inputs, separately for each feature"
     def __init__(self,
-        sizes:dict, # Number of features by input's name
-        width:int=256 # How many features come out
+        sizes:dict, # Number of features by input
+        width:int=256 # Number of fused features
     ):
         super().__init__()
         check_known_sizes(sizes, 'gated')
@@ -113,7 +113,7 @@ class GatedFusion(nn.Module):
         nn.init.zeros_(self.gate_maps.bias)
 
     def gates(self, features) -> Tensor: # bs,inputs,width
-        "How much each input counts; they start equal"
+        "How much each input counts; all gates start equal"
         x = torch.cat([features[n] for n in self.maps.keys()], 1)
         return self.gate_maps(x).unflatten(1, (len(self.maps), -1)).softmax(1)
 
@@ -123,8 +123,8 @@ class GatedFusion(nn.Module):
 
 # %% ../../nbs/37_models.fusion.ipynb #0ec676f5
 class FiLMFusion(nn.Module):
-    "Scale and shift the features of the first input by what the others say"
-    def __init__(self, sizes:dict): # Number of features by input's name; the first is the one that is scaled
+    "Scale and shift the features of the first input, depending on the others"
+    def __init__(self, sizes:dict): # Number of features by input; the first input is scaled
         super().__init__()
         check_known_sizes(sizes, 'film')
         self.first,*self.others = sizes
@@ -142,12 +142,12 @@ class FiLMFusion(nn.Module):
 
 # %% ../../nbs/37_models.fusion.ipynb #lt000002
 class LateFusion(nn.Module):
-    "Keep the inputs apart, so that the head answers from each, and mix the answers"
+    "Keep the inputs separate, so that the head answers from each, and mix the answers"
     mixes_answers = True
     def __init__(self,
-        sizes:dict, # Number of features by input's name
-        width:int=256, # How many features of each input the head reads
-        aux:float=0. # How much the loss of each input's own answer counts beside that of the mixture
+        sizes:dict, # Number of features by input
+        width:int=256, # Number of features that the head reads from each input
+        aux:float=0. # Weight of the loss of each input's own answer, beside that of the mixture
     ):
         super().__init__()
         check_known_sizes(sizes, 'late')
@@ -162,20 +162,20 @@ class LateFusion(nn.Module):
 
     def weights(self, here:Tensor # Which inputs each item has, `bs,inputs`
                ) -> Tensor: # bs,inputs
-        "How much the answer from each input counts; all count alike at first"
+        "How much the answer from each input counts; all start equal"
         here = here | ~here.any(1, keepdim=True)    # an item without inputs: all of them
         return self.scores.expand(here.shape).masked_fill(~here, -math.inf).softmax(1)
 
 def check_aux(aux):
     "Raise unless `aux` is a weight"
     if isinstance(aux, (int,float)) and 0<=aux<math.inf: return
-    raise ValueError(f'`aux` of a late fusion is {aux!r}; it is how much the loss of each input\'s own answer counts: '
-                     'a number from 0 up, as fusion=partial(LateFusion, aux=0.3).')
+    raise ValueError(f'`aux` of a late fusion is {aux!r}; it is the weight of the loss of each input\'s own answer: '
+                     'a number of at least 0, as in fusion=partial(LateFusion, aux=0.3).')
 
 def mixed_answers(answers, # Predictions of one output from each input: tensors, or containers of them
           shares:Tensor # How much each counts, `bs,inputs`
          ):
-    "The sum of `answers`, each times its share"
+    "The sum of `answers`, each multiplied by its share"
     def _mix(*ts): return sum(t*w.view(-1, *[1]*(t.ndim-1)) for t,w in zip(ts, shares.unbind(1)))
     return tree_map(_mix, *answers)
 
@@ -184,10 +184,10 @@ def mixed_answers(answers, # Predictions of one output from each input: tensors,
 fusions = dict(concat=Concat, sum=SumFusion, gated=GatedFusion, film=FiLMFusion, late=LateFusion)
 
 def fusion(kind, # A name in `fusions`, a module, or a class or function that builds one from `sizes`
-           sizes:dict, # Number of features by input's name; `None` where it is not known
+           sizes:dict, # Number of features by input; `None` if unknown
            token_sizes:dict=None # Number of features of a token, by input, for a fusion that `reads_tokens`
           ) -> nn.Module:
-    "Make the fusion of inputs of these `sizes`; it has an attribute `n_features`"
+    "Make the fusion of inputs with these `sizes`; it has an attribute `n_features`"
     if isinstance(kind, str):
         _check_fusion(kind)
         kind = fusions[kind]
@@ -199,20 +199,20 @@ def fusion(kind, # A name in `fusions`, a module, or a class or function that bu
     _refuse_fusion(kind)
 
 def _refuse_fusion(kind):
-    raise TypeError(f'`fusion` is one of {[*fusions]}, a module, or a function that builds one from the sizes, '
-                    f'and not {kind!r}.')
+    raise TypeError(f'`fusion` must be one of {[*fusions]}, a module, or a function that builds one from the sizes, '
+                    f'not {kind!r}.')
 
 def _check_fusion(kind):
     "Raise a `KeyError` unless `fusions` has the name `kind`"
     if kind in fusions: return
     raise UnknownName(f'Unknown fusion {kind!r}{did_you_mean(kind, fusions)} '
-                      'You can also pass a module: it is called with a dict, name of the input to (bs, features).')
+                      'You can also pass a module: it is called with a dict from input names to (bs, features).')
 
 # %% ../../nbs/37_models.fusion.ipynb #f9018735
 class OwnFusion(nn.Module):
-    "A module of the user's with its `n_features`"
+    "A user's module with its `n_features`"
     def __init__(self, module, # The user's fusion
-                 n_features): # How many features it gives
+                 n_features): # Number of features that it returns
         super().__init__()
         self.module = module
         self.n_features = n_features
@@ -220,13 +220,13 @@ class OwnFusion(nn.Module):
     def forward(self, features): return self.module(features)
 
 def _own_fusion(m:nn.Module, # The user's fusion
-               sizes:dict # Number of features by input's name
+               sizes:dict # Number of features by input
               ) -> nn.Module:
-    "Return `m` itself if it has `n_features`, or an `OwnFusion` with the number that a trial finds"
+    "Return `m` itself if it has `n_features`, otherwise an `OwnFusion` with the number that a trial finds"
     if hasattr(m, 'n_features'): return m
     _check_sizes(m, sizes)
     zeros = {n: zeros_for(m, 2, size) for n,size in sizes.items()}
-    given = f'`fusion`: {type(m).__name__} is given a dict, name of the input to (bs, features), here of sizes {sizes}'
+    given = f'`fusion`: {type(m).__name__} gets a dict from input names to (bs, features), here with sizes {sizes}'
     y = trial(m, zeros, given=given)
     _check_one_vector(m, y)
     return OwnFusion(m, y.shape[1])
@@ -235,12 +235,12 @@ def _check_sizes(m, sizes):
     "Raise if a fusion without `n_features` cannot be tried"
     unknown = [n for n,size in sizes.items() if size is None]
     if not unknown: return
-    raise ValueError(f'`fusion`: {type(m).__name__} needs an attribute `n_features`. It cannot be tried, because the '
-                     f'number of features of the inputs {unknown} is not known.')
+    raise ValueError(f'`fusion`: {type(m).__name__} needs an attribute `n_features`. A trial is not possible, because '
+                     f'the number of features of the inputs {unknown} is not known.')
 
 def _check_one_vector(m, y):
     "Raise unless the result `y` of fusion `m` is one vector for each item"
     if isinstance(y, Tensor) and y.ndim==2: return
     found = type(y).__name__
     if isinstance(y, Tensor): found = tuple(y.shape)
-    raise ValueError(f'`fusion`: {type(m).__name__} must return one tensor (bs, features) and returned {found}.')
+    raise ValueError(f'`fusion`: {type(m).__name__} must return one tensor (bs, features), but returned {found}.')

@@ -18,8 +18,8 @@ from .wide import *
 
 # %% ../../nbs/39_models.heads.ipynb #2b38fc13
 class Pool(nn.Module):
-    "Turn a map `bs,c,h,w` into a vector by average, maximum, or both side by side as in fastai; leave a vector alone"
-    def __init__(self, kind:str='concat'): # 'concat', 'avg', 'max', or 'gem': between both, with a learned exponent
+    "Pool a map `bs,c,h,w` to a vector by average, maximum, or both concatenated as in fastai; a vector is unchanged"
+    def __init__(self, kind:str='concat'): # 'concat', 'avg', 'max', or 'gem' (a mean with a learned exponent)
         super().__init__()
         self.how = check_in(kind, ('concat','avg','max','gem'), 'pool')
         if kind=='gem': self.power = nn.Parameter(tensor(3.))
@@ -35,7 +35,7 @@ class Pool(nn.Module):
         "Generalised mean (Radenović et al. 2018, arXiv 1711.02512) of a map without negative values"
         p = self.power.clamp(min=1e-2)
         positive = x.float().clamp(min=1e-6)
-        largest = positive.amax((2,3), keepdim=True).detach()   # a high power of a share does not overflow
+        largest = positive.amax((2,3), keepdim=True).detach()   # so that a high power cannot overflow
         mean = (positive/largest).pow(p).mean((2,3))
         return (largest.flatten(1)*mean.pow(1/p)).to(x.dtype)
 
@@ -45,8 +45,8 @@ class Pool(nn.Module):
         return c
 
 # %% ../../nbs/39_models.heads.ipynb #c418a861
-def mean_and_spread(weights:Tensor): # Distributions `bs,n,k` over `k` places
-    "Mean and standard deviation, each `bs,n`, of distributions over places from -1 to 1 (the pixels' centres)"
+def mean_and_spread(weights:Tensor): # Distributions `bs,n,k` over `k` positions
+    "Mean and standard deviation, each `bs,n`, of distributions over positions from -1 to 1 (the pixels' centres)"
     k = weights.shape[2]
     places = (torch.arange(k, device=weights.device, dtype=weights.dtype)*2+1)/k - 1
     mean = (weights*places).sum(2)
@@ -55,9 +55,9 @@ def mean_and_spread(weights:Tensor): # Distributions `bs,n,k` over `k` places
 
 # %% ../../nbs/39_models.heads.ipynb #f6c19404
 class SpatialSoftmax(nn.Module):
-    "Mean place and spread of `n` learned patterns in a map: `bs,c,h,w` to `bs,4n`"
+    "Mean position and spread of `n` learned patterns in a map: `bs,c,h,w` to `bs,4n`"
     def __init__(self, c:int, # Channels of the map
-                 n:int=32): # How many patterns
+                 n:int=32): # Number of patterns
         super().__init__()
         self.conv = nn.Conv2d(c, n, 1)
         self.n_features = 4*n
@@ -71,7 +71,7 @@ class SpatialSoftmax(nn.Module):
         return torch.cat([mean_x, mean_y, spread_x, spread_y], 1)
 
 # %% ../../nbs/39_models.heads.ipynb #2e3223f5
-def linear_layers(sizes:list, # Features in, hidden sizes, size out
+def linear_layers(sizes:list, # Number of features, hidden sizes, output size
                   p:float, # Dropout before the last layer; half of it before the others
                   bn:bool, # Batch norm before each linear layer
                   act=nn.ReLU # Class of the activation after each hidden layer
@@ -91,32 +91,32 @@ def linear_layers(sizes:list, # Features in, hidden sizes, size out
 
 # %% ../../nbs/39_models.heads.ipynb #fb6807be
 def check_act(act):
-    "Raise unless `act` makes an activation"
+    "Raise unless `act` is a class of activations"
     if callable(act) and not isinstance(act, nn.Module) and isinstance(act(), nn.Module): return
-    raise TypeError(f'`act` is {act!r}; it takes a class of activations, as nn.SiLU.')
+    raise TypeError(f'`act` is {act!r}; it takes a class of activations, such as nn.SiLU.')
 
 class Head(nn.Module):
-    "Give `n_out` scores: a linear map of wide features plus hidden layers of deep ones; a subclass says what differs"
+    "Return `n_out` scores: a linear map of wide features plus hidden layers of deep ones; the base class of heads"
     reads_map = False # Whether it also gets maps: `False`, `True` or 'all'
-    needs_map = False # Whether it cannot do without
+    needs_map = False # Whether it requires a map
     reads_wide = True # Whether it also gets wide features
-    reads_places = False # Whether its wide features of a picture are those of 4 x 4 fields
+    reads_places = False # Whether its wide features of a picture are the means in a 4 x 4 grid
     gives_vector = True # Whether another head can come after it
-    options = ('hidden','p','bn','act') # What `heads={output: dict(…)}` may set
+    options = ('hidden','p','bn','act') # The options of `heads={output: dict(…)}`
     default_p = 0.5 # Dropout if `p` is `None`
     default_bn = False # Batch norm if `bn` is `None`
-    scratch_p = 0.25 # Dropout in a model of which no encoder is trained
-    scratch_bn = True # Batch norm in such a model: it brings a fresh trunk's small features to one size
+    scratch_p = 0.25 # Dropout in a model without pretrained encoders
+    scratch_bn = True # Batch norm in such a model: it scales up the small features of an untrained trunk
 
     def __init__(self,
         n_in:int, # Number of features
         n_out:int, # Size of the output
-        maps:dict=None, # A `MapSizes` by picture's name; for heads that read maps
+        maps:dict=None, # A `MapSizes` by picture, for heads that read maps
         n_wide:int=0, # Number of wide features
         hidden:list=(256,), # Sizes of the hidden layers
-        p:float=None, # Dropout before the last layer, half of it before the others; the class's `default_p` if `None`
-        bn:bool=None, # Batch norm before each linear layer; the class's `default_bn` if `None`
-        act=nn.ReLU # Class of the activation after each hidden layer, as `nn.SiLU`
+        p:float=None, # Dropout before the last layer, half of it before the others; `None`: the class's `default_p`
+        bn:bool=None, # Batch norm before each linear layer; `None`: the class's `default_bn`
+        act=nn.ReLU # Class of the activation after each hidden layer, such as `nn.SiLU`
     ):
         super().__init__()
         check_act(act)
@@ -127,7 +127,7 @@ class Head(nn.Module):
         bn = ifnone(bn, self.default_bn)
         self.layers = linear_layers([n_in, *hidden, n_out], p, bn, act)
         self.wide = WideLinear(n_wide, n_out)
-        self.register_buffer('rate', tensor(1.))    # how much of what the hidden layers add counts
+        self.register_buffer('rate', tensor(1.))    # how much the hidden layers count
 
     def forward(self, features, maps=None, wide=None):
         return self.last_step(self.rate*self.layers(features)+self.wide(wide))
@@ -137,7 +137,7 @@ class Head(nn.Module):
         return x
 
     def to_raw(self, targets):
-        "Targets as the numbers `n,n_out` that `last_step` turns into them"
+        "The numbers `n,n_out` that `last_step` turns into the targets"
         return targets
 
     @property
@@ -146,7 +146,7 @@ class Head(nn.Module):
         return not bool(self.layers[-1].weight.any())
 
     def start_at(self, task, batches): # The `Task` of its output, and batches of targets
-        "Say what suits the labelled targets, if new"
+        "Set the bias to suit the labelled targets, if the head is new"
         values = torch.cat(batches)
         values = values[task.labelled(values)]
         if task.family is None or not len(values) or not self.is_new: return
@@ -163,11 +163,11 @@ class NumberHead(Head):
 class MapSizes(NamedTuple):
     "The maps of the stages of a picture's encoder"
     channels:list # Channels by stage
-    strides:list # Pixels of the picture to one of the map, by stage
+    strides:list # Pixels of the picture per pixel of the map, by stage
 
 # %% ../../nbs/39_models.heads.ipynb #43b180b3
 class PlaceHead(Head):
-    "Turn features and places in the pictures' last maps into coordinates; the base of heads for boxes and points"
+    "Turn features and positions in the pictures' last maps into coordinates; the base of heads for boxes and points"
     reads_map = True
     reads_places = True
     default_p = 0.
@@ -195,7 +195,7 @@ def box_corners(x:Tensor): # Centre and half size before softplus, `bs,4`
     return torch.cat([centre-half, centre+half], 1)
 
 def box_numbers(corners:Tensor): # `x1,y1,x2,y2`, `bs,4`
-    "What `box_corners` turns into `corners`; a half size counts as 0.01 at least"
+    "The numbers that `box_corners` turns into `corners`; a half size is at least 0.01"
     first_corner = corners[:,:2]
     last_corner = corners[:,2:]
     half = ((last_corner-first_corner)/2).clamp(min=1e-2)
@@ -231,8 +231,8 @@ class MaskHead(nn.Module):
     def __init__(self,
         n_in:int, # Number of features
         n_out:int, # Number of classes
-        maps:dict, # A `MapSizes` by picture's name; the first is the picture whose mask it is
-        width:int=64 # Channels inside
+        maps:dict, # A `MapSizes` by picture; the first is the picture of the mask
+        width:int=64 # Number of hidden channels
     ):
         super().__init__()
         self.image,(channels,strides) = first(maps.items())
@@ -248,13 +248,13 @@ class MaskHead(nn.Module):
         return not bool(self.layers[-1].bias.any())
 
     def start_at(self, task, batches): # The `Task` of its output, and batches of masks
-        "Say the classes' shares of the labelled pixels, if new"
+        "Set the bias to the classes' shares of the labelled pixels, if the head is new"
         bias = self.layers[-1].bias
         counts = sum(self.pixels(b, len(bias)) for b in batches)
         if self.is_new: bias.data.copy_((counts/counts.sum()).log())
 
     def pixels(self, masks, n):
-        "How many pixels each of `n` classes has in `masks`, one more for each"
+        "Number of pixels of each of `n` classes in `masks`, plus one"
         here = (masks>=0) & (masks<n)
         return masks[here].long().bincount(minlength=n)+1.
 
@@ -267,12 +267,12 @@ class MaskHead(nn.Module):
         return self.enlarge(self.layers(y), picture)
 
     def enlarge(self, x, like):
-        "The map `x` in the height and width of `like`"
+        "Resize the map `x` to the height and width of `like`"
         return F.interpolate(x, like.shape[2:], mode='bilinear')
 
 # %% ../../nbs/39_models.heads.ipynb #6968920d
 class GroupHead(nn.Module):
-    "Give the outputs of one head for each member of a group, by name"
+    "Return the results of one head per member of a group, by name"
     gives_vector = False
     def __init__(self, members:dict): # A head by member
         super().__init__()
@@ -285,7 +285,7 @@ class GroupHead(nn.Module):
     def is_new(self): return all(getattr(m, 'is_new', False) for m in self.members.values())
 
     def start_at(self, task, batches): # The `Task` of its output, and batches of groups
-        "Let each member say what suits its targets"
+        "Set each member's bias to suit its targets"
         for n,m in self.members.items():
             if hasattr(m, 'start_at'): m.start_at(task.tasks[n], [b[n] for b in batches])
 
@@ -300,13 +300,13 @@ class GroupHead(nn.Module):
 
 # %% ../../nbs/39_models.heads.ipynb #709af855
 def make_head(spec, # Hidden sizes, a dict of options, a head class, a module, a function of both sizes, or `None`
-              n_in:int, # Number of features; `None` if not known, which only a module can bear
-              n_out:int, # Size of the output; `None` if not known, which only a module can bear
-              head_class:type=Head, # What the head is unless `spec` says otherwise; for a group a dict by member
-              maps:dict=None, # A `MapSizes` by picture's name
-              name:str='output', # For messages
+              n_in:int, # Number of features; `None` if unknown, which only a module allows
+              n_out:int, # Size of the output; `None` if unknown, which only a module allows
+              head_class:type=Head, # Class of the head unless `spec` says otherwise; for a group, a dict by member
+              maps:dict=None, # A `MapSizes` by picture
+              name:str='output', # Name of the output, for messages
               n_wide:int=0, # Number of wide features, for a class with `reads_wide`
-              from_scratch:bool=False # Whether no encoder of the model is trained
+              from_scratch:bool=False # Whether the model has no pretrained encoder
              ) -> nn.Module:
     "Make the head of one output"
     maps = maps or {}
@@ -324,17 +324,17 @@ def make_head(spec, # Hidden sizes, a dict of options, a head class, a module, a
     return head_class(n_in, n_out, maps=maps, **options)
 
 def _scratch_options(head_class):
-    "What `head_class` takes in a model of which no encoder is trained; nothing for a class of yours that does not say"
+    "Options of `head_class` in a model without pretrained encoders; none for a class that does not define them"
     if not hasattr(head_class, 'scratch_bn') or not {'p','bn'} <= set(head_class.options): return {}
     return dict(p=head_class.scratch_p, bn=head_class.scratch_bn)
 
 def is_head_class(spec):
-    "Whether `spec` is a class that is built with maps and options, and not just any module"
+    "Whether `spec` is a head class, built with maps and options, and not just any module"
     return isinstance(spec, type) and hasattr(spec, 'options')
 
 # %% ../../nbs/39_models.heads.ipynb #f1010dad
 def _group_head(spec, n_in, n_out, head_class, maps, name, from_scratch):
-    "A `GroupHead` from a dict of specs by member, or a head of yours from a function of the number of features"
+    "A `GroupHead` from a dict of specs by member, or your own head from a function of the number of features"
     if callable(spec): return _try_head(spec(n_in, n_out), n_in, maps, name)
     specs = check_keys(dict(spec or {}), n_out, f'member of the head {name!r}')
     heads = {}
@@ -347,7 +347,7 @@ def _head_options(spec, # Hidden sizes, a dict of options, or `None`
                  head_class, # Its `options` are accepted
                  name # The output's name, for messages
                 ) -> dict:
-    "Turn what a user says of a head into the options of its class"
+    "Turn a user's value for a head into the options of its class"
     if spec is None: return {}
     if isinstance(spec, int) and not isinstance(spec, bool): spec = [spec]
     if isinstance(spec, (list,tuple,L)): spec = dict(hidden=list(spec))
@@ -362,17 +362,17 @@ def _hidden_sizes(hidden, name):
     if isinstance(hidden, int): hidden = [hidden]
     hidden = list(hidden)
     if all(isinstance(h, int) and h>0 for h in hidden): return hidden
-    raise ValueError(f'The hidden sizes of head {name!r} are whole numbers, not {hidden!r}.')
+    raise ValueError(f'The hidden sizes of head {name!r} must be whole numbers, not {hidden!r}.')
 
 def _refuse_head(spec, name):
-    raise TypeError(f'The head {name!r} is hidden sizes such as [128], a dict of options, a head class or a module, '
-                    f'and not {spec!r}.')
+    raise TypeError(f'The head {name!r} must be hidden sizes such as [128], a dict of options, a head class or a '
+                    f'module, not {spec!r}.')
 
 # %% ../../nbs/39_models.heads.ipynb #425f7c95
 def _check_known(n_in, n_out, name):
-    "Raise if the sizes of a head that must be built are not known"
+    "Raise if the sizes of a head that must be built are unknown"
     if n_in is None:
-        raise ValueError(f'The head {name!r} needs the number of features, which an encoder does not tell: '
+        raise ValueError(f'The head {name!r} needs the number of features, which an encoder does not have: '
                          'give that encoder an attribute `n_features`, or pass a module as head.')
     if n_out is None:
         raise ValueError(f'The head {name!r} needs the size of its output: give a number in `outputs`, '
@@ -381,27 +381,27 @@ def _check_known(n_in, n_out, name):
 def _check_maps(head_class, maps, name):
     "Raise if a head class needs a map and there is none"
     if maps or not getattr(head_class, 'needs_map', False): return
-    raise ValueError(f'The head {name!r} ({head_class.__name__}) reads the maps of a picture, and no input gives maps. '
+    raise ValueError(f'The head {name!r} ({head_class.__name__}) reads the maps of a picture, but no input has maps. '
                      'Pass a module.')
 
 # %% ../../nbs/39_models.heads.ipynb #ffbeb7be
 def _try_head(m:nn.Module, # The head
              n_in:int, # Number of features; there is no trial if `None`
-             maps:dict, # A `MapSizes` by picture's name
+             maps:dict, # A `MapSizes` by picture
              name:str # The output's name, for messages
             ) -> nn.Module:
-    "Return `m` after a run on zeros, or say what it was given and what it raised"
+    "Return `m` after a trial run on zeros; if it fails, the error names its inputs"
     if n_in is None: return m
     args = [zeros_for(m, 2, n_in)]
     how = getattr(m, 'reads_map', False)
     if how: args.append({n: _zero_maps(m, o, how) for n,o in maps.items()})
-    trial(m, *args, given=f'The head {name!r}, {type(m).__name__}, is given {n_in} features, (bs,{n_in})',
+    trial(m, *args, given=f'The head {name!r}, {type(m).__name__}, gets {n_in} features, (bs,{n_in})',
           hint="A head that needs the picture's map is called with (features, maps by input) "
                'if its attribute `reads_map` is true.')
     return m
 
 def _zero_maps(m, sizes, how, px=64):
-    "What a head with `reads_map` equal to `how` gets of one picture of `px` pixels: zeros"
+    "Zeros like the maps of one picture of `px` pixels for a head with `reads_map` equal to `how`"
     maps = []
     for channels,stride in zip(*sizes):
         side = max(1, px//stride)
@@ -412,8 +412,8 @@ def _zero_maps(m, sizes, how, px=64):
 # %% ../../nbs/39_models.heads.ipynb #0828e4cd
 class Neck(nn.Sequential):
     "Turn a wide vector into a narrow one: layer norm, dropout, linear, ReLU"
-    def __init__(self, n_in:int, # Number of features that come in
-                 n_out:int=128, # Number that go out
+    def __init__(self, n_in:int, # Number of input features
+                 n_out:int=128, # Number of output features
                  p:float=0.5): # Dropout
         super().__init__(nn.LayerNorm(n_in), nn.Dropout(p), nn.Linear(n_in, n_out), nn.ReLU())
         apply_init(self)

@@ -18,7 +18,7 @@ from .timm import *
 
 # %% ../../nbs/34_models.image.ipynb #1d6a8cf2
 class HalvingPool(nn.Module):
-    "Max pooling by 2, for as long as there are 2 pixels each way"
+    "Max pooling by 2, as long as both sides have at least 2 pixels"
     def forward(self, x):
         if min(x.shape[-2:])<2: return x
         return F.max_pool2d(x, 2)
@@ -36,12 +36,12 @@ def _is_count(n): return isinstance(n, int) and not isinstance(n, bool) and n>0
 
 def _check_cnn_depth(depth):
     if _is_count(depth): return
-    raise ValueError(f'`depth` of simple_cnn is a whole number from 1 up, not {depth!r}; or give `widths`, the '
-                     'channels of each convolution.')
+    raise ValueError(f'`depth` of simple_cnn must be a whole number of at least 1, not {depth!r}; or give `widths`, '
+                     'the channels of each convolution.')
 
 def _check_widths(widths):
     if widths and all(_is_count(w) for w in widths): return
-    raise ValueError(f'`widths` is a list of channels, such as [32,64], not {widths!r}.')
+    raise ValueError(f'`widths` must be a list of channels, such as [32,64], not {widths!r}.')
 
 def _conv_stage(n_in, n_out, ks, bn, pool):
     layers = [nn.Conv2d(n_in, n_out, ks, padding=ks//2, bias=not bn)]
@@ -51,14 +51,14 @@ def _conv_stage(n_in, n_out, ks, bn, pool):
     return nn.Sequential(*layers)
 
 def simple_cnn(depth:int=3, # Number of convolutions, at least 1
-               width:int=16, # Channels of the first convolution; each further one doubles them
+               width:int=16, # Channels of the first convolution; each further one doubles the number
                n_in:int=3, # Channels of the image
                widths:list=None, # Channels of each convolution, instead of `depth` and `width`
                n_out:int=None, # Add a classifier with this many outputs, for a plain `Learner`
                grid:int=1, # Average the map to `grid` x `grid` before the classifier
                ks:int=3, # Kernel size
                bn:bool=False, # Batch norm after each convolution; helps from 5 or 6 convolutions on
-               pool:bool=True # Halve the map after each convolution, for as long as it can be halved
+               pool:bool=True # Halve the map after each convolution, as long as it can be halved
               ) -> PlainCNN:
     "Build a plain CNN: `depth` times convolution, ReLU and pooling, for any image size"
     if widths is None:
@@ -79,12 +79,12 @@ def simple_cnn(depth:int=3, # Number of convolutions, at least 1
 
 # %% ../../nbs/34_models.image.ipynb #603dea0c
 class FeatureMaps:
-    "The maps of a batch of images after each stage, each made when you ask for it; those of a missing image are zeros"
+    "The maps of a batch of images after each stage, made on demand; those of a missing image are zeros"
     def __init__(self,
-        image, # The images, with NaN filled
+        image, # The images, without NaN
         here, # Which of them are present, `bs`
         states:list, # The state after each stage
-        leave # Makes a map: takes a state, the stage's index and `image`
+        leave # Function that makes a map from a state, the stage's index and `image`
     ):
         self.image = image
         self.here = here
@@ -109,7 +109,7 @@ class FeatureMaps:
         return FeatureMaps(self.image, self.here, self.states[:n], self.leave)
 
     def grown(self, branch):
-        "With the maps of further stages, a `branch` that goes on from the last one"
+        "Add the maps of further stages, a `branch` that continues from the last one"
         with norms_kept_unless(branch, self.here.sum()>1): states = branch.states(self.states[-1])
         return FeatureMaps(self.image, self.here, [*self.states, *states], self.leave)
 
@@ -121,8 +121,8 @@ class ImageEncoder(Encoder):
         body, # The stages, one after the other
         stages:list, # Their names
         channels:list, # Channels of each stage's map
-        strides:list, # Its stride; `None` if the stage gives a vector
-        stats=None, # Mean and standard deviation of the images that the weights expect
+        strides:list, # Stride of each stage; `None` if it returns a vector
+        stats=None, # Mean and standard deviation of images for the weights
         pretrained:bool=False, # Whether the weights are trained
         what:str='this encoder' # The backbone's name, for messages
     ):
@@ -176,7 +176,7 @@ class ImageEncoder(Encoder):
         return self.body.stage_params(i)
 
     def param_groups(self):
-        "Parameters of the first half of the stages and of the second half; a single stage is the second half"
+        "Parameters of the first and second half of the stages; a single stage is the second half"
         early = []
         for i in range(self.depth//2): early += self.stage_params(i)
         ids = {id(p) for p in early}
@@ -189,9 +189,9 @@ def _vit_encoder(vit, what):
     return ImageEncoder(ViTBody(vit), names, [vit.hidden_dim]*n, [vit.patch_size]*n, what=what)
 
 def _chain_stages(model, x):
-    "The stages of `model`, lists of units, from a dry run on `x`, which is returned too"
+    "The stages of `model`, lists of units, from a dry run on `x`; `x` is also returned"
     units = find_units(trace_calls(model, x).calls, x, x)
-    if not units: raise ValueError('it is no chain of modules')
+    if not units: raise ValueError('it is not a chain of modules')
     return group_units(units, x),x
 
 def chain_encoder(model, # A network that is a chain of modules, or torchvision's `VisionTransformer`
@@ -218,7 +218,7 @@ def _reads_channels(model, sd, n_in):
     return kernels is not None and kernels.shape[1]==n_in
 
 def _trained_stats(model, weights, n_in):
-    "The statistics of images that torchvision's `weights` expect"
+    "The image statistics for torchvision's `weights`"
     stats = torchvision_stats(weights)
     if hasattr(model, 'transform_input'): stats = ([0.5]*3,[0.5]*3) # GoogLeNet and Inception normalise again
     return stats_for(stats, n_in)
@@ -254,8 +254,8 @@ def timm_encoder(arch, depth, n_in, pretrained, weights):
     check_timm_name(timm, what, arch)
     sd = weights_from_file(weights)
     if weights is not None and sd is None:
-        raise ValueError(f"`weights`={str(weights)!r} is no file that is there; timm's own weights are named in "
-                         "`arch`, as in 'resnet18.a1_in1k'.")
+        raise ValueError(f"`weights`={str(weights)!r} is not an existing file; name timm's own weights in `arch`, as "
+                         "in 'resnet18.a1_in1k'.")
     stages = TimmStages(timm, what)
     stages.cut(depth)
     net = timm_network(timm, stages, n_in, pretrained and sd is None)
@@ -270,11 +270,11 @@ def timm_encoder(arch, depth, n_in, pretrained, weights):
 
 # %% ../../nbs/34_models.image.ipynb #464cbeaf
 def _check_stage_output(name, y):
-    "Refuse what is neither a map nor a vector"
+    "Refuse a result that is neither a map nor a vector"
     if isinstance(y, Tensor) and y.ndim in (2,4): return
     found = type(y).__name__
     if isinstance(y, Tensor): found = f'a tensor of {y.ndim} dimensions'
-    raise ValueError(f'stage {name!r} returns {found}, where a map (bs,c,h,w) or a vector (bs,c) is wanted')
+    raise ValueError(f'stage {name!r} returns {found}, where a map (bs,c,h,w) or a vector (bs,c) was expected')
 
 def _size_of(y, x):
     "Channels and stride of `y`, made from image `x`; a vector has no stride"
@@ -282,14 +282,14 @@ def _size_of(y, x):
     return y.shape[1],stride_of(y.shape[2], x)
 
 def _check_flat(m, n_in, n, what):
-    "Refuse a sequence whose number of features `n` depends on the size of the image"
+    "Refuse a sequence whose number of features `n` depends on the image size"
     for size in ((64,64), (96,96), (160,160)):
         try:
             with eval_mode(m): k = m(dry_image(m, n_in, size)).shape[1]
         except RuntimeError: continue # the image is too small
         if k==n: continue
-        raise ValueError(f'{what} gives {k} features for a picture of {size[0]} x {size[1]}, and {n} for a larger one: '
-                         'put an nn.AdaptiveAvgPool2d before what flattens the map, or leave both out, for the heads '
+        raise ValueError(f'{what} gives {k} features for a picture of {size[0]} x {size[1]}, but {n} for a larger one: '
+                         'put an nn.AdaptiveAvgPool2d before the layer that flattens the map, or omit both: the heads '
                          'pool.')
 
 def _named_stages(m):
@@ -347,7 +347,7 @@ def _is_builder(arch):
 
 def _check_arch(arch):
     if isinstance(arch, nn.Module) or callable(arch): return
-    raise TypeError('`arch` is a torchvision constructor, a name, simple_cnn, a module or what builds one, and not '
+    raise TypeError('`arch` must be a torchvision constructor, a name, simple_cnn, a module or its builder, not '
                     f'{arch!r}.')
 
 def _built_cnn(arch, depth, n_in):
@@ -357,14 +357,14 @@ def _built_cnn(arch, depth, n_in):
     return arch(n_in=n_in, depth=depth)
 
 def _built(arch, n_in):
-    "The module that the user's function `arch` builds; it is given `n_in` if it takes that"
+    "The module that the user's function `arch` builds; it gets `n_in` if it takes that argument"
     try: params = inspect.signature(arch).parameters
     except (TypeError, ValueError): params = {}
     kwargs = {}
     if 'n_in' in params: kwargs['n_in'] = n_in
     m = arch(**kwargs)
     if isinstance(m, nn.Module): return m
-    raise TypeError(f'`arch`={arch!r} built {type(m).__name__}, and must build an nn.Module.')
+    raise TypeError(f'`arch`={arch!r} built {type(m).__name__}, but must build an nn.Module.')
 
 def _encoder_of(net, depth, n_in, stages):
     "An encoder of module `net`"
@@ -374,10 +374,10 @@ def _encoder_of(net, depth, n_in, stages):
     return module_encoder(net, depth, n_in)
 
 def _load_file(enc, names, weights, what):
-    "Fill `enc` with what it needs from a file"
+    "Load the tensors that `enc` needs from a file"
     sd = weights_from_file(weights)
     if sd is None:
-        raise ValueError(f'`weights`={str(weights)!r} is no file that is there, and {what} has no weights by name.')
+        raise ValueError(f'`weights`={str(weights)!r} is not an existing file, and {what} has no weights by name.')
     load_weights(enc, names, sd, what, repr(str(weights)))
     enc.pretrained = True
 

@@ -21,9 +21,9 @@ from .plan import *
 from .answer import *
 
 # %% ../../nbs/42_models.multi.ipynb #8be4a7af
-def encoder_from(m:nn.Module # What the user gives for an input
+def encoder_from(m:nn.Module # The user's module for an input
                 ) -> nn.Module:
-    "`m` as an encoder; if its number of features cannot be found it is `None`"
+    "`m` as an encoder; its number of features is `None` if it cannot be found"
     if getattr(m, 'handles_missing', False): return m
     if getattr(m, 'n_features', None) is not None: return OwnEncoder(m, m.n_features)
     layer = first(o for o in m.modules() if isinstance(o, (nn.Linear, nn.Conv2d)))
@@ -33,7 +33,7 @@ def encoder_from(m:nn.Module # What the user gives for an input
 
 # %% ../../nbs/42_models.multi.ipynb #c695a91f
 class RepeatedEncoder(nn.Module):
-    "An encoder that another input has already"
+    "An encoder that another input already uses"
     def __init__(self, module):
         super().__init__()
         self.module = module
@@ -55,12 +55,12 @@ class RepeatedEncoder(nn.Module):
 
 # %% ../../nbs/42_models.multi.ipynb #4999ab16
 class OutputSpec(NamedTuple):
-    "What a model knows of an output besides its head"
+    "A model's data about an output, besides its head"
     size:int # Its size; `None` if the head is a module
-    head_class:type # The class of its head, if that is not a module
+    head_class:type # The class of its head, unless that is a module
 
 def _output_spec(size, head, head_class):
-    "The `OutputSpec` of an output with this `size` (or a module in its place), `head` as in `heads`, and `head_class`"
+    "The `OutputSpec` of an output with this `size` (or a module instead), `head` as in `heads`, and `head_class`"
     if isinstance(size, nn.Module): size = None
     if is_head_class(head): head_class = head
     return OutputSpec(size, head_class or Head)
@@ -68,9 +68,9 @@ def _output_spec(size, head, head_class):
 def _check_model(encoders, outputs, named):
     "Raise if a model has no inputs or outputs, or several outputs without names"
     if not encoders or not outputs:
-        raise ValueError(f'A model needs inputs and outputs; `encoders` are {[*encoders]}, `outputs` {[*outputs]}.')
+        raise ValueError(f'A model needs inputs and outputs; `encoders` are {[*encoders]}, `outputs` are {[*outputs]}.')
     if not named and len(outputs)!=1:
-        raise ValueError(f'`named`=False is for one output, and there are {[*outputs]}.')
+        raise ValueError(f'`named`=False is for one output, but there are {[*outputs]}.')
 
 def _depths_by_output(depth, outputs) -> dict:
     "`depth`, a number for all outputs or a dict for some, by output"
@@ -79,7 +79,7 @@ def _depths_by_output(depth, outputs) -> dict:
     return {n: depth.get(n) for n in outputs}
 
 def _split_pool(head, usual):
-    "How a head pools maps, `usual` unless its options say otherwise, and `head` without that option"
+    "How a head pools maps (`usual` unless its options say otherwise), and `head` without that option"
     if not isinstance(head, dict): return usual, head
     options = dict(head)
     return options.pop('pool', usual), options
@@ -87,66 +87,66 @@ def _split_pool(head, usual):
 def _reads_places(head): return getattr(head, 'reads_places', False)
 
 def _wide_key(view, head, module):
-    "The name of the wide features that `head` reads of a view: those of places differ if there is a map"
+    "The name of a view's wide features that `head` reads: with a map, those for positions differ"
     if _reads_places(head) and module.map_channels: return f'fields_{view}'
     return view
 
 def _check_wide(name, n_wide, sizes):
-    "Raise unless a head with `n_wide` wide features gets as many"
+    "Raise unless a head with `n_wide` wide features gets that number"
     if sum(sizes.values())==n_wide: return
-    raise ValueError(f'The head {name!r} reads {n_wide} wide features, and the inputs give {sum(sizes.values())}: '
-                     f'{sizes}. Build it with n_wide={sum(sizes.values())}, or with 0 to do without.')
+    raise ValueError(f'The head {name!r} reads {n_wide} wide features, but the inputs give {sum(sizes.values())}: '
+                     f'{sizes}. Build it with n_wide={sum(sizes.values())}, or with 0 to use none.')
 
 def _check_parent(name, parent, spec):
     "Raise unless the head of output `name` can read output `parent`, which has this `OutputSpec`"
     head_class = spec.head_class
-    if not getattr(head_class, 'gives_vector', True): why = f'whose head ({head_class.__name__}) gives no vector'
+    if not getattr(head_class, 'gives_vector', True): why = f'whose head ({head_class.__name__}) returns no vector'
     elif isinstance(head_class, dict): why = 'which is a group'
-    elif spec.size is None: why = 'whose size is not known: its head is a module'
+    elif spec.size is None: why = 'whose size is unknown: its head is a module'
     else: return
     raise ValueError(f'`after`: head {name!r} cannot come after {parent!r}, {why}.')
 
 # %% ../../nbs/42_models.multi.ipynb #7cc6ed23
 def _check_replaced(name, like, after):
-    "Raise if arguments for a new output are given for output `name`, which there is"
+    "Raise if arguments for a new output are given for the existing output `name`"
     if like is None and after is None: return
-    raise ValueError(f'`like` and `after` are for a new output, and the model has {name!r} already; '
-                     'give its new head alone.')
+    raise ValueError(f'`like` and `after` are for a new output, but the model already has {name!r}; '
+                     'give only its new head.')
 
 def _check_added(name, model):
     "Raise if `model` cannot have another output `name`"
     if model.named: return
-    raise ValueError(f'The model gives its one output without a name, so {name!r} cannot be added. '
+    raise ValueError(f'The model returns its one output without a name, so {name!r} cannot be added. '
                      'Build it with `named`=True.')
 
 def _check_shared(depths, outputs):
-    "Raise if no output reads shared stages alone"
+    "Raise unless some output reads only shared stages"
     if depths: return
-    raise ValueError('Every output has stages of its own: pass `like`, the output whose stages the new one reads, '
+    raise ValueError('Every output has its own stages: pass `like`, the output whose stages the new one reads, '
                      f'one of {outputs}.')
 
 def _check_children(name, children, old, new):
     "Raise if the size of output `name` changes from `old` to `new` while its `children` read it"
     if not children or old==new: return
     if new is None: new = 'an unknown number'
-    raise ValueError(f'The outputs {children} come after {name!r} and read its {old} numbers; the new head would give '
-                     f'{new}. Pass n_out={old} if it gives as many.')
+    raise ValueError(f'The outputs {children} come after {name!r} and read its {old} numbers, but the new head returns '
+                     f'{new}. Pass n_out={old} if it returns that number.')
 
 # %% ../../nbs/42_models.multi.ipynb #ccf0f287
 class MultiModel(nn.Module):
     "An encoder for each input, and a head for each output that reads them at its depth"
     def __init__(self,
-        encoders:dict, # By input: what `image_encoder`, `text_encoder`, `vector_encoder` make, or any module
-        outputs:dict, # By output: its size, or its head
-        heads:dict=None, # By output, other heads than the default: see `make_head`; the option `pool` is as below
+        encoders:dict, # Encoder by input, from `image_encoder`, `text_encoder`, `vector_encoder`, or any module
+        outputs:dict, # Size or head by output
+        heads:dict=None, # Heads that differ from the default, by output: see `make_head`; option `pool` as below
         fusion='concat', # How the features of several inputs become one: see `fusion`
-        named:bool=True, # Give predictions by name; if not, the one tensor there is
+        named:bool=True, # Return predictions by name; `False`: return the only tensor
         pool:str='concat', # How maps become vectors: 'concat' (average and maximum), 'avg', 'max' or 'gem'
-        neck:int=128, # Width of a picture's vector beside other inputs; 0 leaves it as it is
-        depth=None, # How many stages of a picture's encoder are read: a number, or one by output; all where `None`
-        split:int=None, # How many of them are shared, the others being copied for each output; all if `None`
-        after:dict=None, # The outputs that a head also reads, by output: a name or several
-        head_classes:dict=None # By output, the class of its head where it is not `Head`
+        neck:int=128, # Width of a picture's vector beside other inputs; 0: no neck
+        depth=None, # Number of stages of a picture's encoder to read, for all or by output; `None`: all
+        split:int=None, # Number of shared stages; the others are copied for each output; `None`: all are shared
+        after:dict=None, # The outputs that a head also reads, by output: one name or several
+        head_classes:dict=None # Class of the head by output, if it is not `Head`
     ):
         super().__init__()
         _check_model(encoders, outputs, named)
@@ -179,7 +179,7 @@ class MultiModel(nn.Module):
 
     @property
     def from_scratch(self):
-        "Whether no encoder starts with trained weights"
+        "Whether no encoder has trained weights"
         return not any(getattr(e, 'pretrained', False) for e in self.encoders.values())
 
     @property
@@ -190,7 +190,7 @@ class MultiModel(nn.Module):
     def _places(self, output): return [t.place_of(output) for t in self.trunks.values()]
 
     def _map_sizes(self, output):
-        "The `MapSizes` that output `output` reads, by input; encoders that end in a vector have none"
+        "The `MapSizes` that output `output` reads, by input; encoders that return a vector have none"
         sizes = {n: t.maps_of(output) for n,t in self.trunks.items()}
         return {n: s for n,s in sizes.items() if s.strides[-1] is not None}
 
@@ -206,7 +206,7 @@ class MultiModel(nn.Module):
         return res
 
     def _ask_for_tokens(self):
-        "Let encoders that have tokens give them"
+        "Make encoders that have tokens return them"
         for e in self.encoders.values():
             e = getattr(e, 'repeats', e)
             if getattr(e, 'gives_tokens', None) is not None: e.gives_tokens = True
@@ -233,7 +233,7 @@ class MultiModel(nn.Module):
         return getattr(encoder, 'n_wide', 0)
 
     def _add_head(self, name, head):
-        "Put `head` in its place, and note which wide features it reads"
+        "Set the head of an output, and record which wide features it reads"
         self.heads[name] = head
         self.wide_of.pop(name, None)
         if not getattr(head, 'n_wide', 0): return
@@ -246,7 +246,7 @@ class MultiModel(nn.Module):
         self.wides[key] = Wide(sizes, unit).to(first(head.parameters()).device).train(self.training)
 
     def read(self, *xb):
-        "What each output reads of each input: `FeatureMaps` of a picture, `Features` of anything else"
+        "The features of each input for each output: `FeatureMaps` of a picture, `Features` of anything else"
         tensors = name_inputs(xb, list(self.encoders))
         given = {n: self.encode(encoder, tensors[n]) for n,encoder in self.encoders.items()}
         res = {output: dict(given) for output in self.heads}
@@ -255,7 +255,7 @@ class MultiModel(nn.Module):
         return res
 
     def encode(self, encoder, x):
-        "What one of the `encoders` gives for a batch: `FeatureMaps` by output, or `Features`"
+        "The features of one of the `encoders` for a batch: `FeatureMaps` by output, or `Features`"
         y = encoder(x)
         if isinstance(encoder, SharedTrunk): return y
         here = None
@@ -277,9 +277,9 @@ class MultiModel(nn.Module):
         return {n: seen[view] for n,view in self.plan.view_of.items()}
 
     def wide_inputs(self, output:str, # An output in `wide_of`
-                    reads:dict # What `read` gives
+                    reads:dict # The result of `read`
                    ) -> dict:
-        "The wide features that the head of `output` reads, by input, before they are put on one scale"
+        "The wide features that the head of `output` reads, by input, before scaling"
         view = self.views[self.plan.view_of[output]]
         return view.wide_inputs(reads[output], _reads_places(self.heads[output]))
 
@@ -297,20 +297,20 @@ class MultiModel(nn.Module):
     def forward(self, *xb): return self.answer(self.read(*xb))
 
     def answer(self, reads):
-        "The predictions from what `read` gives"
+        "The predictions from the result of `read`"
         predictions = predict_all(self, reads, self._fuse(reads), self._widen(reads))
         if not self.named: return predictions[self.plan.order[0]]
         return self.output_type([predictions[n] for n in self.heads])
 
     def set_head(self,
         name:str, # An output of the model, or a new one
-        head, # As in `heads`: hidden sizes, options, a head class, a module, or what builds one
-        n_out:int=None, # Size of the output; what it was if `None`
-        head_class:type=None, # Class of the head; what it was if `None`, and `Head` for a new output
-        like:str=None, # For a new output: it reads where this one reads; the deepest shared place if `None`
+        head, # As in `heads`: hidden sizes, options, a head class, a module, or its builder
+        n_out:int=None, # Size of the output; `None`: unchanged
+        head_class:type=None, # Class of the head; `None`: unchanged, or `Head` for a new output
+        like:str=None, # For a new output: an output whose features it reads; `None`: the deepest shared ones
         after=None # For a new output: the outputs that its head also reads
     ):
-        "Give output `name` another head, or add an output; a new output comes last"
+        "Replace the head of output `name`, or add an output; a new output comes last"
         is_new = name not in self.heads
         if is_new:
             _check_added(name, self)
@@ -335,11 +335,11 @@ class MultiModel(nn.Module):
         self.output_type = Outputs.of(*self.heads)
 
     def check_heads(self):
-        "Raise if a head, for example one put in by hand (`model.heads[name] = module`), cannot read what it is given"
+        "Raise if a head, such as one set by hand (`model.heads[name] = module`), does not fit its inputs"
         for name,head in self.heads.items(): self._new_head(name, head, self.specs[name], name, self.plan)
 
     def deepest_shared(self):
-        "The output that reads the most stages of those that read shared stages alone"
+        "The output that reads the most stages, among those that read only shared ones"
         depths = {}
         for n in self.heads:
             if any(n in t.branch_of for t in self.trunks.values()): continue
@@ -356,7 +356,7 @@ class MultiModel(nn.Module):
         return ParameterUse(self).shared()
 
     def shared_points(self) -> list:
-        "The modules whose outputs are the last that all outputs read; none if they share nothing"
+        "The last modules that all outputs read; none if they share nothing"
         reads_maps = any(getattr(h, 'reads_map', False) for h in self.heads.values())
         is_one = len(self.views)==1 and not self.plan.after and not reads_maps and not self.wide_of
         if is_one: return [first(self.views.values()).fusion]
@@ -381,7 +381,7 @@ class MultiModel(nn.Module):
         return without_repeats(groups)
 
     def fixed_parameters(self) -> list:
-        "The parameters of the encoders that no training changes"
+        "The encoders' parameters that are never trained"
         return [p for e in self.encoders.values() if isinstance(e, Encoder) for p in e.fixed_parameters()]
 
     def param_groups(self) -> list:

@@ -16,7 +16,7 @@ from .heads import *
 
 # %% ../../nbs/44_models.objects.ipynb #ob440007
 def map_cells(maps) -> Tensor: # Maps `bs,c,h,w`, the finest first
-    "The cells of all places of `maps`, `places,4`: centre `x,y`, then width and height, in [-1,1] of the frame"
+    "The cells of all positions of `maps`, `places,4`: centre `x,y`, then width and height, in [-1,1] of the frame"
     res = []
     for m in maps:
         h,w = m.shape[-2:]
@@ -28,15 +28,15 @@ def map_cells(maps) -> Tensor: # Maps `bs,c,h,w`, the finest first
     return torch.cat(res)
 
 # %% ../../nbs/44_models.objects.ipynb #ob440010
-def levels_of(strides, finest:int) -> list: # Pixels of the picture to one of the map, by stage; the least stride
-    "Positions of the stages whose maps are read: the last of each stride, at most three, none finer than `finest`"
+def levels_of(strides, finest:int) -> list: # Pixels of the picture per pixel of the map, by stage; the minimum stride
+    "The stages whose maps are read: the last of each stride, at most three, none finer than `finest`"
     last = [i for i,s in enumerate(strides) if s not in strides[i+1:]]
     fit = [i for i in last if strides[i]>=finest]
     return (fit or last)[-3:]
 
 # %% ../../nbs/44_models.objects.ipynb #ob440014
 class ObjectsHead(nn.Module):
-    "FCOS over the maps of a picture: a group of numbers for each place, and further outputs of an object beside them"
+    "FCOS over the maps of a picture: a group of numbers for each position, and further outputs of an object"
     reads_map = 'all'
     needs_map = True
     gives_vector = False
@@ -44,11 +44,11 @@ class ObjectsHead(nn.Module):
 
     def __init__(self,
         n_in:int, # Number of features
-        n_out:dict, # `classes`: how many classes; `more`: by further output of an object its size
-        maps:dict, # A `MapSizes` by picture's name; the first is the picture whose objects they are
-        width:int=None, # Channels inside, a multiple of 32; `None`: those of the deepest map, at most 256
-        convs:int=4, # Layers of each tower
-        finest:int=None # The least stride that is read; `None`: 8, or 4 for a trunk whose maps are all fine
+        n_out:dict, # `classes`: number of classes; `more`: sizes of an object's further outputs
+        maps:dict, # A `MapSizes` by picture; the first is the picture with the objects
+        width:int=None, # Hidden channels, a multiple of 32; `None`: those of the deepest map, at most 256
+        convs:int=4, # Number of layers in each tower
+        finest:int=None # The smallest stride that is read; `None`: 8, or 4 for a trunk whose maps are all fine
     ):
         super().__init__()
         self.image,(channels,strides) = first(maps.items())
@@ -61,7 +61,7 @@ class ObjectsHead(nn.Module):
         nn.init.zeros_(self.context.weight)
         self.objects = FCOSClassificationHead(width, 1, n_out['classes'], convs, norm_layer=group_norm)
         self.boxes = FCOSRegressionHead(width, 1, convs, norm_layer=group_norm)
-        nn.init.ones_(self.boxes.bbox_reg.bias)    # a cell to each side: a ReLU follows, which is dead below 0
+        nn.init.ones_(self.boxes.bbox_reg.bias)    # one cell to each side; the ReLU that follows is dead below 0
         self.more = ByName({n: object_layer(width, size) for n,size in n_out['more'].items()})
         names = ['logits', 'distances', 'centre', 'cell']
         self.more_type = None
@@ -91,18 +91,22 @@ def group_norm(width):
     "torchvision's group norm, with at least two channels in a group: one alone at a single place is no group"
     return nn.GroupNorm(min(32, width//2), width)
 
+def group_norm(width):
+    "torchvision's group norm, with at least two channels in a group: one alone at a single position is no group"
+    return nn.GroupNorm(min(32, width//2), width)
+
 def object_layer(width, size):
-    "A layer that reads `size` numbers at each place"
+    "A layer that predicts `size` numbers at each position"
     layer = nn.Conv2d(width, size, 3, padding=1)
     nn.init.normal_(layer.weight, std=0.01)
     nn.init.zeros_(layer.bias)
     return layer
 
 def places(layer, maps) -> Tensor: # bs,places,c
-    "What a layer gives at all places of `maps`"
+    "A layer's result at all positions of `maps`"
     return torch.cat([layer(m).flatten(2).transpose(1,2) for m in maps], 1)
 
 def check_width(width):
     "Raise unless `width` divides into 32 groups"
     if isinstance(width, int) and width>0 and width%32==0: return
-    raise ValueError(f'`width` of a head for objects is {width!r}; it is a multiple of 32, as 64 or 256.')
+    raise ValueError(f'`width` of a head for objects is {width!r}; it must be a multiple of 32, such as 64 or 256.')

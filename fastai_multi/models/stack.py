@@ -14,13 +14,13 @@ from .wide import *
 from .heads import *
 
 # %% ../../nbs/39a_models.stack.ipynb #dcd7cde3
-# What layers of a class must share
+# The attributes that layers of a class must share
 _options = {nn.Linear: lambda m: (m.in_features, m.out_features, m.bias is None),
             nn.Dropout: attrgetter('p','inplace','training'),
             nn.BatchNorm1d: attrgetter('num_features','eps','momentum','affine','track_running_stats','training'),
             nn.GELU: attrgetter('approximate'), nn.LeakyReLU: attrgetter('negative_slope'), nn.ELU: attrgetter('alpha')}
 _options |= {o: type for o in (nn.ReLU, nn.ReLU6, nn.SiLU, nn.Mish, nn.Hardswish, nn.Tanh, nn.Sigmoid)}
-most_on_cpu = 100_000    # parameters of a head on a CPU: to copy more takes longer than to start the operations
+most_on_cpu = 100_000    # maximum parameters of a head on a CPU: copying more takes longer than separate operations
 
 def is_watched(m) -> bool: # A module
     "Whether a module has hooks"
@@ -28,7 +28,7 @@ def is_watched(m) -> bool: # A module
     return bool(d['_forward_hooks'] or d['_forward_pre_hooks'] or d['_backward_hooks'] or d['_backward_pre_hooks'])
 
 def layer_key(m): # A layer
-    "What layers must share to run together; `None` where the layer has to run by itself"
+    "The properties that layers must share to run together; `None` if the layer must run separately"
     kind = type(m)
     if kind not in _options or is_watched(m): return None
     if kind is nn.BatchNorm1d and (m.momentum is None or not m.track_running_stats or not m.affine): return None
@@ -42,7 +42,7 @@ def has_usual_steps(head) -> bool: # A module
     return type(head.layers) is nn.Sequential and type(head.wide) is WideLinear and 'forward' not in head.__dict__
 
 def stack_key(head): # A module
-    "What heads must share to run together; `None` for a head that has to run by itself"
+    "The properties that heads must share to run together; `None` if the head must run separately"
     if not has_usual_steps(head) or any(map(is_watched, (head, head.layers, head.wide))): return None
     *hidden,last = head.layers
     keys = [layer_key(m) for m in hidden]
@@ -52,13 +52,13 @@ def stack_key(head): # A module
     return (*keys, last.in_features, w.dtype, w.device, head.n_wide)
 
 def n_weights(head) -> int: # A `Head`
-    "How many weights the linear layers of a head have"
+    "Number of weights in the linear layers of a head"
     n = sum(m.in_features*m.out_features for m in head.layers if type(m) is nn.Linear)
     return n + head.n_wide*head.layers[-1].out_features
 
 # %% ../../nbs/39a_models.stack.ipynb #3635ca39
 def stacked_linear(layers, x): # Linear layers, `n_out` may differ; `k,bs,n_in`
-    "`k,bs,n` with `n` the largest size out; beyond a layer's own there are zeros"
+    "Run linear layers together: `k,bs,n` with `n` the largest output size; smaller outputs are padded with zeros"
     sizes = [m.out_features for m in layers]
     n = max(sizes)
     weights = [m.weight if size==n else F.pad(m.weight, (0,0,0,n-size)) for m,size in zip(layers, sizes)]
@@ -67,7 +67,7 @@ def stacked_linear(layers, x): # Linear layers, `n_out` may differ; `k,bs,n_in`
     return torch.baddbmm(torch.stack([m.bias for m in layers])[:,None], x, weight)
 
 def stacked_norm(layers, x): # Batch norms; `k,bs,n`
-    "Each batch norm on its own `bs,n`, with its own statistics"
+    "Run batch norms together, each on its own `bs,n` with its own statistics"
     k,bs,n = x.shape
     first_layer = layers[0]
     means = torch.cat([m.running_mean for m in layers])
@@ -80,15 +80,15 @@ def stacked_norm(layers, x): # Batch norms; `k,bs,n`
     return x.view(bs, k, n).transpose(0,1)
 
 @torch.no_grad()
-def note_statistics(layers, means, variances): # Batch norms; their new statistics side by side
-    "Give each batch norm its own running statistics"
+def note_statistics(layers, means, variances): # Batch norms; their new statistics, stacked
+    "Update the running statistics of each batch norm"
     for m,mean,variance in zip(layers, means.chunk(len(layers)), variances.chunk(len(layers))):
         m.running_mean.copy_(mean)
         m.running_var.copy_(variance)
         m.num_batches_tracked.add_(1)
 
 def stacked_layer(layers, x): # Layers with one `layer_key`; `k,bs,n`
-    "Each layer on its own `bs,n`"
+    "Run layers together, each on its own `bs,n`"
     kind = type(layers[0])
     if kind is nn.Linear: return stacked_linear(layers, x)
     if kind is nn.BatchNorm1d: return stacked_norm(layers, x)
@@ -96,7 +96,7 @@ def stacked_layer(layers, x): # Layers with one `layer_key`; `k,bs,n`
 
 # %% ../../nbs/39a_models.stack.ipynb #2201bc77
 def stacked_wide(maps, wide) -> list: # `WideLinear`s; wide features `bs,n_in` or `None`
-    "What each map adds: `bs,n_out`, or its bias alone"
+    "The result of each map: `bs,n_out`, or only its bias"
     if wide is None or not maps[0].n_in: return [m.bias for m in maps]
     sizes = [m.bias.numel() for m in maps]
     rates = torch.cat([m.rate.expand(size) for m,size in zip(maps, sizes)])[:,None]
@@ -105,10 +105,10 @@ def stacked_wide(maps, wide) -> list: # `WideLinear`s; wide features `bs,n_in` o
 
 def stacked_heads(
     heads, # `Head`s with one `stack_key`
-    features, # What each reads, `bs,n_in`
-    wide=None # Wide features that all read, `bs,n_wide`
-) -> list: # What each says
-    "The predictions of several heads, as each of them alone would give them"
+    features, # Features for each head, `bs,n_in`
+    wide=None # Wide features for all heads, `bs,n_wide`
+) -> list: # The result of each head
+    "The predictions of several heads, the same as when each runs alone"
     if all(x is features[0] for x in features): x = features[0].expand(len(heads), *features[0].shape)
     else: x = torch.stack(features)
     for layers in zip(*[h.layers for h in heads]): x = stacked_layer(layers, x)

@@ -32,7 +32,7 @@ class Call:
         self.y_version = getattr(y, '_version', None)
 
     def feeds(self, other):
-        "Whether `other` takes the output of this call, unchanged"
+        "Whether `other` takes the unchanged output of this call"
         return self.y is other.x and self.y_version==other.x_version
 
     def changed_later(self):
@@ -61,7 +61,7 @@ def trace_calls(model, x):
 _image_sizes = ((128,192), (224,224), (512,512))
 
 def dry_image(m, n_in, size):
-    "An image for a dry run of `m`: the same every time, drawn without random numbers"
+    "An image for a dry run of `m`: the same every time, made without random numbers"
     h,w = size
     x = torch.arange(n_in*h*w).mul(0.37).sin().view(1, n_in, h, w)
     p = first(m.parameters())
@@ -69,16 +69,16 @@ def dry_image(m, n_in, size):
     return x.to(device=p.device, dtype=p.dtype)
 
 def first_run(m, n_in, run, what):
-    "`run(m, image)` for the first size of image that `m` takes"
+    "`run(m, image)` for the first image size that `m` accepts"
     for size in _image_sizes:
         try: return run(m, dry_image(m, n_in, size))
         except Exception as e: error = e
-    raise ValueError(f'{what} does not take a picture of {n_in} channels: in a dry run it raised '
+    raise ValueError(f'{what} does not accept a picture with {n_in} channels: in a dry run it raised '
                      f'{type(error).__name__}: {error}') from error
 
 # %% ../../nbs/31_models.stages.ipynb #4f597c75
 class MapShape(NamedTuple):
-    "What a dry run tells about a map"
+    "The shape of a map, from a dry run"
     height:int
     channels:int
     channels_last:bool
@@ -103,7 +103,7 @@ def is_sequence(m): return type(m).forward is nn.Sequential.forward
 def _shrinks(old, new): return old > 1.4*new
 
 def _count_shrinks(calls, x, height):
-    "How many of `calls` shrink the map, which has `height` at first; 0 if one of them gives no map"
+    "How many of `calls` shrink the map, which starts with `height`; 0 if one of them returns no map"
     n = 0
     for call in calls:
         shape = map_shape(call.y, x)
@@ -124,7 +124,7 @@ def _units_inside(call, x):
     return find_units(call.calls, x, call.x)
 
 def find_units(calls, x, source):
-    "The longest chain among `calls` that starts at tensor `source`; `x` is the image"
+    "The longest chain of `calls` that starts at the tensor `source`; `x` is the image"
     units = []
     for call in calls:
         follows = units[-1].feeds(call) if units else call.x is source
@@ -142,7 +142,7 @@ def _count_layers(units):
 def _is_stem(units): return len(units)==1 or _count_layers(units)<2
 
 def group_units(units, x):
-    "`units` grouped into stages by the size of their maps; `x` is the image"
+    "Group `units` into stages by the size of their maps; `x` is the image"
     stages = []
     height = x.shape[2]
     for unit in units:
@@ -155,7 +155,7 @@ def group_units(units, x):
     return stages
 
 def stage_name(units):
-    "One name for several units in a row: the first and the last, without what they share"
+    "One name for consecutive units: the first and the last, without their common prefix"
     start = units[0].name
     end = units[-1].name
     if start==end: return start
@@ -169,13 +169,13 @@ def stage_module(units):
 
 # %% ../../nbs/31_models.stages.ipynb #8c89bde1
 def ends_in_relu(unit):
-    "Whether a ReLU without a module follows `unit`"
+    "Whether a ReLU that is not a module follows `unit`"
     return unit.changed_later() and bool((unit.y>=0).all())
 
 # %% ../../nbs/31_models.stages.ipynb #a0584521
-def check_depth(depth, # How many stages; `None` for all
+def check_depth(depth, # Number of stages; `None` for all
                 what, # The backbone's name, for messages
-                stages, channels, strides, # Of each stage
+                stages, channels, strides, # Names, channels and strides of the stages
                 name='depth', # The argument's name, for messages
                 least=1 # The smallest number accepted
                ) -> int:
@@ -183,7 +183,7 @@ def check_depth(depth, # How many stages; `None` for all
     n = len(stages)
     if depth is None: return n
     if not isinstance(depth, int) or isinstance(depth, bool):
-        raise TypeError(f'`{name}` is a whole number of stages or None, not {depth!r}.')
+        raise TypeError(f'`{name}` must be a whole number of stages or None, not {depth!r}.')
     if not least<=depth<=n: _refuse_depth(depth, what, stages, channels, strides, name, least)
     return depth
 
@@ -216,7 +216,7 @@ class StageTail(nn.Module):
 class Chain(StageTail):
     "Stages one after the other"
     def __init__(self, stages, # Modules
-                 channels_last=None # Which stages put their channels last; none if `None`
+                 channels_last=None # Which stages have their channels last; `None`: none
                 ):
         super().__init__(stages)
         self.channels_last = list(channels_last or [False]*len(self.stages))
@@ -247,7 +247,7 @@ class Chain(StageTail):
 # %% ../../nbs/31_models.stages.ipynb #09874104
 class TokenChain(Chain):
     "The layers of a vision transformer; a subclass's `enter` turns an image into tokens"
-    n_extra = 1 # How many tokens at the start are not patches
+    n_extra = 1 # Number of tokens at the start that are not patches
     def __init__(self, layers, patch):
         super().__init__(layers)
         self.patch = patch
@@ -293,7 +293,7 @@ def _node(graph, op): return first(n for n in graph.nodes if n.op==op)
 def _check_only_state(x, name):
     "Refuse to copy stages that still use the image `x` after the one called `name`"
     if not x.users: return
-    raise ValueError(f'The stages behind {name!r} use more than what that one gives, so they cannot be copied alone. '
+    raise ValueError(f'The stages after {name!r} use more than its output, so they cannot be copied alone. '
                      '`split` can be None (all shared) or 0 (a network for each output).')
 
 def _part_of(gm, start, end):
@@ -307,7 +307,7 @@ def _part_of(gm, start, end):
         with graph.inserting_before(image): state = graph.placeholder('state')
         ends[names[start-1]].replace_all_uses_with(state)
     out.args = ({n: ends[n] for n in names[start:end]},)
-    # a node that draws random numbers is dead too if nobody reads it
+    # an unused node is dead, even if it draws random numbers
     graph.eliminate_dead_code(lambda n: n.op in ('placeholder','output'))
     if start:
         _check_only_state(image, names[start-1])
@@ -316,7 +316,7 @@ def _part_of(gm, start, end):
 
 # %% ../../nbs/31_models.stages.ipynb #6c41a351
 class GraphBody(nn.Module):
-    "Named stages of any network, from its traced graph; as a tail it continues from a state"
+    "Named stages of any network, from its traced graph; a tail continues from a state"
     def __init__(self, train, evaluate):
         super().__init__()
         self.nets = nn.ModuleList([evaluate, train])

@@ -24,7 +24,7 @@ def import_timm():
 def check_timm_name(timm, what, arch):
     "Refuse a name `what`, given as `arch`, that timm does not know"
     if timm.is_model(what.split('.')[0]): return
-    raise ValueError(f'`arch`={arch!r} is a model neither of torchvision nor of timm; '
+    raise ValueError(f'`arch`={arch!r} is neither a torchvision model nor a timm model; '
                      "timm.list_models('*part of a name*') finds names, and torchvision's are its constructors'.")
 
 # %% ../../nbs/33_models.timm.ipynb #62bde9c5
@@ -46,7 +46,7 @@ class TimmStages:
         levels = list(enumerate(net.feature_info.info))
         if len(levels)>1 and _is_stem(levels[0][1]['module']): levels = levels[1:]
         self.is_vit = _is_vit(net)
-        self.places = [i for i,_ in levels] # Among timm's levels
+        self.places = [i for i,_ in levels] # Positions among timm's levels
         self.names = [o['module'] for _,o in levels]
         self.channels = [o['num_chs'] for _,o in levels]
         self.strides = [o['reduction'] for _,o in levels]
@@ -61,7 +61,7 @@ class TimmStages:
 
 # %% ../../nbs/33_models.timm.ipynb #94a99cdd
 def _prune(net, last):
-    "Drop the blocks behind the module called `last`, which some of timm's feature networks keep and never run"
+    "Drop the blocks after the module `last`, which some of timm's feature networks keep but never run"
     if getattr(net, 'incre_modules', None) is not None: # HRNet's, one for each level
         net.incre_modules = net.incre_modules[:max(net._out_idx)]
     parent,_,i = last.rpartition('.')
@@ -78,11 +78,11 @@ def timm_network(timm, stages, n_in, pretrained):
     return net
 
 def flat_name(name):
-    "The name of a module or tensor, the same in each of timm's feature networks of a model"
+    "A name for a module or tensor that is the same in all of timm's feature networks of a model"
     return name.replace('.','_').removeprefix('model_')
 
 def timm_stats(timm, what):
-    "Mean and standard deviation of the images that timm's weights `what` expect; `None` if timm does not say"
+    "Mean and standard deviation of images for timm's weights `what`; `None` if timm does not say"
     cfg = timm.get_pretrained_cfg(what)
     if cfg is None: return None
     return list(cfg.mean),list(cfg.std)
@@ -91,7 +91,7 @@ def timm_stats(timm, what):
 def _channels_last(net): return str(getattr(net, 'output_fmt', 'NCHW')).endswith('NHWC')
 
 def _leading_chain(call, x):
-    "The calls inside `call`, as far as they form a chain that starts at image `x`"
+    "The calls inside `call`, as long as they form a chain that starts at image `x`"
     units = []
     for inner in call.calls:
         follows = units[-1].feeds(inner) if units else inner.x is x
@@ -100,7 +100,7 @@ def _leading_chain(call, x):
     return units
 
 def _ends_of(levels, units):
-    "After how many `units` each of `levels` is there; `None` if they are not outputs of `units`, in order"
+    "The number of `units` that make each of `levels`; `None` if they are not outputs of `units` in order"
     ends = []
     for level in levels:
         end = first(i+1 for i,u in enumerate(units) if u.y is level)
@@ -133,7 +133,7 @@ class TimmViTBody(TokenChain):
 
 # %% ../../nbs/33_models.timm.ipynb #9725e288
 class OnePassBody(nn.Module):
-    "A timm feature network that gives all its levels together"
+    "A timm feature network that returns all its levels together"
     def __init__(self, net):
         super().__init__()
         self.net = net
@@ -149,11 +149,11 @@ class OnePassBody(nn.Module):
     def forward(self, x): return self.leave(self.run(x)[-1], None, x)
 
     def cut(self, n):
-        raise ValueError('This network gives all its stages in one pass: choose its depth when it is made, '
+        raise ValueError('This network returns all its stages in one pass: choose its depth when you make it, '
                          "image_encoder('name', depth=…), the same for all outputs.")
 
     def tail(self, start, end):
-        raise ValueError('This network gives all its stages in one pass, and none of them can be copied alone. '
+        raise ValueError('This network returns all its stages in one pass, so none of them can be copied alone. '
                          '`split` can be None (all shared) or 0 (a network for each output).')
 
     def stage_params(self, i):
@@ -170,13 +170,13 @@ class OnePassBody(nn.Module):
         return params[:first(following) or 0]
 
     def _places(self, i):
-        "Where the parameters of the module that ends stage `i` stand in the network's order"
+        "The positions of the parameters of the module that ends stage `i`, in the network's order"
         module = flat_name(self.names[i])+'_'
         names = [flat_name(n)+'_' for n,_ in self.net.named_parameters()]
         return [j for j,name in enumerate(names) if name.startswith(module)]
 
 def timm_body(net, n_in, n):
-    "timm's feature network `net` of `n` stages as a body"
+    "timm's feature network `net` with `n` stages as a body"
     if _is_vit(net): return TimmViTBody(net.model)
     chain = _timm_chain(net, n_in, n)
     if chain is None: return OnePassBody(net)

@@ -16,7 +16,7 @@ from ..core import *
 def stats_for(stats, # Mean and standard deviation of three channels, or `None`
               n_in:int # Channels of the images
              ):
-    "`stats` for images of `n_in` channels"
+    "`stats` for images with `n_in` channels"
     if stats is None or n_in==3: return stats
     res = []
     for values in stats:
@@ -26,7 +26,7 @@ def stats_for(stats, # Mean and standard deviation of three channels, or `None`
     return tuple(res)
 
 def torchvision_weights(builder, # A torchvision constructor
-                        weights=None # A name, or a member of its enumeration; the default weights if `None`
+                        weights=None # A name, or a member of its enumeration; `None`: the default weights
                        ):
     "torchvision's weights for `builder`"
     enum = torchvision.models.get_model_weights(builder)
@@ -35,12 +35,12 @@ def torchvision_weights(builder, # A torchvision constructor
     name = str(weights).split('.')[-1]
     if name=='DEFAULT': return enum.DEFAULT
     if name not in enum.__members__:
-        raise ValueError(f'`weights`={str(weights)!r} is no file that is there, and no weights of {builder.__name__}: '
+        raise ValueError(f'`weights`={str(weights)!r} is neither an existing file nor weights of {builder.__name__}: '
                          f'torchvision has {[w.name for w in enum]}.')
     return enum[name]
 
 def torchvision_stats(weights):
-    "Mean and standard deviation of the images that torchvision's `weights` expect"
+    "Mean and standard deviation of images for torchvision's `weights`"
     t = weights.transforms()
     return list(t.mean),list(t.std)
 
@@ -48,7 +48,7 @@ def torchvision_stats(weights):
 def fetch_weights(what, # The network's name
                   fetch # A function that downloads its weights
                  ):
-    "What `fetch` returns, or an error that says what to do"
+    "The result of `fetch`, or an error that says what to do"
     try: return fetch()
     except Exception as e:
         raise ConnectionError(f'The trained weights of {what} could not be downloaded ({type(e).__name__}: {e}). '
@@ -62,10 +62,10 @@ _state_dict_keys = ('model','state_dict','model_state_dict')
 def _is_state_dict(sd): return isinstance(sd, dict) and sd and all(isinstance(v, Tensor) for v in sd.values())
 
 def _load_file(file):
-    "What is in `file`"
+    "The contents of `file`"
     try: return torch.load(file, map_location='cpu', weights_only=True)
     except Exception as e:
-        raise ValueError(f'`weights`={str(file)!r} does not load as a file of weights alone (torch.load(…, '
+        raise ValueError(f'`weights`={str(file)!r} does not load as a file of only weights (torch.load(…, '
                          f'weights_only=True) raised {type(e).__name__}: {str(e)[:200]}). Save it with '
                          'torch.save(model.state_dict(), file).') from e
 
@@ -92,13 +92,13 @@ def tensor_names(m):
     return {id(t): n for n,t in m.state_dict(keep_vars=True).items()}
 
 def _few(names):
-    "The first four of `names`, and how many more there are"
+    "The first four of `names`, and the number of others"
     listed = ', '.join(names[:4])
     if len(names)<=4: return listed
     return f'{listed} and {len(names)-4} more'
 
 def _check_fit(wanted, given, sd, what, source):
-    "Refuse weights that lack a wanted tensor, or have it in another shape"
+    "Refuse weights that lack a needed tensor or have it in another shape"
     missing = []
     wrong = []
     for name,t in wanted.items():
@@ -116,7 +116,7 @@ def load_weights(m:nn.Module, # A part of a network
                  names:dict, # From `tensor_names` of the whole network
                  sd:dict, # The state dict
                  what:str, # The network's name, for messages
-                 source:str, # Where the weights are from, for messages
+                 source:str, # Source of the weights, for messages
                  key=noop # Applied to names on both sides before they are compared
                 ):
     "Copy what `m` needs from `sd`"
@@ -134,9 +134,9 @@ def first_conv(m):
 
 def adapt_input(m:nn.Module, # Changed in place
                 n_in:int, # Channels of the images
-                trained:bool=False # Whether to make the new kernels of the old ones
+                trained:bool=False # Whether to make the new kernels from the old ones
                ):
-    "Let the first convolution of `m` take `n_in` channels"
+    "Make the first convolution of `m` take `n_in` channels"
     name,old = first_conv(m)
     if old.in_channels==n_in: return
     new = nn.Conv2d(n_in, old.out_channels, old.kernel_size, old.stride, old.padding, old.dilation, old.groups,

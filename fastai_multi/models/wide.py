@@ -12,14 +12,14 @@ from .fusion import *
 
 # %% ../../nbs/38_models.wide.ipynb #5e44e2e9
 class TermWeights(nn.Module):
-    "Token numbers `bs,seq` to TF-IDF weights of words and pairs of words `bs,n_features`, each row of length 1"
+    "TF-IDF weights of words and word pairs, `bs,n_features`, from token ids `bs,seq`; each row has length 1"
     def __init__(self,
-        rows:list, # Token numbers of each training text
+        rows:list, # Token ids of each training text
         n_vocab:int, # Size of the vocabulary
-        pad_id:int=0, # Number of the padding token
-        unk_id:int=None, # Number of the token for unknown words, if there is one
-        min_df:int=2, # A term that fewer texts have is left out
-        max_terms:int=20000 # Of more terms, those that the most texts have are kept
+        pad_id:int=0, # Id of the padding token
+        unk_id:int=None, # Id of the token for unknown words, if there is one
+        min_df:int=2, # Terms in fewer texts are left out
+        max_terms:int=20000 # Maximum number of terms; those in the most texts are kept
     ):
         super().__init__()
         self.n_vocab = n_vocab
@@ -40,7 +40,7 @@ class TermWeights(nn.Module):
     def n_features(self): return len(self.terms)
 
     def _count(self, rows):
-        "The terms of `rows`, sorted, and how many texts have each"
+        "The sorted terms of `rows`, and the number of texts with each"
         found = [torch.zeros(0, dtype=torch.long)]
         for row in rows:
             terms = self.terms_of(untyped(torch.as_tensor(row))[None]).unique()
@@ -48,7 +48,7 @@ class TermWeights(nn.Module):
         return torch.cat(found).unique(return_counts=True)
 
     def terms_of(self, ids):
-        "A number for each word and each pair of neighbours, -1 where there is none"
+        "A number for each word and each pair of adjacent words, -1 if there is none"
         ids = ids.long()
         known = (ids!=self.pad_id) & (ids!=self.unk_id)
         words = torch.where(known, ids, -1)
@@ -68,7 +68,7 @@ class TermWeights(nn.Module):
 
 # %% ../../nbs/38_models.wide.ipynb #b19d9ffb
 def map_fields(x:Tensor, # A map `bs,c,h,w`; a vector is returned as it is
-               n:int=4 # Fields each way
+               n:int=4 # Cells in each direction
               ) -> Tensor:
     "The means of a map in `n` x `n` fields, as vectors `bs,c*n*n`"
     if x.ndim<4: return x
@@ -76,7 +76,7 @@ def map_fields(x:Tensor, # A map `bs,c,h,w`; a vector is returned as it is
 
 # %% ../../nbs/38_models.wide.ipynb #015d9e03
 class FeatureScale(nn.Module):
-    "Features `bs,n` standardised to a mean squared length of 1; rows of zeros stay zeros"
+    "Standardise features `bs,n` to a mean squared length of 1; rows of zeros stay zeros"
     def __init__(self, n:int): # Number of features
         super().__init__()
         self.register_buffer('mean', torch.zeros(n))
@@ -99,7 +99,7 @@ class FeatureScale(nn.Module):
 
 # %% ../../nbs/38_models.wide.ipynb #4f4eebc2
 class Wide(nn.Module):
-    "The wide features of all inputs side by side, each input's on one scale"
+    "Concatenate the wide features of all inputs, scaled to one scale"
     def __init__(self,
         sizes:dict, # Number of wide features by input
         unit=(), # Inputs whose rows have length 1 already
@@ -113,12 +113,12 @@ class Wide(nn.Module):
     @property
     def n_features(self): return sum(self.sizes.values())
 
-    def fit(self, xs): # By input, the wide features of all training items
+    def fit(self, xs): # The wide features of all training items, by input
         "Learn the scales"
         for n,scale in self.scales.items(): scale.fit(xs[n])
 
     def blocks(self, xs): # Wide features by input
-        "The features of each input on one scale, by input"
+        "The scaled features by input"
         res = {}
         for n in self.sizes:
             res[n] = xs[n]
@@ -129,9 +129,9 @@ class Wide(nn.Module):
 
 # %% ../../nbs/38_models.wide.ipynb #ae35970f
 class WideLinear(nn.Module):
-    "A linear map of wide features that starts at zeros, or where you `put` it"
+    "A linear map of wide features that starts at zeros, or at the weights that you `put`"
     def __init__(self,
-        n_in:int, # Number of wide features; 0: a bias is all there is
+        n_in:int, # Number of wide features; 0: only a bias
         n_out:int # Size of the output
     ):
         super().__init__()
@@ -150,9 +150,9 @@ class WideLinear(nn.Module):
     def put(self,
         weight, # `n_out,n_in`
         bias, # `n_out`
-        rate:float=0. # How much of what training adds counts
+        rate:float=0. # How much the trained weight counts
     ):
-        "Start at this map"
+        "Start at these weights"
         self.bias.copy_(bias)
         if not self.n_in: return
         self.start.copy_(weight)
