@@ -3,30 +3,35 @@
 JPEG 320x240, drawn and seeded, to 128 px with a random crop, two outputs, batches of 64 in floats. In each round
 every loop reads all the pictures once, in an order that rotates from round to round; a figure is the median over
 the rounds of the ratio within the round, so that a machine that is busy for a while slows both sides of it. The
-bare loop runs twice in each round: what it differs from itself by is noise."""
-import argparse, random, tempfile, time
+bare loop runs twice in each round: what it differs from itself by is noise.
+
+With `--cache`: JPEG 640x480 to 128 and 224 px, without workers, by the time of the processor. The bytes of each batch
+are read, without the batch transforms: by PIL, by torchvision, from a cache in memory and from one on disk."""
+import argparse, random, tempfile, time, warnings
 from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
 import numpy as np, pandas as pd, torch
 from PIL import Image, ImageDraw
-from torch.utils.data import Dataset, DataLoader as TorchDataLoader
+from torch.utils.data import Dataset, DataLoader as TorchDataLoader, default_collate
 from fastai.vision.all import *
 from fastai_multi import *
+from benchmarks.ways import rounds as timed
 
 words = ('a the red blue green small large circle square bird car house on under beside left right of with two three '
          'old new').split()
 
-def draw(path, n, seed=0):
-    "`n` JPEG pictures of 320x240 in `path`, and a table of them with captions and labels"
+def draw(path, n, seed=0, scale=1):
+    "`n` JPEG pictures of 320x240, times `scale`, in `path`, and a table of them with captions and labels"
     rng = np.random.RandomState(seed)
     for i in range(n):
-        im = Image.fromarray(rng.randint(0, 255, (12,16,3), dtype=np.uint8)).resize((320,240), Image.BICUBIC)
+        im = Image.fromarray(rng.randint(0, 255, (12,16,3), dtype=np.uint8))
+        im = im.resize((320*scale,240*scale), Image.BICUBIC)
         d = ImageDraw.Draw(im)
         for _ in range(12):
-            x,y,w,h = rng.randint(0,300), rng.randint(0,220), *rng.randint(5,80,2)
+            x,y,w,h = [scale*int(v) for v in (rng.randint(0,300), rng.randint(0,220), *rng.randint(5,80,2))]
             [d.ellipse, d.rectangle][rng.randint(2)]((x,y,x+w,y+h), fill=tuple(map(int, rng.randint(0,255,3))))
-        noise = rng.randint(-12, 12, (240,320,3))
+        noise = rng.randint(-12, 12, (240*scale,320*scale,3))
         Image.fromarray((np.asarray(im)+noise).clip(0,255).astype(np.uint8)).save(path/f'{i}.jpg', quality=90)
     df = pd.DataFrame(dict(file=[f'{i}.jpg' for i in range(n)], text=captions(n, rng)))
     for k in range(8): df[f'kind{k}'] = [f'c{o}' for o in rng.randint(0, 10, n)]
@@ -37,7 +42,8 @@ def captions(n, rng): return [' '.join(rng.choice(words, rng.randint(5,15))) for
 
 class Bare(Dataset):
     "What one would write without any library: open, crop, resize, tensor"
-    def __init__(self, path, df, outputs):
+    def __init__(self, path, df, outputs, size=128):
+        self.size = size
         self.files = [str(path/f) for f in df.file]
         self.ys = [torch.tensor(df[o].astype('category').cat.codes.values).long() for o in outputs]
     def __len__(self): return len(self.files)
@@ -46,11 +52,11 @@ class Bare(Dataset):
         w,h = im.size
         s = min(w,h)
         x,y = int(random.random()*(w-s)), int(random.random()*(h-s))
-        im = im.crop((x,y,x+s,y+s)).resize((128,128), Image.BILINEAR)
+        im = im.crop((x,y,x+s,y+s)).resize((self.size,self.size), Image.BILINEAR)
         return torch.from_numpy(np.array(im)).permute(2,0,1), *(y[i] for y in self.ys)
 
-def bare(path, df, outputs, bs, workers):
-    dl = TorchDataLoader(Bare(path, df, outputs), bs, shuffle=True, drop_last=True, num_workers=workers)
+def bare(path, df, outputs, bs, workers, size=128):
+    dl = TorchDataLoader(Bare(path, df, outputs, size), bs, shuffle=True, drop_last=True, num_workers=workers)
     def epoch():
         for x,*y in dl: x.float().div_(255)
     return epoch
@@ -76,6 +82,59 @@ def ours(path, df, outputs, bs, workers, item_tfms=None, text=None, **kwargs):
                                    valid_col='is_valid', item_tfms=item_tfms or Resize(128), bs=bs, num_workers=workers,
                                    device='cpu', **kwargs)
     return epoch_of(dls.train)
+
+def reading(path, df, item_tfms, **kwargs):
+    "Read the bytes of all training batches of this package, which warms a cache"
+    df = df.assign(is_valid=[True]+[False]*(len(df)-1))
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')    # of what a cache holds where the first crop is random
+        dls = MultiDataLoaders.from_df(df, path, image='file', outputs=dict(kind0=CategoryBlock), valid_col='is_valid',
+                                       item_tfms=item_tfms, num_workers=0, device='cpu', **kwargs)
+    dls.train.before_iter()
+    def epoch():
+        for b in dls.train.create_batches(dls.train.get_idxs()): pass
+    return epoch
+
+def bare_reading(path, df, size, bs=64):
+    "The bytes of all batches, with PIL and torch alone"
+    data = Bare(path, df, ['kind0'], size)
+    def epoch():
+        order = random.sample(range(len(data)), len(data))
+        for i in range(0, len(data)-bs+1, bs): default_collate([data[j] for j in order[i:i+bs]])
+    return epoch
+
+def cached(rep, n, n_rounds):
+    "The cache beside decoding, and the decoders beside PIL alone"
+    with tempfile.TemporaryDirectory() as tmp:
+        path = Path(tmp)
+        df = draw(path, n+1, scale=2)
+        for size in (128,224):
+            print(f'\n640x480 to {size} px, {n} pictures, {n_rounds} rounds: speed, median (quartiles)')
+            one_size(rep, path, df, size, n_rounds)
+
+def one_size(rep, path, df, size, n_rounds):
+    tfms = {'squish': [Resize(size, method='squish')], 'crop': [Resize(size)],
+            'shrink': [Shrink(size), Resize(size)], 'shrink more': [Shrink(size*5//4), Resize(size)]}
+    stores = dict(memory=lambda k: PictureCache(),
+                  disk=lambda k: PictureCache('disk', folder=path/f'kept {size} {k}'))
+    loops = {'bare': bare_reading(path, df, size), 'bare again': bare_reading(path, df, size)}
+    for k,t in tfms.items():
+        loops[k] = reading(path, df, t)
+        for where,made in stores.items(): loops[f'{k} {where}'] = reading(path, df, t, cache=made(k))
+    loops['torchvision'] = reading(path, df, tfms['crop'], decoder='torchvision')
+    loops['torchvision memory'] = reading(path, df, tfms['shrink more'], decoder='torchvision', cache='memory')
+    s = timed(loops, n_rounds)
+    print(f"  bare PIL reads {len(df)/median(s['bare']):.0f} pictures a second of the processor")
+    rep.ratio('bare against itself (the control)', s['bare'], s['bare again'])
+    rep.ratio('fastai_multi at its defaults, against bare PIL', s['bare'], s['crop'], 1.3)
+    rep.ratio("decoder='torchvision', against bare PIL", s['bare'], s['torchvision'], 1.3)
+    for where in stores:
+        rep.ratio(f"Resize(method='squish'): cache in {where}, against decoding", s['squish'], s[f'squish {where}'], 10)
+        rep.ratio(f'Shrink({size}), Resize: cache in {where}, against decoding', s['shrink'], s[f'shrink {where}'], 10)
+        rep.ratio(f'Shrink({size*5//4}), Resize: cache in {where}, against decoding', s['shrink more'],
+                  s[f'shrink more {where}'])
+        rep.ratio(f'Resize, random (whole pictures): cache in {where}', s['crop'], s[f'crop {where}'])
+    rep.ratio(f"the same of Shrink({size*5//4}) by decoder='torchvision'", s['shrink more'], s['torchvision memory'])
 
 class Invert(Transform):
     "A user's own transform, unknown to every loader"
@@ -112,16 +171,24 @@ class Report:
         if target is not None: verdict = f'PASS ({target})' if ok else f'miss ({target})'
         print(f'  {what:<58}{figure:<32}{verdict}', flush=True)
 
+def finish(rep):
+    "Say which targets were missed"
+    print(f"\n{'all targets met' if not rep.missed else 'missed: '+'; '.join(rep.missed)}")
+
 def main():
     ap = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     ap.add_argument('--n', type=int, default=768, help='pictures an epoch')
     ap.add_argument('--rounds', type=int, default=9, help='paired rounds')
     ap.add_argument('--workers', type=int, nargs='*', default=[0,2])
     ap.add_argument('--bs', type=int, default=64)
+    ap.add_argument('--cache', action='store_true', help='time the cache and the decoders instead')
     ap.add_argument('--captions', type=int, default=20000)
     args = ap.parse_args()
     torch.set_num_threads(1)
     rep = Report()
+    if args.cache:
+        cached(rep, args.n, args.rounds)
+        return finish(rep)
     with tempfile.TemporaryDirectory() as tmp:
         path = Path(tmp)
         df = draw(path, args.n+1)
@@ -168,6 +235,6 @@ def main():
             print()
             rep.line(f'{args.captions} captions prepared, seconds', f'{s:6.3f}', s<=1.5*args.captions/20000,
                      'at most 1.5 for 20000')
-    print(f"\n{'all targets met' if not rep.missed else 'missed: '+'; '.join(rep.missed)}")
+    finish(rep)
 
 if __name__ == '__main__': main()

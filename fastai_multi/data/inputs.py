@@ -179,15 +179,15 @@ class ImagePart(Part):
     def open(self, v):
         "Open the picture of the raw value `v`"
         return open_image(v, self.img_cls)
-    def read(self, v, lazy=False):
+    def read(self, v, opener=None):
         if not self._is_plain_file(v): return self.encode(v)
         try:
-            if lazy and self.stacks_pixels(): return self._lazy(LazyPicture(v, self.img_cls))
+            if opener is not None and self.stacks_pixels(): return self._lazy(opener(v, self.img_cls))
             im = read_header(v)
             if not is_deep(im): return load_picture(im, self.img_cls)
         except _picture_errors: pass    # `encode` also fails, with a message
         return self.encode(v)
-    def _lazy(self, pic): return self.encode(pic.file) if is_deep(pic.im) else pic
+    def _lazy(self, pic): return self.encode(pic.file) if is_deep(pic) else pic
     def _is_plain_file(self, v):
         if self.img_cls not in (PILImage, PILImageBW) or not self.inherits(ImagePart, 'encode', 'open'): return False
         return isinstance(v, (str, Path)) and not self.is_missing(v)
@@ -219,9 +219,14 @@ class ImagePart(Part):
         return self.note_missing(batch.as_subclass(self.tensor_type), values)
     def _pixel_shape(self, im): return (1 if self.img_cls is PILImageBW else 3, im.height, im.width)
     def _pixels(self, im, i):
-        try: res = np.asarray(im.decoded() if isinstance(im, LazyPicture) else im)
-        except _picture_errors as e: raise BadItem(self.unopened(im.file, e), at=i) from e
+        res = self.decoded(im, LazyPicture.pixels, i)
+        if isinstance(res, Image.Image): res = np.asarray(res)
         return res.transpose(2,0,1) if res.ndim==3 else res
+    def decoded(self, im, how=LazyPicture.decoded, at=None): # A value that `read` gave; its position in a batch
+        "A picture that is not lazy any more"
+        if not isinstance(im, LazyPicture): return im
+        try: return how(im)
+        except _picture_errors as e: raise BadItem(self.unopened(im.file, e), at=at) from e
     def clean(self, t, missing_rows=None):
         if not missing_rows: return t
         return fill_rows(t if t.is_floating_point() else t.float(), missing_rows, math.nan).as_subclass(type(t))

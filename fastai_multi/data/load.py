@@ -20,6 +20,8 @@ from fasttransform import Pipeline
 from ..core import *
 from .parts import *
 from .kinds import *
+from .picturecache import *
+from .decoders import *
 from .elements import *
 from .reader import *
 from .pipeline import *
@@ -65,12 +67,15 @@ def refuse_no_batch(dl): # A loader without a batch
 # %% ../../nbs/15_data.load.ipynb #67566e58
 class MultiDL(TfmdDL):
     "A `TfmdDL` for items with several parts"
+    cache,decoder = None,None    # of loaders that an older version has pickled
     @delegates(TfmdDL.__init__)
     def __init__(self,
         dataset, # A `Datasets`
         bs:int=64, # Batch size
         bucket:bool=True, # When shuffling data with a text: put texts of similar length into one batch
         threads:int=0, # Number of pictures that each worker decodes at once
+        cache=None, # Keep decoded pictures: 'memory', 'disk' or a `PictureCache`
+        decoder:str='pil', # What decodes pictures: 'pil', or 'torchvision' for JPEG and PNG
         parts:list=None, # The `Element`s of the data of which `dataset` is a subset; `new` passes them on
         do_setup:bool=True, # Whether to run `setup()` of the item and batch transforms
         weights=None, # How often each training item is drawn: a column, a Series with the table's index, or a list
@@ -81,6 +86,8 @@ class MultiDL(TfmdDL):
         bs = batch_size(bs)
         self.bucket = bucket
         self.threads = threads
+        self.cache = picture_cache(cache)
+        self.decoder = picture_decoder(decoder)
         self.all_parts = parts    # the elements of an item, including outputs that a test set may lack
         if not shares_parts(dataset, parts): self.all_parts = dataset_parts(dataset, mask_codes(kwargs['after_item']))
         if self.all_parts is not None: self._adapt(kwargs)
@@ -95,6 +102,7 @@ class MultiDL(TfmdDL):
         self._encoded_items = None
         self.after_item = ItemPipeline(self.after_item, elements=self.parts)
         self.after_batch = BatchPipeline(self.after_batch, elements=self.parts)
+        if self.cache is not None: warn_of_random_crop(self.after_item.fs, self.after_item.split_idx)
         if do_setup:
             for nm in ('after_item','before_batch','after_batch'): getattr(self, nm).setup(self)
 
@@ -107,9 +115,10 @@ class MultiDL(TfmdDL):
     def new(self, dataset=None, cls=None, **kwargs):
         "A new loader like this one, with a few changed attributes"
         if issubclass(ifnone(cls, type(self)), MultiDL):
-            kwargs = merge(dict(bucket=self.bucket, threads=self.threads, parts=self.all_parts), kwargs)
+            kwargs = merge(dict(bucket=self.bucket, threads=self.threads, parts=self.all_parts, decoder=self.decoder),
+                           kwargs)
             if dataset is None or dataset is self.dataset:
-                kwargs = merge(dict(weights=self.weights, sampler=self.sampler), kwargs)
+                kwargs = merge(dict(weights=self.weights, sampler=self.sampler, cache=self.cache), kwargs)
         res = super().new(dataset, cls, **kwargs)
         if isinstance(res, MultiDL): res.after_batch.seen_sizes = self.after_batch.seen_sizes
         return res
@@ -121,7 +130,10 @@ class MultiDL(TfmdDL):
         res.n = len(dataset)
         return res
 
-    def __getstate__(self): return {**self.__dict__, '_encoded_items': None}
+    def __getstate__(self):
+        cache = self.cache
+        if not is_for_worker(cache): cache = None
+        return {**self.__dict__, '_encoded_items': None, 'cache': cache}
 
     def __repr__(self):
         where = f'{len(self.dataset):,} items, in batches of {self.bs}, on {self.device}'
@@ -172,6 +184,7 @@ class MultiDL(TfmdDL):
     def before_iter(self):
         super().before_iter()
         self.encoded_items()    # in the main process, so that workers share them
+        if self.cache is not None: self.cache.start(self.num_workers)
 
     def one_batch(self):
         "A batch, or an error that explains why there is none"

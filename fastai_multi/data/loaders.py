@@ -15,6 +15,7 @@ from fastai.data.block import CategoryBlock
 from fastai.data.transforms import get_image_files
 from ..core import *
 from .parts import *
+from .picturecache import *
 from .csvfile import *
 from .sources import *
 from .splits import *
@@ -382,6 +383,7 @@ class MultiDataLoaders(NamedLoaders, JoiningLoaders, ReportingLoaders, DataLoade
         "Create loaders from a `DataBlock`"
         check_dblock_arguments(kwargs)
         kwargs = check_batch_size(check_batch_size(kwargs), 'val_bs')
+        if 'cache' in kwargs: kwargs['cache'] = picture_cache(kwargs['cache'], path)    # one for all loaders
         try: dls = dblock.dataloaders(source, path=path, **merge(dict(dl_type=MultiDL), kwargs))
         except BadItem as e: raise ValueError(f'{e} (Found in the first item of the training split.)') from e
         return cls(*dls.loaders, path=dls.path, device=dls.device)
