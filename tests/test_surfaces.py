@@ -46,7 +46,7 @@ def balls(n=8, **kwargs):
 
 still = Resize((64,72))
 moves = dict(
-    nothing=dict(item_tfms=still), crop=dict(item_tfms=Resize(56)),
+    nothing=dict(item_tfms=still), shrink=dict(item_tfms=[Shrink(40), RandomCrop(36)]), crop=dict(item_tfms=Resize(56)),
     pad=dict(item_tfms=Resize(80, 'pad', pad_mode='zeros')),
     reflect=dict(item_tfms=Resize(80, 'pad')), random_crop=dict(item_tfms=RandomCrop(48)),
     resized_crop=dict(item_tfms=RandomResizedCrop(56, min_scale=.4)), flip_item=dict(item_tfms=[FlipItem(p=1.), still]),
@@ -120,7 +120,8 @@ def learn(rooms):
     res = multi_learner(dls, simple_cnn(depth=3), heads={n: dict(width=16) for n in outputs})
     res.remove_cb(ProgressCallback)
     res.logger = noop
-    res.fit_one_cycle(2, 5e-3)
+    start_other_heads(res)
+    res.fit_one_cycle(6, 5e-3)
     return res
 
 def test_values(learn):

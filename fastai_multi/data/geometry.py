@@ -394,7 +394,7 @@ def _centre_step(sz, size):
 # %% ../../nbs/02_data.geometry.ipynb #2d929b01
 def follow_crop(self, x:TensorDense): return x.cut(crop_steps(self, frame_size(x)))    # as `encodes` of every crop
 follow_crop.__name__ = 'encodes'
-for t in (SafeResize, SafeRandomCrop, SafeCropPad, SafeRandomResizedCrop): t(follow_crop)
+for t in (SafeResize, SafeRandomCrop, SafeCropPad, SafeRandomResizedCrop, Shrink): t(follow_crop)
 
 # %% ../../nbs/02_data.geometry.ipynb #921477f7
 _of_crops = ('size','method','pad_mode','mode','val_xtra')    # what the result depends on, besides the picture
