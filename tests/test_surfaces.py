@@ -142,7 +142,8 @@ def test_a_map_without_labels_costs_nothing(learn):
 
 def test_the_head_starts_at_the_mean(rooms):
     outputs = dict(depth=DepthBlock(scale=.001))
-    dls = MultiDataLoaders.from_csv(rooms, image='image', outputs=outputs, bs=8, num_workers=0, item_tfms=Resize(32), seed=0)
+    dls = MultiDataLoaders.from_csv(rooms, image='image', outputs=outputs, bs=8, num_workers=0, item_tfms=Resize(32),
+                                    seed=0)
     learn = multi_learner(dls, simple_cnn(depth=3), heads=dict(depth=dict(width=16)))
     def off():
         with learn.no_bar(): preds,targs = learn.get_preds()
@@ -150,7 +151,8 @@ def test_the_head_starts_at_the_mean(rooms):
     before = off()
     start_other_heads(learn)    # as `fine_tune` does
     y = dls.train.new(shuffle=False, drop_last=False, bs=24).one_batch()[1]
-    assert float(learn.model.heads['depth'].layers[-1].bias) == pytest.approx(float(untyped(y.depth).nanmean()), abs=1e-3)
+    bias = float(learn.model.heads['depth'].layers[-1].bias)
+    assert bias == pytest.approx(float(untyped(y.depth).nanmean()), abs=1e-3)
     assert off()<before/2
 
 def test_every_call(learn, rooms, tmp_path):
