@@ -22,7 +22,7 @@ _public = """Inputs Outputs ImageText Numericaliser OnPart safe_tfms MultiDL
     GradientBalance ShowWeights TaskMonitor TaskEarlyStopping task_gradients compare_single_task find_rates learning_curves
     OverOutputs MultiCutMix MultiMixUp MultiMixUpOrCutMix MultiLearner multi_learner plot_answer plot_model depth_finder
     stage_agreement MultiInterpretation compare Review review_page ModalityDropout ModelSoup modality_check
-    compare_inputs label_plan load_bundle from_hub register_part""".split()
+    compare_inputs label_plan load_bundle from_hub register_part GradientCheckpointing""".split()
 
 # The modules are read when a public name is first asked for: `import fastai_multi.core` reads `core` alone,
 # and a module that is being read may itself import others of this package.

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['changes_predictions', 'is_ours', 'predicts_as_usual', 'reads_as_usual', 'settings', 'same_settings',
-           'DirectPrediction', 'item_dataset']
+           'precision_context', 'DirectPrediction', 'item_dataset']
 
 # %% ../nbs/71a_direct.ipynb #20a7de56
 from fastai.basics import *
+from contextlib import nullcontext
 from fastai.data.core import test_set
 from .core import *
 from .data.load import *
@@ -84,6 +85,12 @@ def _same(a, b):
     return isinstance(a, (bool,int,float,str)) and a==b
 
 # %% ../nbs/71a_direct.ipynb #bc8b3212
+def precision_context(learn):
+    "The context in which a learner runs its model: half precision, if a callback of it says so by `running()`"
+    for cb in learn.cbs:
+        if hasattr(type(cb), 'running'): return cb.running()
+    return nullcontext()
+
 class DirectPrediction:
     "Predicts items of one learner one by one; what it keeps is renewed after a change, and never saved"
     def __init__(self): self.forget()
@@ -120,8 +127,8 @@ class DirectPrediction:
         model = learn.model
         if any(m.training for m in model.modules()): model.eval()
         if hasattr(model, 'reset'): model.reset()
-        with torch.no_grad(): pred = model(*xs)
-        return detuplify(learn.to_detach(pred))
+        with torch.no_grad(), precision_context(learn): pred = model(*xs)
+        return detuplify(to_float(learn.to_detach(pred)))
 
     def reader(self, learn, item):
         "A loader of the one item"

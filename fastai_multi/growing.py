@@ -23,6 +23,7 @@ from .tasks import *
 from .batch import *
 from .prior import *
 from .build import *
+from .outputlosses import *
 from .rates import *
 from .state import *
 from .grown import *

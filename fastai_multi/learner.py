@@ -30,12 +30,15 @@ from .batch import *
 from .answers import *
 from .callback.adapt import *
 from .callback.late import *
+from .callback.checkpoint import *
+from .device import *
 from .report import *
 from .prior import *
 from .probe import *
 from .aside import *
 from .cache import *
 from .build import *
+from .outputlosses import *
 from .rates import *
 from .state import *
 from .exporting import ExportingLearner
@@ -45,6 +48,7 @@ from .resume import *
 from .answering import *
 # Base classes too are imported by name, for Tab
 from .answering import Answering
+from .device import OnDevice
 from .explaining import Explaining
 from .growing import Growing
 from .resume import Resuming
@@ -52,7 +56,7 @@ from .tiles import Tiling
 import inspect, warnings
 
 # %% ../nbs/78_learner.ipynb #62649e8c
-class MultiLearner(Answering, Explaining, Growing, Tiling, Resuming, Bundling, ExportingLearner, Guarding):
+class MultiLearner(Answering, Explaining, Growing, Tiling, Resuming, Bundling, ExportingLearner, OnDevice, Guarding):
     "A fastai `Learner` whose inputs, predictions and targets have names"
     def __init__(self,
         dls:DataLoaders, # Loaders that `describe` can read
@@ -272,7 +276,9 @@ class MultiLearner(Answering, Explaining, Growing, Tiling, Resuming, Bundling, E
         "Summarise the model, the optimizer, the metrics and the data, without running the model"
         lr = f'Optimizer: {optimizer_name(self.opt_func)}, learning rate {rate_text(self.lr)}'
         metrics = f"Metrics: {', '.join(self.metrics.attrgot('name'))}"
-        return Overview([*model_overview(self.plain_model), lr, metrics, *describe(self).overview()])
+        lines = [lr, metrics]
+        if self.uses_device: lines.append(self.device_line())
+        return Overview([*model_overview(self.plain_model), *lines, *describe(self).overview()])
 
     def __repr__(self): return repr(self.overview())
     def _repr_html_(self): return self.overview()._repr_html_()
@@ -301,7 +307,7 @@ class MultiLearner(Answering, Explaining, Growing, Tiling, Resuming, Bundling, E
         groups = self.summary_groups()
         for column in ('parameters', 'trainable'): groups[column] = groups[column].map(short_count)
         groups = str(frame_table(groups, '%.3g', index=False))
-        parts = [str(self.tree()), groups, f'Optimizer: {optimizer_name(self.opt_func)}',
+        parts = [str(self.tree()), groups, f'Optimizer: {optimizer_name(self.opt_func)}', self.device_line(),
                  f'Loss: {self.loss_func}', f'Callbacks: {callbacks}']
         return PrettyString('\n\n'.join(parts))
 
@@ -353,6 +359,10 @@ def multi_learner(
     pretrained:bool=True, # Use the pretrained weights of `arch` and their normalisation, and freeze them at first
     weights=None, # A file of weights for `arch`, instead of the library's
     normalize:bool=True, # Normalise images with the statistics of the weights
+    precision:str=None, # 'fp32', 'bf16' or 'fp16'; `None`: chosen from the device, see `learn.device_setup`
+    channels_last:bool=None, # Put the channels of convolutions last in memory; `None`: chosen from the device
+    compile=None, # Compile the encoders: `True`, a backend's name, or a dict for `torch.compile`; `None`: do not
+    checkpoint=None, # Stages that the backward pass runs again to spare memory: `True`, a number of stages, or a list
     **kwargs # Passed to `Learner`: `opt_func`, `lr`, `cbs`, `path`, `wd`, `moms`, …
 ) -> MultiLearner:
     "Build a `MultiLearner` for `dls`: an encoder for each input, their fusion, and a head for each output"
@@ -377,9 +387,12 @@ def multi_learner(
     if normalize: add_norm(dls, stats)
     kwargs = {'splitter': split_params, 'opt_func': FusedAdam, **kwargs}
     own = [*input_callbacks(model, modality_dropout, modalities), *late_callbacks(model)]
-    kwargs['cbs'] = [*L(kwargs.get('cbs')), *own]
+    setup = device_setup(device_facts(dls.device), model, precision, channels_last, compile, kwargs.get('cbs'))
+    own += checkpoint_callbacks(model, checkpoint)
+    kwargs['cbs'] = [*setup.callbacks(), *L(kwargs.get('cbs')), *own]
     learn = MultiLearner(dls, model, loss_func=loss_func, loss_weights=loss_weights, class_weights=class_weights,
                          label_smoothing=label_smoothing, metrics=metrics, **kwargs)
+    learn.device_setup = setup
     if any(getattr(e, 'pretrained', False) for e in encoders.values()): learn.freeze()
     start_at_prior(learn)
     return learn

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['Encoder', 'Features', 'fill_missing', 'zero_missing', 'stand_ins', 'norm_buffers', 'norms_kept_unless', 'run_present',
-           'AbsentVector', 'OwnEncoder', 'count_features', 'as_encoder']
+           'BuffersKept', 'run_checkpointed', 'AbsentVector', 'OwnEncoder', 'count_features', 'as_encoder']
 
 # %% ../../nbs/30_models.encoder.ipynb #de443ce5
 from fastai.torch_basics import *
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from torch.utils.checkpoint import checkpoint
 from typing import NamedTuple
 from ..core import *
 
@@ -103,6 +104,21 @@ def run_present(m:nn.Module, # The network, in training or evaluation mode
     "Run `f` on `x`; in training the network `m` sees only present items"
     if not m.training: return f(fill_missing(x))
     with norms_kept_unless(m, here.sum()>1): return f(stand_ins(x, here))
+
+# %% ../../nbs/30_models.encoder.ipynb #3bef5906
+class BuffersKept:
+    "A context that restores the buffers of `m`, such as batch norm's statistics; it can be entered again"
+    def __init__(self, m): self.m = m
+    def __enter__(self): self.before = [(b, b.clone()) for b in self.m.buffers()]
+    def __exit__(self, *args):
+        for b,old in self.before: b.data.copy_(old)
+        self.before = None
+
+def run_checkpointed(m:nn.Module, # Part of a model
+                     x:Tensor # Its input
+                    ) -> Tensor:
+    "What `m` gives for `x`; of what happens inside, nothing is kept, and the backward pass runs it again"
+    return checkpoint(m, x, use_reentrant=False, context_fn=lambda: (nullcontext(), BuffersKept(m)))
 
 # %% ../../nbs/30_models.encoder.ipynb #c8cd2592
 class AbsentVector(nn.Module):

@@ -201,17 +201,31 @@ def _refuse_depth(depth, what, stages, channels, strides, name, least):
 # %% ../../nbs/31_models.stages.ipynb #e3a33452
 class StageTail(nn.Module):
     "Copies of some stages of a body, which continue from the state before them"
+    rerun = frozenset()        # the places of the stages that the backward pass runs again
     def __init__(self, stages):
         super().__init__()
         self.stages = nn.ModuleList(stages)
 
+    def step(self, i, state):
+        "The state after stage `i`"
+        if i in self.rerun and torch.is_grad_enabled(): return run_checkpointed(self.stages[i], state)
+        return self.stages[i](state)
+
     def states(self, state):
         "The state after each stage"
         res = []
-        for stage in self.stages:
-            state = stage(state)
+        for i in range(len(self.stages)):
+            state = self.step(i, state)
             res.append(state)
         return res
+
+    def checkpoint(self, places):
+        "Let the backward pass run the stages at `places` (from 0) again, in place of keeping what is in them"
+        self.rerun = frozenset(places)
+
+    def regions(self):
+        "Modules from tensor to tensor, which can be compiled one by one"
+        return list(self.stages)
 
 class Chain(StageTail):
     "Stages one after the other"
@@ -233,7 +247,7 @@ class Chain(StageTail):
 
     def forward(self, x):
         state = self.enter(x)
-        for stage in self.stages: state = stage(state)
+        for i in range(len(self.stages)): state = self.step(i, state)
         return self.leave(state, len(self.stages)-1, x)
 
     def cut(self, n):
@@ -347,6 +361,13 @@ class GraphBody(nn.Module):
 
     def cut(self, n): return self.part(0, n)
     def tail(self, start, end): return deepcopy(self.part(start, end))
+    def regions(self): return list(self.nets)
+
+    def checkpoint(self, places):
+        "Raise unless `places` are none: the stages of a graph do not run one by one"
+        if not places: return
+        raise ValueError('`checkpoint` runs stages again, and those of this network come from a traced graph, which '
+                         'runs as a whole: leave it out, or pass the network as an nn.Sequential of its stages.')
 
     def stage_params(self, i):
         before = set()

@@ -147,6 +147,13 @@ class OnePassBody(nn.Module):
         return state
 
     def forward(self, x): return self.leave(self.run(x)[-1], None, x)
+    def regions(self): return [self.net]
+
+    def checkpoint(self, places):
+        "Turn timm's own gradient checkpointing on, for all stages, or off where `places` are none"
+        if places: _check_checkpointing(self.net, places, self.names)
+        for m in self.net.modules():
+            if hasattr(m, 'set_grad_checkpointing'): return m.set_grad_checkpointing(bool(places))
 
     def cut(self, n):
         raise ValueError('This network returns all its stages in one pass: choose its depth when you make it, '
@@ -174,6 +181,16 @@ class OnePassBody(nn.Module):
         module = flat_name(self.names[i])+'_'
         names = [flat_name(n)+'_' for n,_ in self.net.named_parameters()]
         return [j for j,name in enumerate(names) if name.startswith(module)]
+
+def _check_checkpointing(net, places, names):
+    "Raise unless timm can run the stages at `places` again in the backward pass"
+    what = '`checkpoint`: this network gives all its stages in one pass'
+    if len(set(places))<len(names): raise ValueError(f'{what}, so all are run again or none: pass True.')
+    if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in net.modules()):
+        raise ValueError(f"{what}, and timm's second run would move the statistics of its batch norms twice: leave "
+                         '`checkpoint` out, and lower `bs`.')
+    if any(hasattr(m, 'set_grad_checkpointing') for m in net.modules()): return
+    raise ValueError(f'{what}, and timm has no gradient checkpointing for it: leave `checkpoint` out, and lower `bs`.')
 
 def timm_body(net, n_in, n):
     "timm's feature network `net` with `n` stages as a body"

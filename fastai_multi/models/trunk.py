@@ -8,8 +8,10 @@ __all__ = ['SharedTrunk', 'View']
 # %% ../../nbs/40_models.trunk.ipynb #38fedf80
 from fastai.torch_basics import *
 from copy import deepcopy
+from numbers import Integral
 from ..core import *
 from .encoder import *
+from .stages import check_depth
 from .image import *
 from .fusion import *
 from .tokens import *
@@ -80,6 +82,35 @@ class SharedTrunk(nn.Module):
         branch = self.branches[place]
         if shared is None: return branch.feature_maps(x)
         return shared.upto(self.split).grown(branch)
+
+    def bodies(self):
+        "Pairs of a body of stages and the number of stages before it"
+        res = []
+        if self.trunk is not None: res.append((self.trunk.body, 0))
+        for branch in self.branches.values(): res.append((getattr(branch, 'body', branch), self.split))
+        return res
+
+    def stage_numbers(self, stages) -> list: # `True` for all, a number for the first so many, or a list of numbers
+        "The numbers of stages from 1, or an error that lists them"
+        if not stages: return []
+        if stages is True: stages = len(self.stages)
+        numbers = stages
+        if isinstance(stages, Integral): numbers = [stages]
+        for n in numbers: check_depth(int(n), self.what, self.stages, self.channels, self.strides, 'checkpoint')
+        if isinstance(stages, Integral): numbers = range(1, stages+1)
+        return list(numbers)
+
+    def checkpoint(self,
+        stages # The numbers of stages (from 1) that the backward pass runs again; none for no stage
+    ):
+        "Run stages again in the backward pass, in place of keeping what is in them"
+        for body,before in self.bodies():
+            here = [n-1-before for n in stages if n>before]
+            body.checkpoint([i for i in here if not hasattr(body, 'stages') or i<len(body.stages)])
+
+    def regions(self):
+        "Modules from tensor to tensor, which can be compiled one by one"
+        return [m for body,_ in self.bodies() for m in body.regions()]
 
     def stage_users(self):
         "Pairs of a stage's parameters and the outputs that read it, shared stages first"
