@@ -425,6 +425,7 @@ def test_two_processes_step_as_one(shapes, tmp_path):
 
 def test_tiles_of_a_large_picture(trained, table, shapes):
     "Four pictures side by side: the objects of each, in the pixels of all; a learner's other inputs are refused"
+    trained.tasks['objects'].threshold = .1    # three epochs are not sure of much
     files = [shapes/f for f in table.file[-4:]]
     large = PILImage.create(np.zeros((128,128,3), dtype=np.uint8))
     corners = [(0,0), (64,0), (0,64), (64,64)]
@@ -440,6 +441,7 @@ def test_tiles_of_a_large_picture(trained, table, shapes):
     assert len(got) > 0
     for score,box in got:
         assert any(score==s and np.allclose(box, b, atol=1e-3) for s,b in want)
+    trained.tasks['objects'].threshold = .4
     scores = [s for s,_ in got]
     assert scores == sorted(scores, reverse=True)
     assert {'box','score','colour','kind','area'} <= set(rows[0])
