@@ -24,7 +24,7 @@ data_modules = ('fastai.data.core', 'fastai.data.load', 'fastai.data.transforms'
                 'fastai.tabular.core', 'fasttransform.transform', 'fastai_multi.data', 'fastai_multi.models',
                 'fastai_multi.core', 'fastai_multi.losses', 'fastai_multi.terms', 'fastai_multi.tasks',
                 'fastai_multi.objects', 'fastai_multi.build', 'fastai_multi.targets', 'fastai_multi.rowmetrics',
-                'fastai_multi.calibration', 'fastai_multi.detection')
+                'fastai_multi.calibration', 'fastai_multi.detection', 'fastai_multi.surfaces')
 # Single classes and functions
 known_names = {f'builtins:{o}' for o in 'int float bool str bytes list tuple dict set NoneType'.split()}
 known_names |= {'pathlib:Path', 'pathlib:PosixPath', 'numpy:ndarray', 'torch:Tensor', 'PIL.Image:Image',

@@ -16,6 +16,7 @@ from .items import *
 from .elements import *
 from .load import *
 from weakref import ref
+import numpy as np
 
 # %% ../../nbs/18a_data.describe.ipynb #5a38a261
 class Description:
@@ -95,12 +96,12 @@ def missing_in_table(dl, part, most=50_000): # A loader; a `Part`; maximum numbe
     "The number of empty cells of a part in the table; `None` without a table, or if it is long"
     if not isinstance(dl, MultiDL) or dl.parts is None or len(dl.dataset)>most: return None
     for tl,element in zip(dl.dataset.tls, dl.parts):
-        if element.tfm is None or part.name not in element.leaves: continue
-        if element.leaves[part.name].is_input!=part.is_input: continue
+        if element.tfm is None or part not in element.parts.values(): continue
         fs = list(tl.tfms.fs)
         getters = fs[:fs.index(element.tfm)]
         if getter_columns(getters, tl.items[:1]) is None: return None
-        return int(part.missing(raw_values(getters, element.tfm, tl.items)[part.name]).sum())
+        raws = raw_values(getters, element.tfm, tl.items)
+        return int(np.all([leaf.missing(raws[leaf.name]) for leaf in part.leaves], axis=0).sum())
 
 def column_at_hand(dl, name):
     "The encoded values of a part, or `None` if encoding would take long or fails"

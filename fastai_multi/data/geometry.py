@@ -6,8 +6,8 @@
 __all__ = ['known_crops', 'load_picture', 'from_pixels', 'PILDecoder', 'LazyPicture', 'picture', 'frame_size', 'stamp', 'to_unit',
            'from_unit', 'clean_boxes', 'clean_points', 'FollowPicture', 'SafeResize', 'SafeRandomCrop', 'SafeCropPad',
            'SafeRatioResize', 'SafeRandomResizedCrop', 'SafeFlipItem', 'SafeDihedralItem', 'SafeAffine', 'SafeLighting',
-           'SafeRandomResizedCropGPU', 'safe_tfms', 'Shrink', 'check_side', 'crop_steps', 'fixed_crop', 'crop_picture',
-           'crop_points', 'crop_value']
+           'SafeRandomResizedCropGPU', 'safe_tfms', 'Shrink', 'check_side', 'crop_steps', 'follow_crop', 'fixed_crop',
+           'crop_picture', 'crop_points', 'crop_value']
 
 # %% ../../nbs/02_data.geometry.ipynb #7597bd5e
 from fastcore.all import *
@@ -21,6 +21,7 @@ from torchvision.transforms.functional import pad as tv_pad
 from fasttransform import Pipeline, Transform
 from ..core import *
 from .files import *
+from .dense import *
 import math, numpy as np, PIL, random, torch
 from numbers import Integral
 from torch import Tensor
@@ -109,7 +110,7 @@ def picture(b):
     mask = None
     for o in flat(b):
         if not isinstance(o, (Image.Image, TensorImageBase, LazyPicture)): continue
-        if not isinstance(o, (PILMask, TensorMask)): return o
+        if not isinstance(o, (PILMask, TensorMask, TensorDense)): return o
         if mask is None: mask = o
     return mask
 
@@ -240,6 +241,7 @@ class SafeAffine(FollowPicture, AffineCoordTfm):
     "fastai's `Flip`, `Dihedral`, `Rotate`, `Zoom`, `Warp` and their compositions, drawing for the picture"
     def encodes(self, x:TensorPoint): return self._turn(clean_points(x), 2)
     def encodes(self, x:TensorBBox): return self._turn(clean_boxes(x), 4)
+    def encodes(self, x:TensorDense): return self._encode(x, self.mode_mask)
     def _turn(self, x, k):
         flat_x = x.reshape(x.shape[0], x[0].numel()//k, k)    # bs,n,k
         return self._encode(flat_x, self.mode, reverse=True).reshape(x.shape)
@@ -261,6 +263,9 @@ class SafeRandomResizedCropGPU(FollowPicture, RandomResizedCropGPU):
         top_left = self._floats(x, self.tl[::-1])
         cut = self._floats(x, self.cp_size[::-1])
         return type(x)(((p+1)*sz/2 - top_left)*2/cut - 1).reshape(x.shape)
+
+    def encodes(self, x:TensorDense):
+        return x.cut([(tuple(self.tl[::-1]), tuple(self.cp_size[::-1]), tuple(self.size[::-1]))])
 
     def _floats(self, x, v): return x.new_tensor([float(o) for o in v]).as_subclass(Tensor)
 
@@ -386,6 +391,11 @@ def _centre_step(sz, size):
     new_w,new_h = size
     return ((w-new_w)//2, (h-new_h)//2), (new_w,new_h), None
 
+# %% ../../nbs/02_data.geometry.ipynb #2d929b01
+def follow_crop(self, x:TensorDense): return x.cut(crop_steps(self, frame_size(x)))    # as `encodes` of every crop
+follow_crop.__name__ = 'encodes'
+for t in (SafeResize, SafeRandomCrop, SafeCropPad, SafeRandomResizedCrop, Shrink): t(follow_crop)
+
 # %% ../../nbs/02_data.geometry.ipynb #921477f7
 _of_crops = ('size','method','pad_mode','mode','val_xtra')    # what the result depends on, besides the picture
 
@@ -469,6 +479,7 @@ def crop_value(
 ):
     "`v` after the crop `t`"
     if isinstance(v, LazyPicture): return v.crop(t)
+    if isinstance(v, TensorDense): return v.cut(crop_steps(t, size))
     if isinstance(v, Image.Image): return crop_picture(v, crop_steps(t, (v.width,v.height)), t)
     if isinstance(v, TensorPoint): return _crop_coordinates(v, crop_steps(t, size), size)
     if v is absent or isinstance(v, Tensor): return v

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['is_own', 'plain_function', 'members', 'in_order', 'is_random', 'is_torchvision', 'changes_colours', 'moves_together',
-           'OnPictures', 'same_type', 'MovesTogether', 'to_torchvision', 'from_torchvision', 'in_pictures',
-           'on_pictures', 'refuse_moving', 'refuse_all_values', 'may_mirror', 'warn_of_flips', 'loader_item_tfms',
-           'check_picture', 'loader_batch_tfms', 'missing_rows', 'picture_sizes', 'clean_batch', 'BatchPipeline',
-           'bucketed', 'draw_odds', 'weight_column', 'refuse_weights', 'check_one_draw', 'check_positions',
-           'ItemPipeline']
+           'OnPictures', 'same_type', 'MovesTogether', 'to_torchvision', 'plane_probe', 'probe_map', 'from_torchvision',
+           'in_pictures', 'on_pictures', 'refuse_moving', 'refuse_all_values', 'may_mirror', 'warn_of_flips',
+           'loader_item_tfms', 'check_picture', 'loader_batch_tfms', 'missing_rows', 'picture_sizes', 'clean_batch',
+           'BatchPipeline', 'bucketed', 'draw_odds', 'weight_column', 'refuse_weights', 'check_one_draw',
+           'check_positions', 'ItemPipeline']
 
 # %% ../../nbs/13_data.pipeline.ipynb #8243d95f
 from fastcore.all import *
@@ -18,6 +18,7 @@ from fastai.vision.augment import DihedralItem, FlipItem, dihedral_mat, flip_mat
 from fastai.vision.core import BBoxLabeler, Image, PILMask, PointScaler, TensorBBox, TensorPoint
 from fasttransform import ItemTransform, Transform, Pipeline
 from ..core import *
+from .dense import *
 from .geometry import *
 from .elements import *
 from .reader import *
@@ -119,26 +120,43 @@ class MovesTogether(OnPictures):
         "Transform `vals`: the first of `pictures` together with all values in it, and the others each on its own"
         pictures = [j for j in pictures if j<len(vals) and vals[j] is not absent]
         if not pictures: return vals
-        at = [pictures[0], *(j for j,v in enumerate(vals) if isinstance(v, (PILMask,TensorPoint)))]
+        at = [pictures[0], *(j for j,v in enumerate(vals) if isinstance(v, (PILMask,TensorPoint,TensorDense)))]
         size = frame_size(vals[at[0]])
-        moved = self.f([to_torchvision(vals[j], size) for j in at])
+        probe = []
+        if any(isinstance(vals[j], TensorDense) for j in at): probe = [plane_probe(size)]
+        moved = self.f([to_torchvision(vals[j], size) for j in at]+probe)
         vals[at[0]] = same_type(moved[0], vals[at[0]], self.name)
         size = frame_size(vals[at[0]])
         for j,o in zip(at[1:], moved[1:]): vals[j] = from_torchvision(o, vals[j], size, self.name)
+        for j in at:
+            if isinstance(vals[j], TensorDense): vals[j] = vals[j].turned(probe_map(moved[-1]))
         for j in pictures[1:]: vals[j] = same_type(self._changed(vals[j]), vals[j], self.name)
         return vals
 
 def to_torchvision(v, size): # A value of an item; width and height of its picture
     "A picture unchanged, a mask and coordinates as `tv_tensors`; points become boxes without a size, which stay exact"
     if isinstance(v, PILMask): return tv_tensors.Mask(np.array(v))
+    if isinstance(v, TensorDense): return tv_tensors.Mask(v.with_seen())
     if not isinstance(v, TensorPoint): return v
     t = untyped(from_unit(v, size))
     if not isinstance(v, TensorBBox): t = t.repeat(1,2)
     return tv_tensors.BoundingBoxes(t, format='XYXY', canvas_size=size[::-1], clamping_mode=None)
 
+def plane_probe(size):
+    "Three points in the middle of a picture of `size`: the first, one to its right, one below"
+    x,y = size[0]/2,size[1]/2
+    corners = torch.tensor([[x,y,x,y], [x+1,y,x+1,y], [x,y+1,x,y+1]])
+    return tv_tensors.BoundingBoxes(corners, format='XYXY', canvas_size=size[::-1], clamping_mode=None)
+
+def probe_map(res):
+    "How vectors move, `2,2`, from what became of a `plane_probe`"
+    p = res.as_subclass(Tensor)[:,:2].float()
+    return (p[1:]-p[:1]).T
+
 def from_torchvision(res, v, size, name):
     "Convert the transformed `v` back, in a picture of `size`"
     if isinstance(v, PILMask): return PILMask(Image.fromarray(res.numpy()))
+    if isinstance(v, TensorDense): return v.like_seen(res.as_subclass(Tensor))
     if len(res)!=len(v):
         raise ValueError(f'The transform {name!r} changes the number of boxes or points from {len(v)} to {len(res)}. '
                          'Leave it out: values that a crop removes become missing automatically.')
