@@ -1,91 +1,176 @@
-"""Fine-tuning on a GPU: precision, channels-last, fused AdamW, beside fastai's `vision_learner`:
-`python -m benchmarks.gpu`"""
+"""Training on a GPU beside a loop by hand and beside fastai: `python -m benchmarks.gpu`
+
+Images a second of a hand-written loop (bf16, channels last, fused AdamW, compiled), of fastai's `vision_learner`, and of
+this package at its defaults, compiled, and in each precision, with the losses by epoch. Then 200 steps of each balancing
+method. All ways run once a round, in turn. `--tiny` runs everything on any device in a minute: it shows that the
+benchmark works, and its figures mean nothing."""
 import argparse, sys, tempfile, time
 import pandas as pd, torch
+from functools import partial
 from statistics import median
 from fastai.vision.all import *
-from fastai.callback.fp16 import AMPMode
 from fastai_multi import *
 
 class Throughput(Callback):
-    "Images a second of the training batches after the first five of an epoch, with the device idle at both ends"
+    "Images a second of the training batches after the first ones of an epoch, with the device idle at both ends"
     order = 100
-    def _now(self):
-        if torch.cuda.is_available(): torch.cuda.synchronize()
-        return time.perf_counter()
+    def __init__(self, skip): self.skip = skip
     def before_fit(self): self.rates = []
     def before_train(self): self.seen = 0
     def before_batch(self):
-        if self.training and self.iter==5:
-            self.start = self._now()
+        if self.training and self.iter==self.skip:
+            self.start = now()
             self.seen = 0
     def after_batch(self):
-        if self.training and self.iter>=5: self.seen += find_bs(self.yb)
+        if self.training and self.iter>=self.skip: self.seen += find_bs(self.yb)
     def after_train(self):
-        if self.seen: self.rates.append(self.seen/(self._now()-self.start))
+        if self.seen: self.rates.append(self.seen/(now()-self.start))
 
-def fused_adamw(params, lr, **kwargs):
-    return OptimWrapper(params, torch.optim.AdamW, lr=lr, fused=torch.cuda.is_available())
+def now():
+    "The time when the device has nothing left to do"
+    if torch.cuda.is_available(): torch.cuda.synchronize()
+    return time.perf_counter()
 
-def shapes(args):
-    path = multi_shapes(Path(args.path or tempfile.mkdtemp())/'shapes', n=args.n, size=args.size, seed=0)
-    return path, pd.read_csv(path/'items.csv')
+# What is trained
 
-def multi(args):
-    path,_ = shapes(args)
-    dls = MultiDataLoaders.from_csv(path, 'items.csv', image='file', text='caption',
-                                    columns=dict(box=['x1','y1','x2','y2']), label_delim='|', seed=0,
-                                    outputs=dict(kind=CategoryBlock, tags=MultiCategoryBlock, box=BBoxBlock,
-                                                 area=RegressionBlock),
-                                    bs=args.bs, num_workers=args.workers, item_tfms=Resize(args.size),
-                                    batch_tfms=aug_transforms())
-    return multi_learner(dls, getattr(models, args.arch), pretrained=False)
+def multi_dls(args):
+    tfms = dict(item_tfms=Resize(args.size), batch_tfms=aug_transforms())
+    outputs = dict(kind=CategoryBlock, tags=MultiCategoryBlock, box=BBoxBlock, area=RegressionBlock)
+    return MultiDataLoaders.from_csv(args.path, 'items.csv', image='file', text='caption', outputs=outputs,
+                                     columns=dict(box=['x1','y1','x2','y2']), label_delim='|', seed=0, bs=args.bs,
+                                     num_workers=args.workers, **tfms)
 
-def plain(args):
-    path,df = shapes(args)
-    dls = ImageDataLoaders.from_df(df, path, fn_col='file', label_col='kind', seed=0, bs=args.bs,
+def multi(args, **kwargs):
+    return multi_learner(multi_dls(args), getattr(models, args.arch), pretrained=False, **kwargs)
+
+def plain(args, half=False):
+    df = pd.read_csv(args.path/'items.csv')
+    dls = ImageDataLoaders.from_df(df, args.path, fn_col='file', label_col='kind', seed=0, bs=args.bs,
                                    num_workers=args.workers, item_tfms=Resize(args.size), batch_tfms=aug_transforms())
-    return vision_learner(dls, getattr(models, args.arch), pretrained=False)
+    learn = vision_learner(dls, getattr(models, args.arch), pretrained=False)
+    if half: learn.to_bf16()
+    return learn
 
-def run(make, args, seed, precision='fp32', channels_last=False, fused=False):
-    "Losses by epoch and images a second of one run"
-    set_seed(seed, reproducible=False)
+# Ways to train it: each gives losses by epoch and images a second
+
+def by_learner(args, make):
     learn = make(args)
-    if fused: learn.opt_func = fused_adamw
-    if channels_last:
-        learn.to_channelslast(use_amp=precision!='fp32',
-                              amp_mode=AMPMode(precision) if precision!='fp32' else AMPMode.FP16)
-    elif precision=='fp16': learn.to_fp16()
-    elif precision=='bf16': learn.to_bf16()
-    speed = Throughput()
-    with learn.no_bar(), learn.no_logging(): learn.fine_tune(args.epochs, args.lr, freeze_epochs=1, cbs=speed)
-    return [float(v[1]) for v in learn.recorder.values], median(speed.rates) if speed.rates else float('nan')
+    speed = Throughput(args.skip)
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(args.epochs, args.lr, cbs=speed)
+    return [float(v[1]) for v in learn.recorder.values], median(speed.rates)
+
+def by_hand(args):
+    "The package's network, losses and batches, in a loop by hand"
+    learn = multi(args, precision='fp32', channels_last=False)
+    device = learn.dls.device
+    model = learn.model.to(device, memory_format=torch.channels_last)
+    forward = model
+    if not args.tiny: forward = torch.compile(model)
+    opt = torch.optim.AdamW(model.parameters(), args.lr, fused=True)
+    steps = args.epochs*len(learn.dls.train)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(opt, args.lr, total_steps=steps)
+    losses = []
+    rates = []
+    for _ in range(args.epochs):
+        forward.train()
+        seen = 0
+        for i,(x,y) in enumerate(learn.dls.train):
+            if i==args.skip:
+                start = now()
+                seen = 0
+            with torch.autocast(device.type, dtype=torch.bfloat16): loss = learn.loss_func(forward(x), y)
+            loss.backward()
+            opt.step()
+            schedule.step()
+            opt.zero_grad()
+            seen += find_bs(y)
+        rates.append(seen/(now()-start))
+        losses.append(validated(forward, learn))
+    return losses, median(rates)
+
+def validated(forward, learn):
+    "The mean validation loss"
+    forward.eval()
+    with torch.no_grad(): found = [learn.loss_func(forward(x), y) for x,y in learn.dls.valid]
+    return float(torch.stack(found).mean())
+
+ways = {'by hand': by_hand,
+        'vision_learner fp32': partial(by_learner, make=plain),
+        'vision_learner bf16': partial(by_learner, make=partial(plain, half=True)),
+        'default': partial(by_learner, make=multi),
+        'default, compiled': partial(by_learner, make=partial(multi, compile=True)),
+        'fp32': partial(by_learner, make=partial(multi, precision='fp32', channels_last=False)),
+        'fp16': partial(by_learner, make=partial(multi, precision='fp16')),
+        'bf16': partial(by_learner, make=partial(multi, precision='bf16'))}
+
+# Balancing
+
+balancing = dict(sum=list, random=RandomWeighting, dwa=DynamicWeightAverage, geometric=GeometricMean,
+                 uncertainty=UncertaintyWeighting, famo=FAMO, gradnorm=GradNorm,
+                 upgrad=partial(GradientBalance, 'upgrad'), mgda=partial(GradientBalance, 'mgda'),
+                 cagrad=partial(GradientBalance, 'cagrad'))
+
+class Steps(Callback):
+    "End a fit after a number of steps, and note their times and losses"
+    order = 101
+    run_valid = False
+    def __init__(self, n): self.n = n
+    def before_fit(self):
+        self.times = []
+        self.losses = []
+    def before_batch(self): self.start = now()
+    def after_batch(self):
+        self.times.append(now()-self.start)
+        self.losses.append(self.loss.item())
+        if len(self.times)>=self.n: raise CancelFitException
+
+def balanced(args, method):
+    "Milliseconds a step, and the loss of the last steps"
+    learn = multi(args)
+    watch = Steps(args.steps)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1000, 1e-3, cbs=[*L(method()), watch])
+    return 1000*median(watch.times[args.skip:]), sum(watch.losses[-10:])/10
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__)
-    for n,v in dict(n=6000, size=128, bs=64, epochs=4, workers=8, seeds=2).items():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for n,v in dict(n=6000, size=128, bs=64, epochs=4, workers=8, seeds=2, steps=200, skip=5).items():
         p.add_argument(f'--{n}', type=int, default=v)
     p.add_argument('--arch', default='resnet18')
     p.add_argument('--lr', type=float, default=3e-3)
     p.add_argument('--path')
+    p.add_argument('--tiny', action='store_true', help='a minute on any device: for a test of this file')
     args = p.parse_args()
-    if not torch.cuda.is_available(): sys.exit('benchmarks.gpu: no GPU here, nothing was measured')
-    print(torch.cuda.get_device_name(), 'torch', torch.__version__)
-    configs = {'vision_learner fp32': (plain, {}), 'vision_learner bf16': (plain, dict(precision='bf16')),
-               'fp32': (multi, {}), 'fp16': (multi, dict(precision='fp16')), 'bf16': (multi, dict(precision='bf16')),
-               'bf16, channels-last': (multi, dict(precision='bf16', channels_last=True)),
-               'bf16, fused AdamW': (multi, dict(precision='bf16', fused=True))}
+    if args.tiny: vars(args).update(n=60, size=32, bs=8, epochs=1, workers=0, seeds=1, steps=12, skip=1)
+    elif not torch.cuda.is_available(): sys.exit('benchmarks.gpu: there is no GPU here, so nothing was measured')
+    args.path = multi_shapes(Path(args.path or tempfile.mkdtemp())/'shapes', n=args.n, size=args.size, seed=0)
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else 'a CPU'
+    print(name, 'torch', torch.__version__)
+    print_ways(args)
+    print_balancing(args)
+
+def print_ways(args):
     rows = {}
-    for seed in range(args.seeds):          # interleaved: every configuration once a round
-        for name,(make,kw) in configs.items():
-            losses,rate = run(make, args, seed, **kw)
+    for seed in range(args.seeds):
+        for name,way in ways.items():
+            if args.tiny and 'compiled' in name: way = partial(by_learner, make=partial(multi, compile='eager'))
+            set_seed(seed, reproducible=False)
+            losses,rate = way(args)
             rows.setdefault(name, []).append((losses, rate))
-            print(f"seed {seed} {name:<22} {rate:8.0f} images/s   valid loss by epoch "
+            print(f"seed {seed} {name:<20} {rate:8.0f} images/s   valid loss by epoch "
                   f"{' '.join(f'{l:.3f}' for l in losses)}", flush=True)
-    base = median(r for _,r in rows['vision_learner fp32'])
-    print('\nimages a second, and relative to vision_learner fp32:')
-    for name,rs in rows.items():
-        print(f"  {name:<22} {median(r for _,r in rs):8.0f}  {median(r for _,r in rs)/base:5.2f}   final loss "
-              f"{' / '.join(f'{l[-1]:.3f}' for l,_ in rs)}")
+    base = median(r for _,r in rows['by hand'])
+    print('\nimages a second, and relative to the loop by hand (goal of the default: .9)')
+    for name,found in rows.items():
+        rate = median(r for _,r in found)
+        print(f"  {name:<20} {rate:8.0f}  {rate/base:5.2f}   last loss {' / '.join(f'{l[-1]:.3f}' for l,_ in found)}")
+
+def print_balancing(args):
+    print(f'\n{args.steps} steps of each balancing method: ms a step, relative to the sum, mean loss of the last ten')
+    base = None
+    for name,method in balancing.items():
+        set_seed(0, reproducible=False)
+        ms,loss = balanced(args, method)
+        if base is None: base = ms
+        print(f'  {name:<20} {ms:8.1f}  {ms/base:5.2f}   {loss:.3f}', flush=True)
 
 if __name__ == '__main__': main()
