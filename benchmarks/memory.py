@@ -3,7 +3,7 @@
 A ResNet-18 on drawn pictures of 96 pixels with four outputs, batches of 32, one epoch. Each way runs in a process of
 its own: megabytes at the peak beyond what the process held when model and loaders were there. The bare loop runs
 twice: the difference is noise. The rows go to benchmarks/results/memory.csv."""
-import argparse, resource, subprocess, sys, tempfile
+import argparse, resource, subprocess, sys, tempfile, time
 from fastai.vision.all import *
 from fastai_multi import *
 from benchmarks.serve import HERE
@@ -21,26 +21,28 @@ def loaders(path):
 def way(name, learn):
     "An epoch of training in one of the ways"
     if name.startswith('bare'): return bare_loop(learn.model, learn.dls.train)
-    if name=='multi_learner': return quiet_epoch(learn)
+    if name.startswith('multi_learner'): return quiet_epoch(learn)
     return quiet_epoch(Learner(learn.dls, TakesTuples(learn.model), loss_func=SumOfLosses(), opt_func=learn.opt_func))
 
 def peak() -> float: # Megabytes
     "The most that this process held until now"
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024
 
-def one_way(name, path) -> float: # Megabytes
-    "What training takes at its peak beyond what was there before"
-    learn = multi_learner(loaders(path), resnet18, pretrained=False)
+def one_way(name, path) -> tuple: # Megabytes, seconds
+    "What training takes at its peak beyond what was there before, and its time"
+    learn = multi_learner(loaders(path), resnet18, pretrained=False, checkpoint='checkpoint' in name)
     epoch = way(name, learn)
     before = peak()
+    start = time.process_time()
     epoch()
-    return peak()-before
+    return peak()-before,time.process_time()-start
 
-def apart(name, path) -> float:
+def apart(name, path) -> dict:
     "`one_way` in a process of its own"
     command = [sys.executable, '-m', 'benchmarks.memory', '--way', name, '--path', str(path)]
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return float(out.strip().splitlines()[-1])
+    mb,seconds = out.strip().splitlines()[-1].split()
+    return dict(what=name, peak_mb=float(mb), seconds=float(seconds))
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -50,12 +52,12 @@ def main():
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.way is not None:
-        print(one_way(args.way, args.path))
+        print(*one_way(args.way, args.path))
         return
     with tempfile.TemporaryDirectory() as d:
         path = multi_shapes(Path(d)/'shapes', n=160, size=64, seed=0)
-        ways = ['bare loop','bare loop again','Learner','multi_learner']
-        res = pd.DataFrame([dict(what=n, peak_mb=apart(n, path)) for n in ways])
+        ways = ['bare loop','bare loop again','Learner','multi_learner','multi_learner, checkpoint']
+        res = pd.DataFrame([apart(n, path) for n in ways])
     res['ratio'] = res.peak_mb/res.peak_mb[0]
     res.to_csv(args.out, index=False, float_format='%.4g')
     print(res.to_string(index=False, float_format='%.3g'))
