@@ -88,10 +88,6 @@ class ObjectsHead(nn.Module):
         return [m+context for m in levels.values()]
 
 def group_norm(width):
-    "torchvision's group norm, with at least two channels in a group: one alone at a single place is no group"
-    return nn.GroupNorm(min(32, width//2), width)
-
-def group_norm(width):
     "torchvision's group norm, with at least two channels in a group: one alone at a single position is no group"
     return nn.GroupNorm(min(32, width//2), width)
 
