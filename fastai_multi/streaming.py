@@ -12,7 +12,7 @@ from .data.load import *
 from .data.loaders import *
 import pandas as pd
 
-# %% ../nbs/87a_streaming.ipynb #45d9ac11
+# %% ../nbs/87a_streaming.ipynb #9de3d4dd
 class StreamDL(MultiDL):
     "Training batches from tables that arrive one after another"
     indexed = False
@@ -59,14 +59,14 @@ def as_table(rows): # A `DataFrame`, or lists by column
     "The rows as a `DataFrame`"
     if isinstance(rows, pd.DataFrame): return rows
     if isinstance(rows, dict): return pd.DataFrame(dict(rows))
-    raise TypeError(f'`tables` gives {type(rows).__name__}. It must give tables: a `DataFrame`, or a dict of lists by column. '
-                    'A Hugging Face stream gives them after `.batch(1000)`.')
+    raise TypeError(f'`tables` gives {type(rows).__name__}. It must give tables: a `DataFrame`, or a dict of lists by '
+                    'column. A Hugging Face stream gives them after `.batch(1000)`.')
 
 def refuse_no_batch(bs):
-    raise ValueError(f'`tables` has no table with a whole batch of {bs} rows. Let it give larger tables, or lower `bs`; '
-                     'a generator gives its tables once, so give an object that starts again.')
+    raise ValueError(f'`tables` has no table with a whole batch of {bs} rows. Let it give larger tables, or lower '
+                     '`bs`; a generator gives its tables once, so give an object that starts again.')
 
-# %% ../nbs/87a_streaming.ipynb #dbdd1ab8
+# %% ../nbs/87a_streaming.ipynb #f140ee99
 def train_dataset(dls, # `MultiDataLoaders`
                   table # A `DataFrame` like the training table
                  ) -> Datasets:
@@ -77,13 +77,13 @@ def train_dataset(dls, # `MultiDataLoaders`
 
 def stream_dls(
     dls, # `MultiDataLoaders` of a first table, with its validation items
-    tables, # An iterable of tables with the same columns, such as a stream's `.batch(1000)`; it starts again when it ends
+    tables, # An iterable of tables with the same columns, such as a stream's `.batch(1000)`; at its end it starts again
     n_batches:int # Number of batches in an epoch, the same in every process
 ) -> MultiDataLoaders:
     """Loaders that train on a stream of tables and validate as `dls` does.
 
-    Batches are drawn within a table, so shuffle the stream and let its tables be much larger than a batch. The next epoch
-    continues where the last one ended. Statistics, such as the mean of a number, are those of the first table."""
+    Batches are drawn within a table, so shuffle the stream and let its tables be much larger than a batch. The next
+    epoch continues where the last one ended. Statistics, such as the mean of a number, are those of the first table."""
     if isinstance(n_batches, bool) or not isinstance(n_batches, int) or n_batches<1:
         raise ValueError(f'`n_batches` is {short_repr(n_batches)}; it takes a whole number from 1.')
     dl = dls.train.new(cls=StreamDL, source=dls.train, dataset_of=partial(train_dataset, dls), tables=tables,
