@@ -14,7 +14,7 @@ results = root/'benchmarks'/'results'
 # A table without an entry is shown as it is: what may be averaged, nobody but its author knows.
 TABLES = dict(defaults=dict(title='What the default learns', by=['set','output','way'], only=['metric'],
                             command='python -m benchmarks.defaults',
-                            text='More is better: accuracy, mean average precision, overlap, and minus the mean '
+                            text='Higher is better: accuracy, mean average precision, IoU, and the negative mean '
                                  'absolute error'),
               balance_fashion=dict(title='Product photos: ways to balance', by=['method','lr']),
               depth_cost=dict(title='What depth costs',
@@ -23,44 +23,45 @@ TABLES = dict(defaults=dict(title='What the default learns', by=['set','output',
                   title='CIFAR-10 by depth', by=['arch','depth'],
                   only=['label_loss','label_accuracy','parameters','multiply_adds','ms'],
                   command='python -m benchmarks.depth_tables cifar',
-                  text='Accuracy of the plain CNN and of a ResNet, cut at each depth and trained from nothing'
+                  text='Accuracy of the plain CNN and of a ResNet, cut at each depth and trained from scratch'
               ),
               depth_fashion=dict(title='Product photos: depth and split', by=['config'],
                                  command='python -m benchmarks.depth_tables fashion',
                                  only=['gender_accuracy','masterCategory_accuracy','subCategory_accuracy',
                                        'baseColour_accuracy','season_accuracy','mean_accuracy','parameters',
                                        'multiply_adds'],
-                                 text='Five outputs of one pretrained `mobilenet_v2`: how much of it is kept, for '
-                                      'which output, and what is shared'),
+                                 text='Five outputs of one pretrained `mobilenet_v2`: which stages are kept for each '
+                                      'output, and which are shared'),
               depth_fashion_steps=dict(title='Product photos: the time of a step',
                                        command='python -m benchmarks.depth_tables steps',
                                        text='A training step of each configuration above, timed in turns'),
               exports=dict(title='Files of ONNX and torch.export', command='python -m benchmarks.exports',
-                           text='The largest difference from the learner, or the refusal; milliseconds for one item'),
+                           text='The largest difference from the learner, or why there is no file; milliseconds for one item'),
               predict=dict(title='One prediction beside the call of the model', command='python -m benchmarks.predict',
-                           text='Milliseconds of the processor, and what is beyond the model or the loop'),
+                           text='Processor time in milliseconds, in total and beyond the model or the loop'),
               step=dict(title='A training step beside a plain Learner and a loop', command='python -m benchmarks.step',
-                        text='Milliseconds of the processor for a step, and what is beyond the loop and the Learner'),
+                        text='Processor time of a step in milliseconds, in total and beyond the loop and the Learner'),
               growth=dict(title='Loaders by rows and outputs', command='python -m benchmarks.growth',
-                          text='Seconds of the processor until the loaders are there, and until their first batch'),
+                          text='Processor time in seconds, to create the loaders and to read their first batch'),
               memory=dict(title='Memory at the peak of training', command='python -m benchmarks.memory',
-                          text='Megabytes beyond what the process held before the first step'),
+                          text='Peak memory in megabytes beyond what the process held before the first step, and the '
+                               'processor time of the epoch in seconds'),
               fusion=dict(title='Product photos: inputs, fusions and text encoders', by=['way','output'],
                           only=['accuracy','missing'], command='python -m benchmarks.fusion',
                           text='Accuracy on the validation items, and where 30 % of them have no photo and 30 % no '
                                'title; the last rows by `python -m benchmarks.fusion tuning`'),
               captions=dict(title='Photos with captions for three of four', by=['way','output'], only=['metric'],
                             command='python -m benchmarks.captions',
-                            text='Mean average precision of tags, minus the mean absolute error of counts'),
+                            text='Mean average precision of tags, negative mean absolute error of counts'),
               captions_check=dict(title='What they lose without an input', by=['output','input','change','score'],
                                   only=['unchanged','changed','difference','low','high'],
                                   command='python -m benchmarks.captions',
                                   text='`modality_check` of the learner of photo and MiniLM'),
               text=dict(title='Texts to numbers, and a step of a text model', command='python -m benchmarks.text',
-                        text='The ratio is to the first row of each kind; milliseconds are of the processor, for one '
-                             'text or one step'),
+                        text='Ratios to the first row of each kind; processor time in milliseconds for one text or '
+                             'one step'),
               serve=dict(title='Requests to the service', command='python -m benchmarks.serve',
-                         text='Memory, errors and times after each thousand requests of 16 clients'),)
+                         text='Memory, errors and times after each thousand requests from 16 clients'),)
 
 def section(index):
     "The text under `## Measured` in index.ipynb, with its headings as they are"
