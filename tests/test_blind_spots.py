@@ -10,6 +10,7 @@ from fastai.vision.all import *
 from fastai_multi import *
 from fastai_multi.targets import item_weights, mixture
 from fastai_multi.metrics import metric_direction
+from fastai_multi.device import Compiling, DevicePrecision
 from fastai_multi.rowmetrics import box_iou, point_distance
 from fastai_multi.callback.weights import step_weights
 
@@ -317,11 +318,18 @@ def test_every_argument_of_a_numericaliser():
         num.setup(texts)
         return [num.vocab[i] for i in num.encode(s).tolist()]
     assert words('a b c d e')==['xxunk','b','c','d','xxunk']
+    def shared(is_shared):
+        "What a second column's words become, in its own row and in the first column's"
+        num = Numericaliser(min_freq=1, shared=is_shared)
+        for column in (['b b'], ['z z']): num.see(column)
+        num.setup(['z z'])
+        return [num.vocab[i] for i in num.encode('z b').tolist()]
     tests = dict(tok=lambda: words('a b', tok=lambda s: list(s), min_freq=1)==['a',' ','b'],
                  vocab=lambda: words('a b', vocab=['a'])==['a','xxunk'],
                  max_vocab=lambda: words('b c d', max_vocab=2)==['b','xxunk','d'],
                  min_freq=lambda: words('a b c d e', min_freq=1)==list('abcde'),
-                 max_len=lambda: words('b c d', max_len=2)==['b','c'])
+                 max_len=lambda: words('b c d', max_len=2)==['b','c'],
+                 shared=lambda: shared(True)==['z','b'] and shared(False)==['z','xxunk'])
     covers(Numericaliser, tests)
     for n,f in tests.items(): assert f(), n
 
@@ -425,6 +433,14 @@ def test_every_argument_of_multi_learner(table, tmp_path):
     plain = usual.evaluate()
     scale = usual.loss_func.scales.get('price', 1.)
     more = heavy['valid_loss']-plain['valid_loss']
+    folder,df = table
+    pair = loaders((folder, df.assign(back=df.file)), image=['file','back'])
+    def has(kind, **kwargs): return any(isinstance(cb, kind) for cb in learner(dls, cnn(), **kwargs).cbs)
+    def in_order(**kwargs):
+        learn = learner(dls, cnn(), **kwargs)
+        with learn.no_bar(), learn.no_logging(): learn.fit(1)
+        weight = [p for p in learn.model.parameters() if p.ndim==4][1]
+        return weight.is_contiguous(memory_format=torch.channels_last)
     tests = dict(
         dls=lambda: learner(dls).dls is dls or learner(dls).dls.train is dls.train,
         arch=lambda: n_params(learner(dls, simple_cnn(3, 8)))>base,
@@ -443,7 +459,12 @@ def test_every_argument_of_multi_learner(table, tmp_path):
         normalize=lambda: normalized(with_weights) and not normalized(resnet(normalize=False)),
         pretrained=lambda: is_frozen(with_weights) and not is_frozen(resnet(weights=None, pretrained=False)),
         weights=lambda: torch.equal(first_filters(with_weights), torch.load(file)['conv1.weight']),
-        modality_dropout=lambda: drops(learner(both, cnn(), modality_dropout=.2)) and not drops(usual))
+        modality_dropout=lambda: drops(learner(both, cnn(), modality_dropout=.2)) and not drops(usual),
+        share=lambda: n_params(learner(pair, cnn, share=True))<n_params(learner(pair, cnn)),
+        precision=lambda: has(DevicePrecision, precision='bf16') and not has(DevicePrecision),
+        channels_last=lambda: in_order(channels_last=True) and not in_order(),
+        compile=lambda: has(Compiling, compile='eager') and not has(Compiling),
+        checkpoint=lambda: has(GradientCheckpointing, checkpoint=True) and not has(GradientCheckpointing))
     covers(multi_learner, tests)
     for n,f in tests.items(): assert f(), n
 

@@ -8,6 +8,7 @@ from fastai.vision.all import *
 from fastai_multi import *
 from fastai_multi.core import untyped
 from fastai_multi.data.dense import *
+from fastai_multi.data.rooms import room_parts
 from fastai_multi.prior import start_other_heads
 from torchvision.transforms import v2
 

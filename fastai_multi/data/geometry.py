@@ -392,7 +392,10 @@ def _centre_step(sz, size):
     return ((w-new_w)//2, (h-new_h)//2), (new_w,new_h), None
 
 # %% ../../nbs/02_data.geometry.ipynb #2d929b01
-def follow_crop(self, x:TensorDense): return x.cut(crop_steps(self, frame_size(x)))    # as `encodes` of every crop
+def follow_crop(self, x:TensorDense):
+    "Cut numbers for each pixel as the picture is cut"
+    return x.cut(crop_steps(self, frame_size(x)))
+
 follow_crop.__name__ = 'encodes'
 for t in (SafeResize, SafeRandomCrop, SafeCropPad, SafeRandomResizedCrop, Shrink): t(follow_crop)
 
