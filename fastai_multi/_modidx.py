@@ -6458,6 +6458,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                  'fastai_multi/models/multi.py'),
                                            'fastai_multi.models.multi.MultiModel._fuse': ( 'models.multi.html#multimodel._fuse',
                                                                                            'fastai_multi/models/multi.py'),
+                                           'fastai_multi.models.multi.MultiModel._is_new': ( 'models.multi.html#multimodel._is_new',
+                                                                                             'fastai_multi/models/multi.py'),
                                            'fastai_multi.models.multi.MultiModel._map_sizes': ( 'models.multi.html#multimodel._map_sizes',
                                                                                                 'fastai_multi/models/multi.py'),
                                            'fastai_multi.models.multi.MultiModel._n_wide': ( 'models.multi.html#multimodel._n_wide',

@@ -390,10 +390,15 @@ class MultiModel(nn.Module):
             elif e.n_shared: points.append(e.joint)
         return points
 
+    def _is_new(self, encoder):
+        "Whether an encoder has everything to learn beside one that is trained already"
+        return not encoder.pretrained and not self.from_scratch
+
     def named_groups(self) -> dict:
         "Parameters by group: early trunk, late trunk, branches, trained encoders of other inputs, everything new"
         groups = {'early trunk': [], 'late trunk': [], 'branches': []}
         for trunk in self.trunks.values():
+            if self._is_new(trunk): continue
             for name,parameters in zip(groups, trunk.param_groups()): groups[name] += parameters
         for name,encoder in self.encoders.items():
             if name in self.trunks or not getattr(encoder, 'pretrained', False): continue
