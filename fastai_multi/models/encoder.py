@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Encoder', 'Features', 'fill_missing', 'zero_missing', 'stand_ins', 'norm_buffers', 'norms_kept_unless', 'run_present',
            'BuffersKept', 'run_checkpointed', 'AbsentVector', 'OwnEncoder', 'count_features', 'as_encoder',
-           'own_encoder']
+           'RepeatedEncoder', 'own_encoder']
 
 # %% ../../nbs/30_models.encoder.ipynb #de443ce5
 from fastai.torch_basics import *
@@ -215,6 +215,28 @@ def as_encoder(m:nn.Module, # Any module
     n = getattr(m, 'n_features', None)
     if n is None: n = count_features(m, x, what)
     return OwnEncoder(m, n, pad_id)
+
+# %% ../../nbs/30_models.encoder.ipynb #c695a91f
+class RepeatedEncoder(nn.Module):
+    "An encoder that another input already uses"
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+        self.n_features = module.n_features
+        self.pretrained = getattr(module, 'pretrained', False)
+
+    @property
+    def repeats(self): return self.module
+    @property
+    def token_width(self): return getattr(self.module, 'token_width', self.n_features)
+    @property
+    def n_wide(self): return getattr(self.module, 'n_wide', 0)
+    @property
+    def wide_is_unit(self): return getattr(self.module, 'wide_is_unit', False)
+    def wide(self, x, features): return self.module.wide(x, features)
+    def here(self, x):
+        if hasattr(self.module, 'here'): return self.module.here(x)
+    def forward(self, x): return self.module(x)
 
 # %% ../../nbs/30_models.encoder.ipynb #c7ddf29e
 def own_encoder(encoder):
