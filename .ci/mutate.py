@@ -28,7 +28,7 @@ NEAR = {
     'data.reader': 'input', 'data.pipeline': 'input', 'data.load': 'input data', 'data.readers': 'tables data',
     'data.show': 'seeing data', 'data.infer': 'loaders first_hour', 'data.describe': 'seeing', 'data.splits': 'loaders',
     'data.sources': 'loaders files', 'data.tables': 'inputs', 'data.joined': 'joined', 'data.names': 'first_hour',
-    'data.loaders': 'loaders learner', 'data.objects': 'objects', 'data.annotations': 'objects',
+    'data.arguments': 'loaders', 'data.loaders': 'loaders learner', 'data.objects': 'objects', 'data.annotations': 'objects',
     'models': 'models depth', 'models.dual': 'dual', 'models.fusion': 'fusion models', 'models.objects': 'objects',
     'models.tabular': 'inputs', 'models.text': 'text models', 'models.tokens': 'fusion', 'models.wide': 'defaults',
     'targets': 'losses', 'terms': 'losses options', 'rowmetrics': 'losses values thresholds', 'losses': 'losses options',

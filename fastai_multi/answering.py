@@ -12,6 +12,7 @@ from fastprogress.fastprogress import progress_bar
 import warnings
 from .core import *
 from .data.names import Answered
+from .data.arguments import *
 from .data.loaders import *
 from .targets import *
 from .losses import *

@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from fastai.data.core import test_set
 from .core import *
 from .data.load import *
+from .data.arguments import *
 from .data.loaders import *
 from .data.sources import *
 from .batch import *
