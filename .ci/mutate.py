@@ -25,7 +25,7 @@ NEAR = {
     'data.geometry': 'augment values', 'data.frame': 'augment values', 'data.kinds': 'kinds input',
     'data.pictures': 'values files', 'data.masks': 'values', 'data.items': 'data values', 'data.inputs': 'input data',
     'data.numbers': 'values inputs', 'data.spatial': 'augment values', 'data.elements': 'augment values nested',
-    'data.reader': 'input', 'data.pipeline': 'input', 'data.load': 'input data', 'data.readers': 'tables data',
+    'data.reader': 'input', 'data.pipeline': 'input', 'data.decoding': 'data seeing', 'data.load': 'input data', 'data.readers': 'tables data',
     'data.show': 'seeing data', 'data.infer': 'loaders first_hour', 'data.describe': 'seeing', 'data.splits': 'loaders',
     'data.sources': 'loaders files', 'data.tables': 'inputs', 'data.joined': 'joined', 'data.names': 'first_hour',
     'data.arguments': 'loaders', 'data.loaders': 'loaders learner', 'data.objects': 'objects', 'data.annotations': 'objects',
