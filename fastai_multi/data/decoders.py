@@ -11,6 +11,7 @@ from fastcore.all import *
 from fastai.vision.core import Image, PILImage
 from torch.nn.functional import interpolate
 from ..core import *
+from .crops import *
 from .geometry import *
 from .picturecache import *
 import numpy as np, torch, torchvision, warnings
@@ -141,7 +142,7 @@ class PictureOpener:
 
 def warn_of_random_crop(tfms, split_idx): # The item transforms of a loader with a cache; 0 in training
     "Warn if the cache has to hold whole pictures, since the first crop is random"
-    t = first(t for t in tfms if type(t) in known_crops)
+    t = first(t for t in tfms if is_known_crop(t))
     if t is None or fixed_crop(t, split_idx) is not None: return
     name = type(t).__name__.removeprefix('Safe')
     warnings.warn(f'`{name}` crops training pictures at random, so the cache holds them whole: 0.9 MB for 640x480. '

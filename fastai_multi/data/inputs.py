@@ -15,6 +15,7 @@ from fasttransform import Pipeline, Transform
 from itertools import chain
 from ..core import *
 from .files import *
+from .crops import *
 from .geometry import *
 from .parts import *
 from .kinds import *

@@ -13,6 +13,7 @@ from fastai.vision.augment import RandTransform
 from fastai.vision.core import PointScaler
 from fasttransform import Transform, Pipeline
 from ..core import *
+from .crops import *
 from .geometry import *
 from .parts import *
 from .kinds import *
@@ -156,7 +157,7 @@ def item_step(t, elements, split_idx):
     "The item transform `t` as a function on the values of an item"
     if type(t) is ToTensor: return TensorStep(t)
     if type(t) is PictureScaler: return t.place
-    if type(t) in known_crops and _is_unchanged(t): return CropStep(t, split_idx)
+    if is_known_crop(t) and _is_unchanged(t): return CropStep(t, split_idx)
     return ItemStep(t, elements, split_idx)
 
 # %% ../../nbs/12_data.reader.ipynb #00f3cc17
