@@ -1,4 +1,4 @@
-"Bundles of text models of Hugging Face, LoRA, both encoders of CLIP, masks, objects, groups and calibrated learners"
+"Bundles of text models of Hugging Face, LoRA, both encoders of CLIP, masks, surfaces, objects, groups, calibrated learners"
 import json, shutil, subprocess, sys
 from types import SimpleNamespace
 import numpy as np, pandas as pd, pytest, torch
@@ -14,15 +14,18 @@ from small_models import save_bert, save_siglip
 pytest.importorskip('safetensors')
 pytestmark = pytest.mark.usefixtures('one_thread')
 
-def drawn_masks(path):
-    "The table of drawn shapes, with a mask of each one's box"
+def drawn_maps(path):
+    "The table of drawn shapes, with a mask of each one's box, its depth and its normals"
     df = pd.read_csv(path/'items.csv')
-    (path/'masks').mkdir(exist_ok=True)
-    df['mask'] = [f'masks/{i}.png' for i in df.index]
+    for name in ('mask','depth','normals'):
+        (path/name).mkdir(exist_ok=True)
+        df[name] = [f'{name}/{i}.png' for i in df.index]
     for r in df.itertuples():
         mask = np.zeros((64,64), np.uint8)
         mask[int(r.y1):int(r.y2), int(r.x1):int(r.x2)] = 1
         Image.fromarray(mask).save(path/r.mask)
+        Image.fromarray(np.where(mask, 1000, 2000).astype(np.uint16)).save(path/r.depth)
+        Image.fromarray(np.dstack([np.full_like(mask, 128), np.full_like(mask, 128), 255-100*mask])).save(path/r.normals)
     return df
 
 def loaders(o, **kwargs):
@@ -55,6 +58,10 @@ def group(o):
 
 def mask(o, block): return multi_learner(loaders(o, outputs=dict(mask=block, kind=CategoryBlock)), simple_cnn(3, 4))
 
+def surfaces(o):
+    outputs = dict(depth=DepthBlock(scale=.001), normals=NormalsBlock)
+    return multi_learner(loaders(o, outputs=outputs), simple_cnn(3, 4))
+
 def calibrated(o):
     outputs = dict(kind=CategoryBlock, tags=MultiCategoryBlock, area=RegressionBlock, box=BBoxBlock)
     dls = loaders(o, outputs=outputs, columns=dict(box=['x1','y1','x2','y2']), label_delim='|')
@@ -67,7 +74,7 @@ def timm_model(o):
 KINDS = dict(bert=lambda o: multi_learner(of_texts(o, o.bert), text=str(o.bert)), lora=lora, dual=both_encoders,
              mask=lambda o: mask(o, MaskBlock(['ground','shape'])),
              void=lambda o: mask(o, SegmentationBlock(['ground','shape'], void=255)),
-             objects=objects, group=group, calibrated=calibrated, timm=timm_model)
+             surfaces=surfaces, objects=objects, group=group, calibrated=calibrated, timm=timm_model)
 
 def shaken(learn):
     "The learner with other weights: heads start at zero, and would hide mistakes before them"
@@ -83,7 +90,7 @@ def source(tmp_path_factory):
     "Drawn shapes, and two models of Hugging Face with random weights, as folders"
     root = tmp_path_factory.mktemp('kinds')
     shapes = multi_shapes(root/'shapes', n=32, size=64, seed=0)
-    res = SimpleNamespace(root=root, shapes=shapes, df=drawn_masks(shapes), bert=root/'bert', siglip=root/'siglip')
+    res = SimpleNamespace(root=root, shapes=shapes, df=drawn_maps(shapes), bert=root/'bert', siglip=root/'siglip')
     torch.manual_seed(0)
     save_bert(res.bert)
     save_siglip(res.siglip)
@@ -148,6 +155,12 @@ def test_a_fresh_process_predicts_the_same(made, elsewhere, kind):
 @pytest.mark.parametrize('kind', KINDS)
 def test_no_folder_of_this_machine_is_named(made, source, kind):
     for file in made[kind].folder.iterdir(): assert str(source.root) not in file.read_bytes().decode('latin-1'), file
+
+@pytest.mark.parametrize('kind', ['mask','surfaces','group'])
+def test_an_exported_network_gives_the_same(made, tmp_path, kind):
+    "The kinds that `test_export` does not have"
+    pytest.importorskip('onnxscript')
+    assert made[kind].learn.to_onnx(tmp_path/'learner.onnx').difference<1e-4
 
 def test_calibration_is_kept(made, source):
     o = made['calibrated']
