@@ -13,7 +13,7 @@ from fastprogress.fastprogress import progress_bar
 from fastai.torch_core import norm_types
 from .core import *
 from .models.encoder import *
-from .models.image import *
+from .models.maps import *
 from .models.multi import *
 from .batch import *
 from .answers import *

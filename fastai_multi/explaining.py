@@ -9,7 +9,7 @@ __all__ = ['check_explained', 'ItemProbe', 'repeated', 'InputProbe', 'training_m
 from fastai.basics import *
 from .core import *
 from .models.encoder import own_encoder
-from .models.image import *
+from .models.maps import *
 from .models.multi import *
 from .attribution import *
 from .explanation import *

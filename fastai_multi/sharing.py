@@ -11,6 +11,7 @@ __all__ = ['share_groups', 'same_modules', 'groups_by_kind', 'named_groups', 'ch
 from fastai.basics import *
 from copy import deepcopy
 from .core import *
+from .data.column import *
 from .data.parts import *
 from .build import *
 

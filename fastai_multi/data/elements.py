@@ -18,6 +18,7 @@ from collections import Counter
 from copy import copy
 from typing import NamedTuple
 from ..core import *
+from .column import *
 from .parts import *
 from .kinds import *
 from .items import *

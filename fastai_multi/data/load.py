@@ -17,6 +17,7 @@ from fastai.text.data import Pad_Input, Pad_Chunk, SortedDL
 from fastai.vision.core import AddMaskCodes
 from fasttransform import Pipeline
 from ..core import *
+from .column import *
 from .parts import *
 from .kinds import *
 from .picturecache import *

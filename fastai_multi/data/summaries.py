@@ -10,6 +10,7 @@ __all__ = ['few_items', 'few_pixels', 'ReportData', 'PartSummary', 'by_item', 'o
 # %% ../../nbs/21e_data.summaries.ipynb #c98640f2
 from fastcore.all import *
 from ..core import *
+from .column import *
 from .parts import *
 from .masks import *
 from .outputs import *

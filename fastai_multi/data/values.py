@@ -9,6 +9,7 @@ __all__ = ['items_by_function', 'sampled_rows', 'take', 'elements_of', 'refuse_d
 # %% ../../nbs/21d_data.values.ipynb #e8a28a12
 from fastcore.all import *
 from ..core import *
+from .column import *
 from .parts import *
 from .items import *
 from .elements import *
