@@ -8,7 +8,6 @@ from fastai.vision.all import *
 from fastai_multi import *
 from fastai_multi.core import untyped
 from fastai_multi.data.dense import *
-from fastai_multi.data.rooms import room_parts
 from fastai_multi.prior import start_other_heads
 from torchvision.transforms import v2
 
@@ -114,7 +113,8 @@ def rooms(tmp_path_factory): return multi_rooms(tmp_path_factory.mktemp('rooms')
 def learn(rooms):
     df = pd.read_csv(rooms/'items.csv')
     df.loc[df.index%6==0, 'depth'] = None
-    outputs = dict(part=SegmentationBlock(room_parts), depth=DepthBlock(scale=.001), normals=NormalsBlock)
+    parts = SegmentationBlock(['floor', 'ceiling', 'wall', 'ball'])
+    outputs = dict(part=parts, depth=DepthBlock(scale=.001), normals=NormalsBlock)
     dls = MultiDataLoaders.from_df(df, rooms, image='image', outputs=outputs, item_tfms=Resize(32), bs=6, seed=0,
                                    batch_tfms=aug_transforms(max_warp=0.), num_workers=0)
     set_seed(0)
