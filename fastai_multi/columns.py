@@ -116,6 +116,7 @@ class SmoothLoss(AvgSmoothLoss):
         super().reset()
         self.sums = 0.          # 2,n, smoothed: losses times labels (weighted), labels
         self.rest = 0.
+        self.mean = None        # the value after the last batch; the recorder asks for it twice
     def accumulate(self, learn):
         step = step_of(learn)
         if step is None: return super().accumulate(learn)
@@ -126,6 +127,7 @@ class SmoothLoss(AvgSmoothLoss):
         rest = both[-1]/max(num_distrib(), 1)
         self.sums = self.beta*self.sums + (1-self.beta)*new
         self.rest = self.beta*self.rest + (1-self.beta)*rest
+        self.mean = _total_of_means(*self.sums, None) + self.rest/(1-self.beta**self.count)
     def _smoothed(self, step):
         v = step.values.detach()
         if step.weights is not None: v = torch.where(step.weights!=0, v*step.weights.detach(), 0.)
@@ -133,8 +135,8 @@ class SmoothLoss(AvgSmoothLoss):
         return torch.stack([torch.where(n>0, v*n, 0.), n])
     @property
     def value(self):
-        if isinstance(self.sums, float): return super().value
-        return _total_of_means(*self.sums, None) + self.rest/(1-self.beta**self.count)
+        if self.mean is None: return super().value
+        return self.mean
 
 # %% ../nbs/54_columns.ipynb #e988315e
 def exact_losses(recorder:Recorder # Of a learner with a `MultiLoss`

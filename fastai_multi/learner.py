@@ -223,6 +223,11 @@ class MultiLearner(Answering, Explaining, Growing, Tiling, Resuming, Bundling, E
         super()._split(b)
         self.xb,self.yb = name_batch(self.xb, self.yb, self.description)
 
+    def _call_one(self, event_name):
+        if not hasattr(event, event_name): return super()._call_one(event_name)    # an error
+        acting = [cb for cb in self.cbs if acts_at(cb, event_name)]
+        for cb in L(acting).sorted('order'): cb(event_name)
+
     def add_cb(self, cb): return super().add_cb(own_callback(cb, self))
 
     @contextmanager

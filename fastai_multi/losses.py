@@ -233,9 +233,10 @@ class MultiLoss:
         counts = torch.stack([n for _,n in pairs])
         if self.is_shared and torch.is_grad_enabled(): counts = mean_over_processes(counts.to(sums.dtype))
         values = sums/counts.clamp(min=1e-8)
-        self.step = StepLosses(self.names, values, counts, weights=self.weight_vector(values))
+        weights = self.weight_vector(values)
+        self.step = StepLosses(self.names, values, counts, weights=weights)
         if self.reduction=='none': return self._each_item(ps, self.by_output(targs, 'targets'))
-        self.step.total = self.total(sums if self.reduction=='sum' else values)
+        self.step.total = self._weighed(sums if self.reduction=='sum' else values, weights)
         return self.step.total.clone()    # a copy, so that adding in place does not change the step
 
     def _weighted_targets(self, targs):
@@ -265,7 +266,9 @@ class MultiLoss:
     def total(self, values:Tensor # `...,n`
              ) -> Tensor: # `...`
         "Weighted sum over the outputs; with a weight of 0 even infinite losses are ignored"
-        w = self.weight_vector(values)
+        return self._weighed(values, self.weight_vector(values))
+
+    def _weighed(self, values, w):
         if w is None: return values.sum(-1)
         if self.weights.has_zero: values = torch.where(w!=0, values, 0.)
         return (values*w).sum(-1)
@@ -278,6 +281,7 @@ class MultiLoss:
         if isinstance(x, PlainTarget): x = x[0]
         if isinstance(x, Tensor): x = (x,)
         if hasattr(x, 'keys'):
+            if isinstance(x, Named) and x.keys()==self.names: return [untyped(o) for o in x[:len(self.names)]]
             self._check_names(x, what)
             return [untyped(x[n]) for n in self.names]
         if len(x)!=len(self.names):

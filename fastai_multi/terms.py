@@ -68,8 +68,9 @@ def _reduction(loss):
 # %% ../nbs/50_terms.ipynb #c2846ca1
 def _flat_call(loss, p, t):
     "What `BaseLoss.__call__` computes, on plain tensors; without reduction each value stays at its element's place"
-    p = p.transpose(loss.axis,-1).contiguous()
-    t = t.transpose(loss.axis,-1).contiguous()
+    if loss.axis!=-1: p,t = p.transpose(loss.axis,-1),t.transpose(loss.axis,-1)
+    p = p.contiguous()
+    t = t.contiguous()
     if loss.floatify and t.dtype!=torch.float16: t = t.float()
     if t.dtype in (torch.int8, torch.int16, torch.int32): t = t.long()
     if loss.flatten:
@@ -80,6 +81,13 @@ def _flat_call(loss, p, t):
     return v.view(t.shape).transpose(loss.axis,-1)
 
 # %% ../nbs/50_terms.ipynb #86cbcd69
+def _set_reduction(loss, reduction):
+    "Set the reduction of a loss, if it is a mere attribute without the search for parameters of `nn.Module`"
+    held = vars(_inner(loss))
+    is_usual = getattr(type(loss), 'reduction', BaseLoss.reduction) is BaseLoss.reduction
+    if is_usual and 'reduction' in held: held['reduction'] = reduction
+    else: loss.reduction = reduction
+
 class LossCall:
     "A loss with its reduction: how to set it, its default, and how it reduces its elements"
     def __init__(self, output, loss):
@@ -100,14 +108,14 @@ class LossCall:
             if self.how=='argument' and reduction: return self.loss(p, t, reduction=reduction)
             if self.how=='attribute' and reduction:
                 old = self.loss.reduction
-                self.loss.reduction = reduction
+                _set_reduction(self.loss, reduction)
             if self.is_flat: return _flat_call(self.loss, p, t)
             return self.loss(p, t)
         except torch.OutOfMemoryError: raise
         except (RuntimeError, ValueError, IndexError, TypeError) as e:
             raise ValueError(self._failure(p, t, e)) from e
         finally:
-            if old is not None: self.loss.reduction = old
+            if old is not None: _set_reduction(self.loss, old)
 
     def _failure(self, p, t, e):
         return (f'The loss of output {self.output!r}, {self.loss}, failed on a prediction of shape {list(p.shape)} '
