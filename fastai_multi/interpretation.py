@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MultiInterpretation', 'check_is_multi', 'check_same_items', 'by_name', 'item_losses', 'same_metric', 'pick',
-           'column_groups', 'group_values', 'interval', 'wilson', 'pair_rows']
+           'column_groups', 'group_values', 'interval', 'around', 'paired_interval', 'wilson', 'pair_rows']
 
 # %% ../nbs/82_interpretation.ipynb #8df7fc78
 from fastai.basics import *
@@ -168,7 +168,7 @@ class MultiInterpretation:
         for n in [n for n in self.outputs if n in other.outputs]:
             a = self[n].scores().numpy()
             b = other[n].scores().numpy()
-            diff = interval(b-a)
+            diff = paired_interval(a, b)
             rows[n] = dict(score=self[n].score_name, this=np.nanmean(a), other=np.nanmean(b), difference=diff['mean'],
                            low=diff['low'], high=diff['high'])
         return pd.DataFrame(rows).T
@@ -231,9 +231,25 @@ def interval(values) -> dict:
     if n==0: return dict(items=0, mean=math.nan, low=math.nan, high=math.nan)
     mean = values.mean()
     if np.isin(values, (0,1)).all(): return dict(items=n, mean=mean, **wilson(mean, n))
+    return dict(items=n, mean=mean, **around(mean, values))
+
+def around(mean, values, z=1.96) -> dict:
+    "The interval of the mean of `values`, from their standard error"
     half = math.nan
-    if n>1: half = 1.96*values.std(ddof=1)/math.sqrt(n)
-    return dict(items=n, mean=mean, low=mean-half, high=mean+half)
+    if len(values)>1: half = z*values.std(ddof=1)/math.sqrt(len(values))
+    return dict(low=mean-half, high=mean+half)
+
+def paired_interval(
+    before, # A score of each item, NaN where it is unknown
+    after # Another score of the same items
+) -> dict: # `items`, `mean`, `low`, `high`
+    "How much larger `after` is than `before`, item by item: the mean difference and its 95 % interval"
+    differences = after-before
+    differences = differences[~np.isnan(differences)]
+    n = len(differences)
+    if n==0: return dict(items=0, mean=math.nan, low=math.nan, high=math.nan)
+    mean = differences.mean()
+    return dict(items=n, mean=mean, **around(mean, differences))
 
 def wilson(share, n, z=1.96) -> dict:
     "Wilson's interval of a share of `n` items"

@@ -1,9 +1,10 @@
 "`modality_check` on models of which it is known what they read"
 import math
+from types import SimpleNamespace
 import numpy as np, pandas as pd, pytest, torch
 from fastai.vision.all import *
 from fastai_multi import *
-from fastai_multi.modality import ChangedInput, ModalityCheck, of_another_item
+from fastai_multi.modality import ChangedInput, ModalityCheck, change_of, of_another_item
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -78,6 +79,83 @@ def test_a_harmful_input_is_named(loaders):
             return type(y)([-y.kind, y['size']])
     sentences = modality_check(MultiLearner(loaders, Wrong('a'))).sentences()
     assert sentences[0].startswith('kind is better without its own a')
+
+# An input that carries a little
+
+N_TAGS = 8
+
+class KnownOdds(nn.Module):
+    "The true log-odds of each output: much from `strong`, a little from `weak`, nothing from `noise`"
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+    def forward(self, x):
+        odds = self.scale*log_odds(x.strong.nan_to_num(0.), x.weak.nan_to_num(0.))
+        kind = odds[:,0]
+        return Outputs.of('kind', 'tags')([torch.stack([0*kind, kind], 1), odds[:,1:]])
+
+def log_odds(strong, weak):
+    res = 3*strong+.8*weak
+    res[:,1:] = res[:,1:]/2-2.5              # tags are rare
+    return res
+
+@pytest.fixture(scope='module')
+def weak_check():
+    rng = np.random.default_rng(0)
+    n = 400
+    inputs = {name: rng.normal(size=(n,1+N_TAGS)).astype(np.float32) for name in ('strong','weak','noise')}
+    drawn = rng.random((n,1+N_TAGS)) < 1/(1+np.exp(-log_odds(inputs['strong'], inputs['weak'])))
+    df = pd.DataFrame({**{name: list(v) for name,v in inputs.items()}, 'kind': drawn[:,0].astype(int)})
+    df['tags'] = [[f't{i}' for i in np.flatnonzero(row)] for row in drawn[:,1:]]
+    df['valid'] = np.arange(n)%8!=0
+    block = DataBlock((MultiInputBlock(strong=FeaturesBlock, weak=FeaturesBlock, noise=FeaturesBlock),
+                       MultiOutputBlock(kind=CategoryBlock, tags=MultiCategoryBlock)),
+                      get_x=lambda r: {name: r[name] for name in inputs}, get_y=lambda r: dict(kind=r.kind, tags=r.tags),
+                      splitter=ColSplitter('valid'))
+    dls = MultiDataLoaders.from_dblock(block, df, bs=32, num_workers=0)
+    assert list(dls.train.named_parts()[1]['tags'].vocab)==[f't{i}' for i in range(N_TAGS)]
+    return modality_check(MultiLearner(dls, KnownOdds()))
+
+@pytest.mark.parametrize('output', ['kind','tags'])
+def test_an_input_that_carries_a_little_is_not_called_ignored(weak_check, output):
+    "Few decisions turn on it, so the score cannot tell; the loss can"
+    by_score,by_loss = weak_check.worse(output, 'weak')
+    assert by_score.low<=0<by_loss.low and by_loss.what=='loss'
+    assert (output,'weak') not in weak_check.ignored and (output,'strong') not in weak_check.ignored
+    said = first(s for s in weak_check.sentences() if s.startswith(f'{output} reads weak: '))
+    assert str(by_score) in said and f'its {by_loss}' in said
+
+@pytest.mark.parametrize('output', ['kind','tags'])
+def test_beside_it_an_input_without_information_is_called_ignored(weak_check, output):
+    assert (output,'noise') in weak_check.ignored
+    assert any(s.startswith(f'{output} seems to ignore noise: ') for s in weak_check.sentences())
+
+def test_chance_is_rarely_taken_for_reading():
+    "Of 400 models that follow an input without information, few are said to read it"
+    rng = np.random.default_rng(0)
+    false = 0
+    for _ in range(400):
+        truth,own,other = rng.normal(size=(3,60))
+        plain,changed = [SimpleNamespace(score_name='absolute error', scores=lambda e=e: torch.tensor(abs(e)),
+                                         losses=torch.tensor(e**2)) for e in (truth-.5*own, truth-.5*other)]
+        found = change_of(plain, changed)
+        false += found['low']>0 or found['loss_low']>0
+    assert .01<false/400<.07
+
+def test_items_are_exchanged_in_batches_of_one_too(loaders):
+    learn = MultiLearner(loaders, Reads('a'))
+    for bs in (1, 59):                                    # 60 items: the last batch of 59 has one
+        check = modality_check(learn, dl=loaders.valid.new(bs=bs))
+        assert ('kind','a') not in check.ignored and ('kind','b') in check.ignored
+        assert check.table.loc[('size','a','shuffled')].changed>.5
+    with pytest.raises(ValueError, match='but the loader has 1 item'):
+        modality_check(learn, dl=loaders.test_dl(loaders.valid.items.iloc[:1], with_labels=True))
+
+def test_an_output_without_labels_is_not_judged(loaders):
+    rows = loaders.valid.items.assign(kind=None)
+    check = modality_check(MultiLearner(loaders, Reads('a')), dl=loaders.test_dl(rows, with_labels=True))
+    assert check.sentences()[0]=='kind has no label here, so nothing shows whether it reads a.'
+    assert check.ignored==[('size','b')]
 
 def test_one_learner_for_each_set_of_inputs(shapes):
     "Each is trained on its own inputs, from the same seeds, and the random state is put back"
