@@ -22,11 +22,11 @@ from .callback.checkpoint import *
 
 # %% ../nbs/71c_device.ipynb #ddf84e8b
 class DeviceFacts(NamedTuple):
-    "What the choices depend on"
-    type:str='cpu' # As PyTorch calls it: 'cpu', 'cuda', 'mps', …
-    name:str='' # As its maker calls it
-    capability:tuple=(0,0) # CUDA compute capability; from (7,0) on half precision has hardware of its own
-    bf16:bool=False # Whether it computes in bfloat16 without emulation
+    "Describes a device: everything that the choices depend on"
+    type:str='cpu' # PyTorch's name of the type: 'cpu', 'cuda', 'mps', …
+    name:str='' # The maker's name of the device
+    capability:tuple=(0,0) # CUDA compute capability; devices from (7,0) on have hardware for half precision
+    bf16:bool=False # Whether it supports bfloat16 in hardware
 
     def __str__(self):
         if not self.name: return self.type
@@ -41,7 +41,7 @@ def device_facts(device) -> DeviceFacts: # A device, its name, or `None` for the
 
 # %% ../nbs/71c_device.ipynb #8ab165cd
 class DeviceChoice(NamedTuple):
-    "A value, and why it was chosen"
+    "A value and the reason for it"
     value:object # What is used
     why:str # The reason
 
@@ -51,7 +51,7 @@ def choose_precision(
     facts:DeviceFacts, # The device
     given:str=None # 'fp32', 'bf16', 'fp16', or `None` to choose
 ) -> DeviceChoice:
-    "The precision to train in; raises a `ValueError` for one that the device does not have"
+    "The precision to train in; raises a `ValueError` for one that the device does not support"
     if given is not None: return _given_precision(facts, given)
     if facts.type!='cuda': return DeviceChoice('fp32', f'half precision is chosen on CUDA only, and this is {facts}')
     if facts.bf16: return DeviceChoice('bf16', 'the GPU computes in bfloat16, which needs no scaling of the loss')
@@ -97,7 +97,7 @@ def choose_channels_last(
 
 # %% ../nbs/71c_device.ipynb #9387ccde
 def finds_compiler(facts:DeviceFacts) -> bool:
-    "Whether `torch.compile` finds the compiler that its usual backend needs for a device"
+    "Whether `torch.compile` finds the compiler that its default backend needs for a device"
     if facts.type=='cuda': return facts.capability>=(7,0) and importlib.util.find_spec('triton') is not None
     names = [os.environ.get('CXX'), 'g++', 'c++', 'clang++', 'cl']
     return any(shutil.which(n) for n in names if n)
@@ -114,7 +114,7 @@ def check_compile(given):
 def choose_compile(
     facts:DeviceFacts, # The device
     given=None, # `True`, `False`, the name of a backend, a dict of arguments of `torch.compile`; `None` to choose
-    compiler:bool=None # Whether there is a compiler; looked for if `None`
+    compiler:bool=None # Whether there is a compiler; `None`: look for one
 ) -> DeviceChoice: # Arguments of `torch.compile`, or `False`
     "Whether to compile the encoders, and how"
     check_compile(given)
@@ -135,8 +135,8 @@ def refuse_compile(facts):
 
 # %% ../nbs/71c_device.ipynb #bc0862de
 class DevicePrecision(MixedPrecision):
-    "Train in half precision on the device it was chosen for; on another one, in float32"
-    name = 'mixed_precision'    # as fastai's, which its own methods look for
+    "Train in half precision on the type of device it was chosen for, and in float32 on others"
+    name = 'mixed_precision'    # fastai's name, which fastai's methods look for
     def __init__(self,
         amp_mode='bf16', # 'bf16' or 'fp16'
         device:str='cuda', # The type of the device
@@ -144,7 +144,7 @@ class DevicePrecision(MixedPrecision):
     ):
         super().__init__(amp_mode, **kwargs)
         self.device_type = device
-        self.changes_predictions = False    # `predict` asks for `running` itself
+        self.changes_predictions = False    # `predict` uses `running` itself
 
     @property
     def is_on(self): return torch.device(ifnone(self.dls.device, 'cpu')).type==self.device_type
@@ -173,14 +173,14 @@ def regions_of(model) -> list: # Maybe wrapped for parallel training
     return res
 
 def has_hooks(m) -> bool: # A module
-    "Whether something listens to a module or to one inside it"
+    "Whether a module, or one inside it, has hooks"
     return any(o._forward_hooks or o._forward_pre_hooks or o._backward_hooks for o in m.modules())
 
 class Compiling(Callback):
     """Compile the encoders' stages by `torch.compile` while the learner trains or validates.
 
     Source: Ansel et al. 2024, PyTorch 2, doi 10.1145/3620665.3640366."""
-    order = 100    # when other callbacks have hooked what they listen to
+    order = 100    # after other callbacks have set their hooks
     def __init__(self,
         **kwargs # Passed to `torch.compile`
     ):
@@ -212,7 +212,7 @@ class DeviceSetup:
         self.compile = compile
 
     def callbacks(self) -> list:
-        "The callbacks that put the choices into effect"
+        "The callbacks that apply the choices"
         res = []
         if self.channels_last.value: res.append(ChannelsLast())
         if self.precision.value!='fp32': res.append(DevicePrecision(self.precision.value, self.facts.type))
@@ -230,7 +230,7 @@ def device_setup(
     precision:str=None, # 'fp32', 'bf16', 'fp16', or `None` to choose
     channels_last:bool=None, # `None` to choose
     compile=None, # `True`, `False`, a backend's name, a dict of arguments of `torch.compile`, or `None` to choose
-    cbs=() # The learner's own callbacks, which may say it already
+    cbs=() # The learner's callbacks, which may set the precision already
 ) -> DeviceSetup:
     "Choose precision, memory layout and compilation for a model on a device"
     check_said_once(precision, cbs)
@@ -244,7 +244,7 @@ def own_precision(cbs):
     return first(cb for cb in L(cbs) if isinstance(cb, MixedPrecision))
 
 def check_said_once(precision, cbs):
-    "Raise if both an argument and a callback say the precision"
+    "Raise if both an argument and a callback set the precision"
     if precision is None or own_precision(cbs) is None: return
     raise ValueError(f'`precision` is {precision!r}, and `cbs` has a MixedPrecision too: pass one of the two.')
 
@@ -254,7 +254,7 @@ def is_precision(cb) -> bool: # A callback or a class of callbacks
     return isinstance(cb, MixedPrecision) or isinstance(cb, type) and issubclass(cb, MixedPrecision)
 
 class OnDevice(Learner):
-    "A `Learner` that says what it uses of its device"
+    "A `Learner` that knows and shows what it uses of its device"
     device_setup = None    # the `DeviceSetup` that `multi_learner` chose
     def add_cb(self, cb):
         "Add a callback; a `MixedPrecision` replaces the one before"
@@ -268,7 +268,7 @@ class OnDevice(Learner):
         return any(isinstance(cb, kinds) for cb in self.cbs)
 
     def device_line(self) -> str:
-        "What training uses of its device, as its callbacks say now, on one line"
+        "What training uses of its device now, in one line, according to its callbacks"
         parts = [precision_of(self)]
         if any(isinstance(cb, ChannelsLast) for cb in self.cbs): parts.append('channels-last')
         if any(isinstance(cb, Compiling) for cb in self.cbs): parts.append('compiled')

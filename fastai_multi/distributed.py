@@ -29,8 +29,8 @@ from .resume import *
 def process_part(
     idxs:list, # Positions of items, in the order of an epoch
     bs:int, # Batch size of one process
-    rank:int, # Which of the processes, from 0
-    n_processes:int, # How many there are
+    rank:int, # Index of the process
+    n_processes:int, # Number of processes
     drop_last:bool=False # Leave out a last batch that is not full
 ) -> list: # Positions
     "The positions that one process reads: its part of each `bs*n_processes` items"
@@ -44,14 +44,14 @@ def process_part(
 
 # %% ../nbs/77t_distributed.ipynb #9e26a8cb
 def from_first(idxs:list) -> list: # Positions
-    "The positions as the first process has them; without other processes as they are"
+    "The positions that the first process has; `idxs` itself if there is only one process"
     if not dist.is_initialized(): return idxs
     t = torch.tensor(idxs, dtype=torch.long, device=collective_device())
     dist.broadcast(t, 0)
     return t.tolist()
 
 def collective_device() -> torch.device:
-    "Where tensors must be that processes exchange"
+    "The device on which processes exchange tensors"
     if dist.get_backend()=='nccl': return torch.device('cuda', torch.cuda.current_device())
     return torch.device('cpu')
 
@@ -60,11 +60,11 @@ class ProcessDL(MultiDL):
     "One process's part of another loader's batches"
     def __init__(self, *args,
         source, # The loader of all items
-        rank:int=None, # Which of the processes; `None`: this one
-        n_processes:int=None, # How many there are; `None`: as many as train together
+        rank:int=None, # Index of the process; `None`: this one
+        n_processes:int=None, # Number of processes; `None`: all that train together
         **kwargs
     ):
-        kwargs.pop('get_idxs', None)    # that of `source` draws
+        kwargs.pop('get_idxs', None)    # `source` draws with it
         super().__init__(*args, **kwargs)
         self.source = source
         self.rng = source.rng
@@ -99,18 +99,18 @@ class ProcessDL(MultiDL):
         return process_part(idxs, self.bs, self.rank, self.n_processes, self.drop_last)
 
     def n_items(self, i:int) -> int: # Number of a batch
-        "How many different items the processes have together in batch `i`"
+        "The number of different items in batch `i` of all processes together"
         bs = self.bs*self.n_processes
         return min(bs, self.n_drawn-i*bs)
 
     def repeated(self, i:int, # Number of a batch
                  n:int) -> Tensor: # Number of its items in this process; `n` booleans
-        "Which items of batch `i` another place of the batch has too"
+        "Which items of batch `i` are repetitions"
         return torch.arange(n)+self.rank*n >= self.n_items(i)
 
 # %% ../nbs/77t_distributed.ipynb #716891a6
 def shares_items(dl) -> bool: # A loader, or a list of batches
-    "Whether a loader gives this process a part of the items"
+    "Whether a loader gives this process only a part of the items"
     return hasattr(dl, 'repeated')
 
 def shared_loader(dl, **kwargs): # A loader; `device`
@@ -122,8 +122,8 @@ def shared_loader(dl, **kwargs): # A loader; `device`
 
 # %% ../nbs/77t_distributed.ipynb #008cadbb
 class RepeatedItems(Callback):
-    "Take the labels from items that only fill up the last batch"
-    order = -50    # before anything reads or blends labels
+    "Remove the labels of items that only fill up the last batch"
+    order = -50    # before any callback reads or mixes labels
     def before_batch(self):
         dl = self.learn.dl
         if not shares_items(dl) or not len(self.learn.yb) or not isinstance(self.learn.loss_func, MultiLoss): return
@@ -133,7 +133,7 @@ class RepeatedItems(Callback):
 
 def unlabelled(y, # Targets as a batch gives them, by output or the one tensor
                rows:Tensor): # Which items, `bs` booleans
-    "`y` without the labels of these items; item weights stay"
+    "`y` without the labels of these items; keeps item weights"
     if not isinstance(y, Targets): return without_targets(y, rows.to(first(flat(y)).device))
     vals = list(y)
     for i,_ in enumerate(y.keys()): vals[i] = unlabelled(vals[i], rows)
@@ -141,13 +141,13 @@ def unlabelled(y, # Targets as a batch gives them, by output or the one tensor
 
 # %% ../nbs/77t_distributed.ipynb #759cfabf
 def fill_for(t, pad=None): # A tensor; the number that pads token ids, or `None`
-    "What stands in `t` where there is no value"
+    "The marker for a missing value in `t`"
     if pad is not None: return pad
     if t.is_floating_point(): return math.nan
     return False if t.dtype==torch.bool else IGNORE
 
 def gathered_rows(t:Tensor, # `bs,…` of this process
-                  fill # In places that a process does not have
+                  fill # Padding of shorter rows
                  ) -> Tensor: # The rows of all processes, in their order
     "The rows of `t` of all processes"
     t = t.contiguous()
@@ -182,15 +182,15 @@ def gathered_batch(x, # A tensor, or a tuple of them, with names or without
     return retain_type(gathered_rows(untyped(x), fill_for(x, pad))[:n], x)
 
 # %% ../nbs/77t_distributed.ipynb #0a0a8c19
-def sync_norms(model) -> list: # Of a module, a name in it, and the norm that was there
-    "Replace the batch norms of a model by such that see the items of all processes"
+def sync_norms(model) -> list: # For each norm: its parent module, its name there, and the norm itself
+    "Replace the batch norms of a model by norms that see the items of all processes"
     found = [(m, name, child) for m in model.modules() for name,child in m.named_children()
              if type(child) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)]
     for m,name,child in found: setattr(m, name, nn.SyncBatchNorm.convert_sync_batchnorm(child))
     return found
 
-def put_norms_back(found): # What `sync_norms` gave
-    "Put a model's own batch norms back, with what they have learned"
+def put_norms_back(found): # From `sync_norms`
+    "Put a model's own batch norms back, with the statistics and weights learned since"
     for m,name,child in found:
         synced = getattr(m, name)
         for k in child._buffers: setattr(child, k, getattr(synced, k))
@@ -199,23 +199,23 @@ def put_norms_back(found): # What `sync_norms` gave
         setattr(m, name, child)
 
 # %% ../nbs/77t_distributed.ipynb #fd2d6bb3
-def facts_in_step(learn) -> dict: # A digest by what a reader calls it
-    "What must be the same in all processes"
+def facts_in_step(learn) -> dict: # A digest for each, by a description
+    "Digests of everything that must be the same in all processes"
     facts = training_facts(learn)
     facts['schedule'] = [facts['schedule'], [(h['lr'], h.get('wd')) for h in learn.opt.hypers]]
     return {fact_words[k]: hashlib.sha256(repr(v).encode()).hexdigest() for k,v in facts.items()}
 
 def check_in_step(learn):
-    "Raise unless all processes are about to train the same"
+    "Raise unless all processes are about to train the same thing"
     found = [None]*dist.get_world_size()
     dist.all_gather_object(found, facts_in_step(learn))
     refuse_out_of_step([k for k in found[0] if len({o[k] for o in found})>1])
 
-def refuse_out_of_step(differing): # What differs, in words
+def refuse_out_of_step(differing): # Descriptions of what differs
     if not differing: return
-    raise ValueError(f'The processes do not train the same: different are {", ".join(differing)}. Make the loaders and '
-                     'the learner alike in each: seed=0 for a random split, the same table in the same order, and '
-                     'rates that do not come from a search in each process.')
+    raise ValueError(f'The processes do not train the same thing. They differ in: {", ".join(differing)}. Make '
+                     'the loaders and the learner equal in each process: seed=0 for a random split, the same table in '
+                     'the same order, and rates that do not come from a search in each process.')
 
 def check_has_part(dl):
     "Raise unless the training loader has a batch for every process"
@@ -228,10 +228,10 @@ class MultiDistributedTrainer(Callback):
     "Wrap the model in `DistributedDataParallel` while it runs, and give each process its part of every batch"
     order = 11
     def __init__(self, accelerator, # accelerate's `Accelerator`
-                 sync_bn:bool=True): # Let batch norms see the items of all processes, on GPUs
+                 sync_bn:bool=True): # Make batch norms see the items of all processes, on GPUs
         self.accelerator = accelerator
         self.sync_bn = sync_bn
-        self.depth = 0    # a validation within a fit is wrapped already
+        self.depth = 0    # a validation within a fit is already wrapped
 
     def before_fit(self):
         self.depth += 1
@@ -268,8 +268,8 @@ class MultiDistributedTrainer(Callback):
 
 # %% ../nbs/77t_distributed.ipynb #b8dfd485
 @contextmanager
-def counted_alone(as_first=False): # Count it as the first process too, so that it writes files
-    "Inside, this process counts as the only one, and waits for no other"
+def counted_alone(as_first=False): # Also treat it as the first process, so that it writes files
+    "Inside this context, the process counts as the only one and waits for no other"
     new = dict(WORLD_SIZE='1', RANK='0') if as_first else dict(WORLD_SIZE='1')
     old = {k: os.environ.get(k) for k in new}
     os.environ.update(new)
@@ -281,18 +281,18 @@ def counted_alone(as_first=False): # Count it as the first process too, so that 
 
 # %% ../nbs/77t_distributed.ipynb #7653eefc
 def make_accelerator(kwargs): # Arguments of `Accelerator`
-    "accelerate's `Accelerator`, on the CPU where there is no GPU"
+    "accelerate's `Accelerator`, on the CPU if there is no GPU"
     try:
         from accelerate import Accelerator
         from accelerate.utils import DistributedDataParallelKwargs
     except ImportError as e:
         raise ImportError('`distrib_ctx` needs the package accelerate: pip install fastai_multi[scale].') from e
     if not torch.cuda.is_available(): kwargs = {'cpu': True, **kwargs}
-    unused = DistributedDataParallelKwargs(find_unused_parameters=True)    # a batch may use no text, say
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)    # a batch may, for example, use no text
     return Accelerator(**{'kwargs_handlers': [unused], **kwargs})
 
 def refuse_search():
-    raise ValueError('`lr_find` trains in each process by itself, and so cannot run inside `distrib_ctx`. Call it '
+    raise ValueError('`lr_find` trains in each process separately, so it cannot run inside `distrib_ctx`. Call it '
                      'before, and give all processes the same rate.')
 
 class Distributing(Learner):
@@ -314,7 +314,7 @@ class Distributing(Learner):
         sync_bn:bool=True, # Let batch norms see the items of all processes; GPUs only
         **kwargs # Passed to accelerate's `Accelerator`
     ):
-        "Share training and validation with the other processes from now on; with one process nothing changes"
+        "Share training and validation with the other processes from now on; changes nothing with one process"
         if num_distrib()<2 or self._trainer is not None: return self
         self.add_cbs([MultiDistributedTrainer(make_accelerator(kwargs), sync_bn), RepeatedItems()])
         if not rank_distrib(): return self
@@ -343,12 +343,12 @@ class Distributing(Learner):
 
     @contextmanager
     def alone(self):
-        "Inside, this process validates and predicts without the others, which may do something else"
+        "Inside this context, the process validates and predicts alone, while the others may do something else"
         own = [cb for cb in self.cbs if isinstance(cb, (MultiDistributedTrainer, RepeatedItems))]
         with self.removed_cbs(own), counted_alone(): yield self
 
     def _company(self):
-        "Where other processes do not take part, do not wait for them"
+        "Do not wait for other processes if they do not take part"
         if num_distrib()<2 or self._trainer is not None: return nullcontext()
         return counted_alone()
 
@@ -367,7 +367,7 @@ class Distributing(Learner):
         with counted_alone(as_first=True): return super().lr_find(*args, **kwargs)
 
     def to_detach(self, b, cpu=True, gather=True):
-        "`b` without gradients; with `gather` of the items of all processes, if they share them"
+        "`b` without gradients; with `gather`, the items of all processes if they share items"
         b = to_detach(b, cpu=False, gather=False)
         if gather and self._trainer is not None and shares_items(self.dl):
             b = gathered_batch(b, self.dl.n_items(self.iter), getattr(self, 'pad_ids', None))

@@ -21,7 +21,7 @@ def share_groups(
     modalities:dict, # By input
     arch:dict # What the user gives for an input, by input
 ) -> list: # Lists of names
-    "The groups of inputs that read through one encoder"
+    "The groups of inputs that share an encoder"
     if share is False: return []
     if share is None: groups = same_modules(arch)
     elif share is True: groups = groups_by_kind(modalities)
@@ -30,14 +30,14 @@ def share_groups(
     return groups
 
 def same_modules(arch):
-    "Inputs to whom the user gives the same module"
+    "Inputs for which the user passes the same module"
     res = {}
     for n,a in arch.items():
         if isinstance(a, nn.Module): res.setdefault(a, []).append(n)
     return [names for names in res.values() if len(names)>1]
 
 def groups_by_kind(modalities):
-    "Inputs of each kind that has several of them"
+    "The inputs of each kind that has several inputs"
     res = {}
     for n,m in modalities.items():
         if m.shares: res.setdefault(type(m), []).append(n)
@@ -114,7 +114,7 @@ def shared_encoders(
     return {n: built[owner.get(n, n)] for n in modalities}
 
 def apart(arch):
-    "`arch` with a copy of a module that stands for several inputs"
+    "`arch` with a separate copy of a module that is passed for several inputs"
     res = {}
     for n,a in arch.items():
         is_taken = isinstance(a, nn.Module) and any(a is o for o in res.values())

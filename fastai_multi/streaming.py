@@ -19,12 +19,12 @@ class StreamDL(MultiDL):
     def __init__(self, *args,
         source, # The training loader whose dataset, transforms and batch size apply
         dataset_of, # Gives the dataset of a table
-        tables, # An iterable of tables; it starts again when it ends
+        tables, # An iterable of tables; when it ends, it is started again
         n_batches:int, # Number of batches in an epoch
         **kwargs
     ):
         super().__init__(*args, **kwargs)
-        self.indexed = False    # no positions, so `distrib_ctx` leaves each process its own stream
+        self.indexed = False    # items have no positions, so in `distrib_ctx` each process reads its own stream
         self.source = source
         self.dataset_of = dataset_of
         self.tables = tables
@@ -35,10 +35,10 @@ class StreamDL(MultiDL):
     def __len__(self): return self.n_batches
     def new(self, *args, **kwargs): return self.source.new(*args, **kwargs)
 
-    def __getstate__(self): return {**super().__getstate__(), 'batches': None}    # a copy starts the tables anew
+    def __getstate__(self): return {**super().__getstate__(), 'batches': None}    # a copy starts from the first table
 
     def _all_batches(self):
-        "Batches without end; a table that gives none counts as the end of the data"
+        "Endless batches; a table without a whole batch counts as the end of the data"
         while True:
             n = 0
             for table in self.tables:
@@ -77,7 +77,7 @@ def train_dataset(dls, # `MultiDataLoaders`
 
 def stream_dls(
     dls, # `MultiDataLoaders` of a first table, with its validation items
-    tables, # An iterable of tables with the same columns, such as a stream's `.batch(1000)`; at its end it starts again
+    tables, # An iterable of tables with the same columns, such as `stream.batch(1000)`; it is started again at its end
     n_batches:int # Number of batches in an epoch, the same in every process
 ) -> MultiDataLoaders:
     """Loaders that train on a stream of tables and validate as `dls` does.

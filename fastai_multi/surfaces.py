@@ -24,7 +24,7 @@ class NormalsLoss:
     mixable = False
     def __init__(self, reduction:str='mean'): # 'mean', 'sum' or 'none'
         self.reduction = reduction
-    def __call__(self, pred:Tensor, targ:Tensor) -> Tensor: # `bs,3,h,w` without reduction: a pixel's loss three times
+    def __call__(self, pred:Tensor, targ:Tensor) -> Tensor: # Without reduction `bs,3,h,w`, equal in all three channels
         v = 1-F.cosine_similarity(pred.float(), targ.float().nan_to_num(0.), dim=1)
         v = torch.where(targ.isnan().any(1), 0., v)[:,None].expand_as(targ)
         if self.reduction=='none': return v
@@ -40,7 +40,7 @@ def _degrees(p, t):
     angles = torch.rad2deg(F.cosine_similarity(p.float(), t.float(), dim=1).clamp(-1,1).acos())
     return _mean_known(angles)
 
-abs_rel = RowMetric(_relative, name='abs_rel', higher_is_better=False)           # Mean absolute error by true depth
+abs_rel = RowMetric(_relative, name='abs_rel', higher_is_better=False)           # Mean error relative to the true depth
 depth_rmse = RowMetric(_squared, torch.sqrt, 'rmse', higher_is_better=False)     # In your unit
 mean_angle = RowMetric(_degrees, name='mean_angle', higher_is_better=False)      # In degrees
 
@@ -80,7 +80,7 @@ def refuse_target(task):
 def on_whole_picture(values, # Numbers for each pixel of the network's frame, `h,w` or `c,h,w`
                      frame # The map that `frame` returned
                     ) -> Tensor:
-    "The numbers for each pixel of the given picture, by the nearest pixel; NaN where the network saw nothing"
+    "The numbers for each pixel of the original picture, from the nearest pixel; NaN outside the network's frame"
     maps = untyped(values.detach().cpu()).float()
     maps = maps.reshape(-1, *maps.shape[-2:])
     seen = to_picture(torch.ones_like(maps[0]), frame)

@@ -232,7 +232,7 @@ def test_a_model_of_hugging_face_uses_its_own(shapes, tmp_path):
     a,b = one(), one(checkpoint=True)
     same_weights(a, b)
     assert set(seen[:len(seen)//2])=={False} and True in seen and not b.model.encoders['text'].model.is_gradient_checkpointing
-    with pytest.raises(ValueError, match='`checkpoint`=1 is about the stages'): one(checkpoint=1)
+    with pytest.raises(ValueError, match='`checkpoint`=1 is for the stages'): one(checkpoint=1)
 
 def test_timm_in_one_pass():
     pytest.importorskip('timm')

@@ -79,7 +79,7 @@ def test_files_of_rank_0_predict(two):
         assert not hasattr(learn, 'multi_distributed_trainer')
 
 @pytest.mark.parametrize('name,words', [
-    ('parameters', "Use level='features' with `distrib_ctx`"), ('rates', 'do not train the same: different are rates'),
+    ('parameters', "Use level='features' with `distrib_ctx`"), ('rates', 'do not train the same thing. They differ in: rates'),
     ('split', 'the items of a split'), ('small', 'in each of 2 processes, and there are 38. Give bs=19 or less'),
     ('search', 'cannot run inside `distrib_ctx`')])
 def test_what_cannot_be_is_said(two, name, words):

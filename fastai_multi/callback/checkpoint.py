@@ -20,21 +20,21 @@ def check_checkpoint(stages):
                     'or a list of the numbers of stages, from 1.')
 
 def own_switch(m) -> nn.Module: # An encoder
-    "The module inside that has gradient checkpointing itself, as models of Hugging Face do; `None` if there is none"
+    "The module inside that has its own gradient checkpointing, as Hugging Face models do; `None` if there is none"
     for o in m.modules():
         if hasattr(o, 'gradient_checkpointing_enable') and getattr(o, 'supports_gradient_checkpointing', True): return o
 
 def encoders_of(model) -> dict: # Maybe wrapped for parallel training
-    "The encoders of a model by input; of any other module itself"
+    "The encoders of a `MultiModel` by input; for any other module, the module itself"
     model = getattr(model, 'module', model)
     return dict(getattr(model, 'encoders', {'the model': model}).items())
 
 # %% ../../nbs/61c_callback.checkpoint.ipynb #2bc38151
 def switch_checkpointing(
     model, # A `MultiModel`, or a model of Hugging Face
-    stages # `True` for all stages, a number for the first so many, a list of numbers from 1; `False` for none
-) -> list: # The inputs whose encoders take part
-    "Let the backward pass run stages of the encoders again, or no longer"
+    stages # `True` for all stages, a number for the first few, a list of numbers from 1; `False` for none
+) -> list: # The inputs whose encoders use checkpointing
+    "Turn checkpointing of the encoders' stages on or off"
     check_checkpoint(stages)
     encoders = encoders_of(model)
     res = []
@@ -46,7 +46,7 @@ def switch_checkpointing(
     return res
 
 def _switch_own(encoder, stages):
-    "Turn the checkpointing that an encoder has itself on or off, if all stages are meant; whether it has one"
+    "Turn an encoder's own checkpointing on or off if `stages` means all; returns whether the encoder has its own"
     m = own_switch(encoder)
     if m is None or stages and stages is not True: return False
     if stages: m.gradient_checkpointing_enable(dict(use_reentrant=False))
@@ -55,20 +55,20 @@ def _switch_own(encoder, stages):
 
 def refuse_checkpoint(stages, encoders):
     found = ', '.join(f'{n} ({type(e).__name__})' for n,e in encoders.items())
-    raise ValueError(f'`checkpoint`={short_repr(stages)} is about the stages of pictures\' encoders, and True also '
+    raise ValueError(f'`checkpoint`={short_repr(stages)} is for the stages of picture encoders, and True also '
                      f'about models of Hugging Face; here is {found}. Leave it out; a smaller `bs` saves memory too.')
 
 # %% ../../nbs/61c_callback.checkpoint.ipynb #7d5229e7
 class GradientCheckpointing(Callback):
-    """Train with less memory: the backward pass runs stages again, in place of keeping what is in them.
+    """Train with less memory: the backward pass runs stages again instead of keeping their activations.
 
     The gradients are those of a training without it. Source: Chen et al. 2016, Training deep nets with sublinear memory
-    cost, arXiv 1604.06174. Raises a `ValueError` where a stage does not exist or no encoder can."""
+    cost, arXiv 1604.06174. Raises a `ValueError` if a stage does not exist or no encoder supports it."""
     order = -2
     run_valid = False
     changes_predictions = False
     def __init__(self,
-        stages=True # `True`: all stages; a number: the first so many; a list: the stages of these numbers, from 1
+        stages=True # `True`: all stages; a number: the first few; a list: the stages with these numbers, from 1
     ):
         check_checkpoint(stages)
         self.stages = stages
@@ -76,8 +76,8 @@ class GradientCheckpointing(Callback):
     def before_fit(self): self.inputs = switch_checkpointing(self.model, self.stages)
     def after_fit(self): switch_checkpointing(self.model, False)
 
-def checkpoint_callbacks(model, checkpoint) -> list: # As `multi_learner` gets it
-    "The callback for `checkpoint`, or none; a mistake raises at once"
+def checkpoint_callbacks(model, checkpoint) -> list: # As passed to `multi_learner`
+    "The callback for `checkpoint`, or none; raises at once if `checkpoint` is wrong"
     if checkpoint is None or checkpoint is False: return []
     switch_checkpointing(model, checkpoint)
     switch_checkpointing(model, False)

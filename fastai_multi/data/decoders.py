@@ -23,7 +23,7 @@ _modes = dict(RGB='RGB', L='GRAY')    # torchvision's names of PIL's modes
 _filters = {Image.Resampling.BILINEAR: 'bilinear', Image.Resampling.BICUBIC: 'bicubic'}
 
 class TorchvisionDecoder(PILDecoder):
-    "Decodes JPEG and PNG with torchvision, and crops and resizes with torch; what these do not serve is left to PIL"
+    "Decodes JPEG and PNG with torchvision, and crops and resizes with torch; leaves everything else to PIL"
     name = f'torchvision {torchvision.__version__}'
     def __init__(self): self.has_warned = False
 
@@ -37,10 +37,10 @@ class TorchvisionDecoder(PILDecoder):
         if not self.serves(pic): return self._load_by_pil(pic)
         data = torch.from_numpy(np.fromfile(pic.file, np.uint8))
         try: return torchvision.io.decode_image(data, _modes[pic.img_cls._open_args['mode']]).permute(1,2,0)
-        except RuntimeError: return self._load_by_pil(pic, warn=False)    # PIL reads it, or says what is wrong
+        except RuntimeError: return self._load_by_pil(pic, warn=False)    # PIL reads it or says what is wrong
 
     def serves(self, pic): # A `LazyPicture`
-        "Whether torchvision decodes a file to PIL's bytes"
+        "Whether torchvision decodes a file to the same bytes as PIL"
         mode = pic.img_cls._open_args['mode']
         return pic.mode in _served.get(pic.im.format, ()) and mode in ('RGB', pic.mode) and mode in _modes
 
@@ -70,9 +70,9 @@ def refuse_torchvision():
                       f"{torchvision.__version__} no longer has. Leave `decoder` out, or install an older torchvision.")
 
 def warn_not_served(pic):
-    warnings.warn("decoder='torchvision' serves JPEG and PNG with 8 bits a channel; "
+    warnings.warn("decoder='torchvision' decodes JPEG and PNG with 8 bits per channel. "
                   f'{str(pic.file)!r} is {pic.im.format} with the mode {pic.mode!r}, read as '
-                  f'{pic.img_cls.__name__}: PIL decodes it, and all others like it.')
+                  f'{pic.img_cls.__name__}: PIL decodes it and all others like it.')
 
 def cut_and_resized(im, corner, cut, to, mode): # A tensor `h,w,c` of bytes; one step of `crop_steps`; torch's filter
     "The rectangle of a picture, resized as PIL does"
@@ -83,7 +83,7 @@ def cut_and_resized(im, corner, cut, to, mode): # A tensor `h,w,c` of bytes; one
     return res[0].permute(1,2,0)
 
 def picture_decoder(decoder): # 'pil', 'torchvision' or a decoder
-    "The decoder of a name"
+    "The decoder with this name"
     if isinstance(decoder, PILDecoder): return decoder
     if decoder is None or decoder=='pil': return PILDecoder()
     if decoder=='torchvision':
@@ -93,13 +93,13 @@ def picture_decoder(decoder): # 'pil', 'torchvision' or a decoder
 
 # %% ../../nbs/05b_data.decoders.ipynb #1ed07fdf
 class KeptPicture(LazyPicture):
-    "A lazy picture from a cache: its first crops have been made"
-    def __init__(self, file, img_cls, decoder, kept, n_made): # As `LazyPicture`; `KeptPixels`; how many crops were made
+    "A lazy picture from a cache, which holds it after its first crops"
+    def __init__(self, file, img_cls, decoder, kept, n_made): # As `LazyPicture`; `KeptPixels`; number of crops done
         self.file = file
         self.img_cls = img_cls
         self.decoder = decoder
         self.mode = img_cls._open_args['mode']
-        self.width,self.height = kept.size    # of the file, which nobody opens
+        self.width,self.height = kept.size    # of the file, which is not opened
         self.kept = kept
         self.n_made = n_made
         self.crops = []
@@ -109,8 +109,8 @@ class KeptPicture(LazyPicture):
     def cropped(self): return self.after(self.load(), self.crops[self.n_made:])
 
 class KeepingPicture(LazyPicture):
-    "A lazy picture that goes into a cache when it is decoded, after its first crops"
-    def __init__(self, file, img_cls, decoder, put, n_made): # As `LazyPicture`; keeps `KeptPixels`; crops before
+    "A lazy picture that is put into a cache after its first crops, when it is decoded"
+    def __init__(self, file, img_cls, decoder, put, n_made): # As `LazyPicture`; stores `KeptPixels`; crops before
         super().__init__(file, img_cls, decoder)
         self.put = put
         self.n_made = n_made
@@ -121,11 +121,11 @@ class KeepingPicture(LazyPicture):
         return self.after(im, self.crops[self.n_made:])
 
 class PictureOpener:
-    "Opens the files of pictures for a loader, from its cache where they are in it"
+    "Opens picture files for a loader, from the cache if it holds them"
     def __init__(self,
         decoder=None, # As in `picture_decoder`
         cache=None,   # A `PictureCache`
-        fixed=()      # What the first crops do, in words, as `fixed_crop` says
+        fixed=()      # Descriptions of the first crops, from `fixed_crop`
     ):
         self.decoder = picture_decoder(decoder)
         self.cache = cache
@@ -141,7 +141,7 @@ class PictureOpener:
         return KeepingPicture(file, img_cls, self.decoder, partial(self.cache.put, key), self.n_fixed)
 
 def warn_of_random_crop(tfms, split_idx): # The item transforms of a loader with a cache; 0 in training
-    "Warn if the cache has to hold whole pictures, since the first crop is random"
+    "Warn if the cache must hold whole pictures because the first crop is random"
     t = first(t for t in tfms if is_known_crop(t))
     if t is None or fixed_crop(t, split_idx) is not None: return
     name = type(t).__name__.removeprefix('Safe')

@@ -20,15 +20,15 @@ class KeptPixels(NamedTuple):
     size: tuple
     pixels: np.ndarray
 
-def picture_key(file, what) -> bytes: # The path of a picture; what its pixels depend on besides the file, in words
-    "Sixteen bytes that stand for a file as it is now, and for `what`; raise an `OSError` if there is no file"
+def picture_key(file, what) -> bytes: # The path of a picture; what else its pixels depend on
+    "A key of sixteen bytes for a file in its present state and for `what`; raises an `OSError` if there is no file"
     info = os.stat(file)
     text = f'{os.path.abspath(file)}|{info.st_mtime_ns}|{info.st_size}|{what}'
     return hashlib.blake2b(text.encode('utf-8', 'surrogatepass'), digest_size=16).digest()
 
 # %% ../../nbs/05a_data.picturecache.ipynb #8f4ffead
 def shared_lock():
-    "A lock that forked workers share, where the system forks"
+    "A lock that forked workers share, on systems that fork"
     if 'fork' in multiprocessing.get_all_start_methods(): return multiprocessing.get_context('fork').Lock()
     return threading.Lock()
 
@@ -36,10 +36,10 @@ def shared_array(n): # Bytes
     "Bytes, all zero, that this process shares with its forked workers"
     try: return np.frombuffer(mmap.mmap(-1, n), np.uint8)
     except (OSError, OverflowError) as e: raise MemoryError(f'The picture cache cannot get {n/1e9:.3g} GB of memory '
-                                                            f'({e}). Give less: PictureCache(gb=1).') from e
+                                                            f'({e}). Make it smaller: PictureCache(gb=1).') from e
 
 class Turn:
-    "A lock that gives up: a worker that was killed may hold it for ever"
+    "A lock with a timeout, because a worker that was killed may hold it forever"
     def __init__(self, seconds=10):
         self.lock = shared_lock()
         self.seconds = seconds
@@ -57,7 +57,7 @@ _slot = np.dtype([('key','u8',2), ('at','i8'), ('size','i4',2), ('shape','i4',3)
 
 class MemoryStore:
     "Pictures in memory that forked workers share"
-    def __init__(self, n_bytes): # All that the store may take, its table included
+    def __init__(self, n_bytes): # Maximum size of the store, including its table
         n_slots = max(16, n_bytes//4096)
         start = 16+n_slots*_slot.itemsize
         self.memory = shared_array(max(n_bytes, start))
@@ -74,7 +74,7 @@ class MemoryStore:
         return int(self.counts[0])
 
     def _slot_of(self, key):
-        "The slot of a key, or the free one where it belongs"
+        "The slot of a key, or the free slot for it"
         n = len(self.slots)
         k = key[0]%n
         while True:
@@ -104,7 +104,7 @@ class MemoryStore:
         self.shapes[k] = (*kept.pixels.shape, 1)[:3]    # from now on it can be read
 
     def _claim(self, key, kept):
-        "The slot of a new picture, with its place among the pixels; `None` if it has one or there is no room"
+        "Reserve a slot and its pixels for a new picture; `None` if it already has one or there is no room"
         at,n = self.counts.tolist()
         if at+kept.pixels.nbytes>len(self.memory) or n>.8*len(self.slots): return None
         k = self._slot_of(key)
@@ -125,7 +125,7 @@ def packed(kept) -> bytes: # A `KeptPixels`
     return _head.pack(b'fmp1', *kept.size, *shape, zlib.crc32(pixels)) + pixels
 
 def unpacked(data): # The bytes of a file, as an array
-    "The `KeptPixels` that was `packed`, or `None` if the bytes are not whole"
+    "The `KeptPixels` that `packed` wrote, or `None` if the bytes are damaged"
     if len(data)<_head.size: return None
     mark,w,h,*shape,checksum = _head.unpack_from(data)
     pixels = data[_head.size:]
@@ -136,10 +136,10 @@ def unpacked(data): # The bytes of a file, as an array
 # %% ../../nbs/05a_data.picturecache.ipynb #26f2ceee
 class DiskStore:
     "Pictures in a folder, one file each"
-    def __init__(self, folder, n_bytes): # A folder for the pictures alone; how much it may hold
+    def __init__(self, folder, n_bytes): # A folder that holds nothing else; its maximum size
         self.folder = Path(folder)
         self.n_bytes = n_bytes
-        self.broken = False           # nothing more is written
+        self.broken = False           # whether writing has stopped
         self.counts = shared_array(16).view(np.int64)    # bytes and pictures, of all forked workers
         self.turn = Turn()
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -147,11 +147,11 @@ class DiskStore:
         if self.used>.95*n_bytes: warn_full(self)
 
     def _count(self):
-        "Note what the folder holds, and delete what killed processes left half written"
+        "Count what the folder holds, and delete the incomplete files of killed processes"
         sizes = []
         for o in self.files():
             try: info = o.stat()
-            except FileNotFoundError: continue    # another process deletes too
+            except FileNotFoundError: continue    # another process deleted it
             if o.suffix=='.bin': sizes.append(info.st_size)
             elif time.time()-info.st_mtime>3600: o.unlink(missing_ok=True)
         self.counts[:] = (sum(sizes), len(sizes))
@@ -194,7 +194,7 @@ class DiskStore:
     def _add(self, n_bytes, n): self.counts += (n_bytes, n)
 
     def _stop(self, temp, e):
-        "Write nothing more: the disk is full, or the folder cannot be written"
+        "Stop writing, because the disk is full or the folder is read-only"
         self.broken = True
         try: temp.unlink(missing_ok=True)
         except OSError: pass
@@ -216,8 +216,8 @@ class PictureCache:
     "Decoded and resized pictures in memory or on disk, for the `cache=` of the `MultiDataLoaders` factories"
     def __init__(self,
         where:str='memory',  # 'memory': for this session, shared with its forked workers; 'disk': for later ones too
-        gb:float=2,          # Most that it holds, in gigabytes of 1e9 bytes; once full, it stays as it is
-        folder=None          # For 'disk': a folder of its own; `None`: 'picture_cache' in the loaders' `path`
+        gb:float=2,          # Maximum size in gigabytes (1e9 bytes); once full, the contents no longer change
+        folder=None          # For 'disk': its own folder; `None`: 'picture_cache' in the loaders' `path`
     ):
         check_where(where, gb, folder)
         self.where = where
@@ -227,7 +227,7 @@ class PictureCache:
 
     @property
     def store(self):
-        "The `MemoryStore` or `DiskStore`, made when it is first needed: before workers start"
+        "The `MemoryStore` or `DiskStore`, created at its first use, before workers start"
         if self._store is None: self._store = self._made()
         return self._store
 
@@ -237,7 +237,7 @@ class PictureCache:
         return DiskStore(ifnone(self.folder, 'picture_cache'), n_bytes)
 
     def start(self, num_workers): # Of the loader that is about to read
-        "Make the store before workers start; warn if they will not share it"
+        "Create the store before workers start; warn if they cannot share it"
         self.store
         if self.where=='memory' and num_workers and not forks_workers(): warn_not_shared()
     def get(self, key): # From `picture_key`
@@ -266,11 +266,11 @@ def forks_workers():
     return multiprocessing.get_start_method()=='fork'
 
 def warn_not_shared():
-    warnings.warn("The workers of this system are not forked and do not share memory, so cache='memory' does not serve "
-                  "them. Give cache='disk', or num_workers=0.")
+    warnings.warn("On this system workers are not forked and share no memory, so they cannot use cache='memory'. "
+                  "Pass cache='disk', or num_workers=0.")
 
 def is_for_worker(cache): # A `PictureCache` or `None`, about to be pickled
-    "Whether a cache goes along to a worker that is not forked: only one on disk does"
+    "Whether a worker that is not forked can use the cache: only one on disk"
     return cache is not None and cache.where=='disk' and context.get_spawning_popen() is not None
 
 def check_where(where, gb, folder):
@@ -280,9 +280,9 @@ def check_where(where, gb, folder):
     if isinstance(gb, bool) or not isinstance(gb, (int,float)) or not gb>0:
         raise ValueError(f'`gb` is {short_repr(gb)}; it takes a number above 0, such as 2 for two gigabytes.')
     if folder is not None and where=='memory':
-        raise ValueError("`folder` is the place of a cache on disk: PictureCache('disk', folder=…).")
+        raise ValueError("`folder` is only for a cache on disk: PictureCache('disk', folder=…).")
 
-def picture_cache(cache, path='.'): # What a user gave; the loaders' folder
+def picture_cache(cache, path='.'): # The user's argument; the loaders' folder
     "`cache` as a `PictureCache`, or `None`"
     if cache is None or cache is False: return None
     if isinstance(cache, PictureCache):

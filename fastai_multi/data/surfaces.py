@@ -101,7 +101,7 @@ class DepthPart(DensePart):
     tensor_type = TensorDepth
     colour_map = dict(cmap='viridis_r')
     def __init__(self, name,
-        scale=1., # What a number of the file is multiplied by
+        scale=1., # Factor for the numbers of the file
         **kwargs
     ):
         super().__init__(name, **kwargs)
@@ -124,7 +124,7 @@ class DepthPart(DensePart):
 class DepthBlock(PartsBlock):
     "A `TransformBlock` for the depth of each pixel"
     def __init__(self,
-        scale:float=1.,   # What a number of the file is multiplied by: 0.001 for millimetres, to have metres
+        scale:float=1.,   # Factor for the numbers of the file: 0.001 turns millimetres into metres
         resize:bool=False # Resize a map whose aspect ratio matches its picture; `False` raises an error instead
     ):
         self.options = dict(scale=scale, resize=resize)
@@ -135,7 +135,7 @@ class DepthBlock(PartsBlock):
 
 # %% ../../nbs/23a_data.surfaces.ipynb #ae3d73c5
 class NormalsPart(DensePart):
-    "Which way the surface at each pixel faces"
+    "The direction that the surface at each pixel faces"
     kind = 'normals'
     sign = '▧'
     n = 3
@@ -157,7 +157,7 @@ class NormalsPart(DensePart):
         t = torch.from_numpy(res.astype(np.float32)).permute(2,0,1)
         return TensorNormals(self.turned_up(t))
     def turned_up(self, t):
-        "Vectors with `y` down from the file's, or back"
+        "Convert between the file's vectors and vectors with `y` down, in both directions"
         if not self.y_up: return t
         return t*torch.tensor([1.,-1.,1.])[:,None,None]
     def refuse_lengths(self, a, v):

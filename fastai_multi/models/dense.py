@@ -14,13 +14,13 @@ from .heads import *
 class DenseHead(MaskHead):
     "Turn the maps of all stages into numbers for each pixel: `bs,n_out,h,w` of the picture's size"
     def start_at(self, task, batches): # The `Task` of its output, and batches of maps
-        "Say the mean of the known pixels, if new"
+        "Start at the mean of the known pixels, if the head is new"
         if not self.is_new: return
         known = [b.transpose(0, 1).flatten(1) for b in map(untyped, batches)]    # n_out,pixels
         mean = torch.cat(known, 1).nanmean(1)
         if not mean.isfinite().all(): return
         self.layers[-1].bias.data.copy_(mean)
-        self.layers[-1].weight.data.mul_(.1)    # what the random layers add is small beside the mean
+        self.layers[-1].weight.data.mul_(.1)    # so the random layers add little to the mean
 
 class NormalsHead(DenseHead):
     "A `DenseHead` whose numbers are a unit vector for each pixel, `bs,3,h,w`"
