@@ -1,5 +1,5 @@
-"""Opens the built site in a real browser, Debian's Chromium, at desktop and phone width, light and dark: what it looks
-for is in `main`.
+"""Open the built site in a real browser, Debian's Chromium, at desktop and phone width, light and dark. The checks are in
+`main`.
 
 Usage: python .ci/docs_browser.py [--site _docs] [--screenshots FOLDER]"""
 import argparse, functools, http.server, shutil, sys, tempfile, threading

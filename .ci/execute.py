@@ -1,5 +1,5 @@
-"""Executes notebooks in a kernel of their own, as Jupyter does, and keeps what a reader wants to see: no progress bar,
-no style sheet, no warning of other libraries, pictures in 256 colours. Then cleans them.
+"""Execute notebooks in their own kernel, as Jupyter does, and store the outputs that a reader wants: no progress bars, no
+style sheets, no warnings of other libraries, pictures in 256 colours. Then clean the notebooks.
 
 Usage: python .ci/execute.py nbs/90_tutorial.depth.ipynb ...
 """

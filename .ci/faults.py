@@ -1,9 +1,9 @@
-"""The faults that `mutate.py` puts into the package: each rule gives, for a node of the syntax tree, what may stand in
-the place of a node.
+"""The faults that `mutate.py` puts into the package: for a node of the syntax tree, each rule gives the nodes that can
+replace it.
 
-What only makes words or looks is left out, and counted: errors and assertions, texts with values, imports, `__all__`,
-annotations, the arguments of warnings, `__repr__` and its like, whatever a `refuse_...` function says (its conditions
-are tried), and the looks of figures (functions `plot...` and `draw...`, arguments such as `figsize` and `color`).
+Code that only writes text or sets the look of figures is left out, and counted: errors and assertions, texts with
+values, imports, `__all__`, annotations, the arguments of warnings, `__repr__` and similar methods, the messages of
+`refuse_...` functions (their conditions are tried), and the look of figures (functions `plot...` and `draw...`, arguments such as `figsize` and `color`).
 """
 import ast, copy, re
 

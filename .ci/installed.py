@@ -1,4 +1,4 @@
-"""What must hold where only the wheel is installed. Usage, from any other folder: python .ci/installed.py VERSION"""
+"""Checks for an environment in which only the wheel is installed. Usage, from any other folder: python .ci/installed.py VERSION"""
 import sys
 from importlib.metadata import distributions
 from importlib.util import find_spec

@@ -1,11 +1,11 @@
-"""Puts one fault at a time into a copy of the package and runs the tests that reach it: first the module's own
-notebook for every fault, then, for what that lets pass, the nearest files of `tests/`. A fault that every test passes survives.
-Run by command, not in CI; a run that was stopped goes on where it stopped.
+"""Put one fault at a time into a copy of the package and run the tests that reach it: first the module's own notebook,
+and if that passes, the nearest files of `tests/`. A fault survives if every test passes. Run this by hand, not in CI;
+a run that was stopped continues where it stopped.
 
-One process imports fastai once and forks for each step. The first run of a notebook or a test file notes which
-functions of the package each test enters, in files that serve as long as the test file stays as it is; of `tests/` a
-fault gets the tests that enter its function, the quickest first. Limits are seconds of the processor, not of the clock, so that a
-busy machine changes no result.
+One process imports fastai once and forks for each step. The first run of a notebook or a test file records which
+functions of the package each test enters; the record is valid until the test file changes. From `tests/`, a fault gets
+the tests that enter its function, the fastest first. Limits are processor seconds, not wall-clock seconds, so a busy
+machine does not change the result.
 
 Usage: python .ci/mutate.py [-n 150] [--seed 0] [--modules core losses] [--again] [--report] [--out faults.jsonl]
 """

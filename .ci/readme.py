@@ -1,7 +1,7 @@
-"""Writes README.md, README.ko.md and the pictures they show from nbs/index.ipynb as it stands, outputs included.
+"""Write README.md, README.ko.md and their pictures from nbs/index.ipynb with its stored outputs.
 
 Usage: python .ci/readme.py [--check]
-With --check nothing is written, and the exit status tells whether a README is stale.
+With --check, write nothing; the exit status says whether a README is stale.
 """
 import base64, re, sys
 from copy import deepcopy

@@ -1,6 +1,7 @@
-"""The shape of the code: how dense its lines are, whether a kind is decided in one place, and what modules take from each other.
+"""Measure the shape of the code: the density of its lines, decisions by kind outside the kinds, and names that modules
+take from each other.
 
-Usage: python .ci/shape.py [--check] [PACKAGE]    with --check the exit status tells whether a limit is passed
+Usage: python .ci/shape.py [--check] [PACKAGE]    with --check the exit status says whether a limit is exceeded
 """
 import ast, re, sys
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Runs the Python of README.md in the folder this is called from, as someone would who pastes it.
+"""Run the Python code of README.md in the current folder, as if someone pasted it.
 Usage: python .ci/snippet.py README.md"""
 import re, sys
 from pathlib import Path

@@ -1,10 +1,9 @@
-"""Makes a virtual environment with a wheel in it, and besides only what the wheel requires, without extras.
+"""Make a virtual environment with a wheel and only what the wheel requires, without extras.
 
 Usage: python .ci/wheel_env.py WHEEL FOLDER
 
-The requirements come from the environment this runs in, file by file as hard links (copies on another disk), so
-that nothing is downloaded a second time. Which of them is decided by the wheel's own metadata: a requirement that
-`settings.ini` forgets is not there.
+The requirements come from the current environment as hard links (copies on another disk), so nothing is downloaded
+again. The metadata of the wheel decide which ones, so a requirement that `settings.ini` lacks is missing here too.
 """
 import os, shutil, subprocess, sys, sysconfig, venv
 from importlib.metadata import PackageNotFoundError, distribution

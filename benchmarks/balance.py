@@ -1,4 +1,4 @@
-"""What balancing costs: a training step with each method, relative to the plain sum of losses:
+"""The cost of balancing: the time of a training step with each method, relative to the plain sum of losses:
 `python -m benchmarks.balance`"""
 import argparse, re, time, warnings
 import torch

@@ -1,8 +1,8 @@
-"""Photos with captions for three of four of them, read by MiniLM: `python -m benchmarks.captions`
+"""Photos, three quarters of them with a caption, read by MiniLM: `python -m benchmarks.captions`
 
 `coco_mini`: tags, and counts of objects and of persons, from the photo and its first caption, which 85 of 356 photos
-lack. `fine_tune(5)` as in `benchmarks.defaults`; three seeds. Then `modality_check` says what each output loses without
-an input and with that of another item. The rows go to benchmarks/results/captions.csv (scores by way and seed) and
+lack. Each learner trains with `fine_tune(5)` as in `benchmarks.defaults`, with three seeds. Then `modality_check` measures
+what each output loses without an input, and with the input of another item. The rows go to benchmarks/results/captions.csv (scores by way and seed) and
 captions_check.csv (the check of each seed)."""
 import argparse
 import warnings

@@ -1,6 +1,6 @@
-"""Photo and caption in, the largest object's category and box out: `python -m benchmarks.coco` (overfits 16 items,
-then trains on all). `python -m benchmarks.coco --objects`: photo and caption in, all objects and the photo's tags out,
-fitted to 32 photos with at most `--most` objects and judged on these."""
+"""Predict the category and the box of the largest object from a photo and its caption: `python -m benchmarks.coco` (overfits 16 items,
+then trains on all). With `python -m benchmarks.coco --objects`, it predicts all objects and the tags of
+the photo; it trains on 32 photos with at most `--most` objects and measures on the same photos."""
 import argparse, time
 import pandas as pd, torch
 from fastai.vision.all import *

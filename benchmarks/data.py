@@ -1,4 +1,4 @@
-"Where the real data lies: `$FASTAI_MULTI_DATA`, or `../shared/data` beside the project"
+"Find the real data: `$FASTAI_MULTI_DATA`, or `../shared/data` beside the project"
 import os
 from pathlib import Path
 

@@ -1,11 +1,11 @@
 """README's plain call on development sets, beside simple baselines: `python -m benchmarks.defaults [SET …]`
 
-    python -m benchmarks.defaults                        every set, every way, three seeds
-    python -m benchmarks.defaults --ablate               and the default with each of its parts taken away
-    python -m benchmarks.defaults --jobs 16              rows in 16 processes, on a GPU where there is one
-    python -m benchmarks.defaults --table                only the tables of what is measured
+    python -m benchmarks.defaults                        every set and every way, with three seeds
+    python -m benchmarks.defaults --ablate               also the default without each of its parts
+    python -m benchmarks.defaults --jobs 16              rows in 16 processes, on a GPU if there is one
+    python -m benchmarks.defaults --table                only the tables of the rows measured so far
 
-A row is one set, way, seed and output. What stands in benchmarks/results/defaults.csv (`--out`) is not run again."""
+A row is one set, way, seed and output. Rows that are already in benchmarks/results/defaults.csv (`--out`) are not run again."""
 import argparse
 import csv
 import multiprocessing

@@ -1,6 +1,6 @@
 """The README's example on drawn shapes: `make demo`
 
-What each output scores stands beside a guess that never looks, and beside linear models of the captions' words."""
+It prints the score of each output beside that of a constant guess and of linear models of the captions' words."""
 import argparse, time
 from fastai.vision.all import *
 from fastai_multi import *

@@ -1,5 +1,5 @@
-"""What depth costs: forward and backward by depth of a ResNet, relative to all of it and to the same truncation
-written by hand: `python -m benchmarks.depth`"""
+"""The cost of depth: time of forward and backward pass of a ResNet by depth, relative to the whole network and to the
+same truncation written by hand: `python -m benchmarks.depth`"""
 import argparse, time
 import pandas as pd, torch, torchvision
 from pathlib import Path

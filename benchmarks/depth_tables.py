@@ -1,6 +1,6 @@
 """Depth and split on real pictures, as tables of numbers in benchmarks/results:
 `python -m benchmarks.depth_tables cifar|fashion|steps` (the first two about twenty minutes each on one CPU core;
-`steps` times a training step of each of the products' configurations, in turns)"""
+`steps` times a training step of each configuration for the products, in turn)"""
 import argparse, time, tempfile
 import pandas as pd, torch
 from statistics import median

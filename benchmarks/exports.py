@@ -1,10 +1,10 @@
-"""How far files of ONNX and of torch.export are from the learner, and how long they take, by architecture:
+"""How much the answers of ONNX and torch.export files differ from the learner's, and how long they take, by architecture:
 `python -m benchmarks.exports` (about ten minutes on one CPU core; `--only resnet18 bag` for some)
 
 A row of benchmarks/results/exports.csv for each architecture and file: the largest difference between the answers of
-the file and the learner's, or the sentence of the refusal; the learner's own rounding, which is how far its answers are
-from those in double precision; milliseconds for one item in one thread by the learner's model and by the file. Weights
-are random, and no layer is zero; batch normalisation has statistics.
+the file and the learner's, or the error message; the rounding of the learner itself, which is the difference between
+its answers and those in double precision; milliseconds for one item in one thread for the learner's model and for the
+file. Weights are random, no layer is zero, and batch normalisation has statistics.
 
 `python -m benchmarks.exports --int8`: the default learner of `benchmarks.defaults` on fashion and cifar10, trained, its
 file in single precision and in 8-bit integers: each metric, megabytes and milliseconds, in

@@ -1,6 +1,6 @@
-"""Frozen epochs with features from memory against reading the items: `python -m benchmarks.frozen [SET …]`
+"""Frozen epochs with features from memory, compared with reading the items: `python -m benchmarks.frozen [SET …]`
 
-Five frozen epochs of a trained `mobilenet_v2`, each way in a process of its own, in turn: seconds, and the peak of memory."""
+Five frozen epochs of a pretrained `mobilenet_v2`, each way in its own process, in turn: seconds, and peak memory."""
 import argparse
 import multiprocessing
 import resource

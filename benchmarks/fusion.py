@@ -1,13 +1,13 @@
-"""Photo and title in, five categories out: inputs, fusions and text encoders at one budget: `python -m benchmarks.fusion`
+"""Five categories from photo and title: inputs, fusions and text encoders with the same budget: `python -m benchmarks.fusion`
 
     python -m benchmarks.fusion                 every way, three seeds
-    python -m benchmarks.fusion missing         with and without dropout of inputs, where a part of the inputs is missing
-    python -m benchmarks.fusion tuning          what `fine_tune` of a MiniLM on titles alone gains by each default
-    python -m benchmarks.fusion --table         only the tables of what is measured
+    python -m benchmarks.fusion missing         with and without dropout of inputs, where some inputs are missing
+    python -m benchmarks.fusion tuning          what each default contributes to `fine_tune` of a MiniLM on titles alone
+    python -m benchmarks.fusion --table         only the tables of the rows measured so far
 
-The split, the items and the call are those of `benchmarks.defaults`: 800 products, no title on both sides,
-`fine_tune(5)`. A row is one way, seed and output: the accuracy on the validation items, and where 30 % of them have no
-photo and another 30 % no title. What stands in benchmarks/results/fusion.csv (`--out`) is not run again."""
+The split, the items and the call are those of `benchmarks.defaults`: 800 products, no title in both splits,
+`fine_tune(5)`. A row is one way, seed and output: the accuracy on the validation items, and the accuracy when 30 % of them
+have no photo and another 30 % no title. Rows that are already in benchmarks/results/fusion.csv (`--out`) are not run again."""
 import argparse
 import csv
 import time

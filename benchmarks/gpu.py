@@ -1,9 +1,9 @@
-"""Training on a GPU beside a loop by hand and beside fastai: `python -m benchmarks.gpu`
+"""Training on a GPU, compared with a hand-written loop and with fastai: `python -m benchmarks.gpu`
 
 Images a second of a hand-written loop (bf16, channels last, fused AdamW, compiled), of fastai's `vision_learner`, and of
 this package at its defaults, compiled, and in each precision, with the losses by epoch. Then 200 steps of each balancing
-method. All ways run once a round, in turn. `--tiny` runs everything on any device in a minute: it shows that the
-benchmark works, and its figures mean nothing."""
+method. Every way runs once in each round, in turn. `--tiny` runs everything on any device in a minute: this only
+shows that the benchmark works; its figures mean nothing."""
 import argparse, sys, tempfile, time
 import pandas as pd, torch
 from functools import partial

@@ -1,7 +1,7 @@
-"""Loaders and the first batch by the number of rows and outputs: `python -m benchmarks.growth` (`--most 1000000`)
+"""Time to make loaders and the first batch, by the number of rows and outputs: `python -m benchmarks.growth` (`--most 1000000`)
 
-A table of four numbers, with and without a caption, and 1 to 16 outputs of ten classes. Seconds of the processor,
-the least of `--rounds`. The slopes are those of a straight line through the logarithms: 1 is linear. The rows go to
+A table of four numbers, with and without a caption, and 1 to 16 outputs of ten classes. Times are processor
+seconds, the minimum over `--rounds`. The slope is that of a straight line through the logarithms: 1 means linear. The rows go to
 benchmarks/results/growth.csv."""
 import argparse, gc, resource, time
 from fastai.vision.all import *

@@ -1,12 +1,12 @@
-"""The input path beside a bare PIL loop and plain fastai: `python -m benchmarks.input`
+"""The input path, compared with a bare PIL loop and with plain fastai: `python -m benchmarks.input`
 
 JPEG 320x240, drawn and seeded, to 128 px with a random crop, two outputs, batches of 64 in floats. In each round
 every loop reads all the pictures once, in an order that rotates from round to round; a figure is the median over
 the rounds of the ratio within the round, so that a machine that is busy for a while slows both sides of it. The
-bare loop runs twice in each round: what it differs from itself by is noise.
+bare loop runs twice in each round: the difference between the two is noise.
 
-With `--cache`: JPEG 640x480 to 128 and 224 px, without workers, by the time of the processor. The bytes of each batch
-are read, without the batch transforms: by PIL, by torchvision, from a cache in memory and from one on disk."""
+With `--cache`: JPEG 640x480 to 128 and 224 px, without workers, in processor time. It reads the bytes of each batch,
+without batch transforms: with PIL, with torchvision, from a cache in memory, and from a cache on disk."""
 import argparse, random, tempfile, time, warnings
 from functools import partial
 from pathlib import Path

@@ -1,13 +1,13 @@
-"""`label_plan` against random choice, on drawn sets and on fashion: `python -m benchmarks.labels [SET …]`
+"""`label_plan` compared with random choice, on drawn sets and on fashion: `python -m benchmarks.labels [SET …]`
 
     python -m benchmarks.labels                  all sets, three budgets, three seeds
-    python -m benchmarks.labels --table          only the table of what is measured
+    python -m benchmarks.labels --table          only the table of the rows measured so far
 
-A learner is probed on a few items with all labels: linear heads on the frozen features of a trained MobileNetV2 and on
+A learner is probed on a few fully labelled items: linear heads on the frozen features of a pretrained MobileNetV2 and on
 TF-IDF. Then cells of the other training items get their labels, chosen in one of three ways, and a new learner is
 probed. Each output is judged on validation items: accuracy, the average precision of tags, and for numbers how much
 smaller the absolute error is than that of a constant. In `frames`, a drawn set, 60 % of the training pictures are
-copies of 15. What stands in benchmarks/results/labels.csv is not run again."""
+copies of 15. Rows that are already in benchmarks/results/labels.csv are not run again."""
 import argparse
 import csv
 import warnings

@@ -1,7 +1,7 @@
-"""The memory that training holds at its peak, beside a bare loop: `python -m benchmarks.memory`
+"""Peak memory of training, compared with a bare loop: `python -m benchmarks.memory`
 
-A ResNet-18 on drawn pictures of 96 pixels with four outputs, batches of 32, one epoch. Each way runs in a process of
-its own: megabytes at the peak beyond what the process held when model and loaders were there. The bare loop runs
+A ResNet-18 on drawn pictures of 96 pixels with four outputs, batches of 32, one epoch. Each way runs in its own
+process. A figure is the peak in megabytes, above what the process holds with model and loaders. The bare loop runs
 twice: the difference is noise. The rows go to benchmarks/results/memory.csv."""
 import argparse, resource, subprocess, sys, tempfile, time
 from fastai.vision.all import *

@@ -1,8 +1,8 @@
-"""Objects beside torchvision's own FCOS: `python -m benchmarks.objects` (blood cells, `bccd`; one core, minutes).
+"""Objects, compared with torchvision's own FCOS: `python -m benchmarks.objects` (blood cells, `bccd`; one core, minutes).
 `python -m benchmarks.objects looked_for`: two halves of a drawn set in which only some classes were annotated, with and
 without the column that says so. `python -m benchmarks.objects shapes`: drawn shapes, a longer training.
 
-In the first, both detectors have the same backbone and weights, feature pyramid, towers, pictures, batches, optimizer,
+In the first comparison, both detectors have the same backbone and weights, feature pyramid, towers, pictures, batches, optimizer,
 schedule and seed; mAP of both comes from torchmetrics. `--epochs`, `--size` and `--seeds` change the run.
 """
 import argparse, time

@@ -1,11 +1,11 @@
-"""The default beside simple answers on the same validation items, with the chance that lies in these items:
+"""The default compared with simple models on the same validation items, with the uncertainty from these items:
 `python -m benchmarks.paired [SET …]`
 
-A validation part of 70 to 200 items says an accuracy to one item in 70 to 200. For each output the table shows the
-default, the best of the simple answers (constant, linear on frozen features of all inputs and of the photo alone,
+A validation split of 70 to 200 items measures an accuracy in steps of one item. For each output, the table shows the
+default, the best of the simple models (constant, linear on frozen features of all inputs and of the photo alone,
 TF-IDF), and their difference with its 95 % interval over 2,000 draws of the validation items, the same items for both
 (paired bootstrap). Higher is better: errors count as negative.
-`as good` says whether the interval reaches zero, or lies above it."""
+`as good` says whether the interval includes zero or lies above it."""
 import argparse
 import warnings
 import numpy as np

@@ -1,8 +1,8 @@
-"""What `predict` costs beside the model, and `predict_df` beside a bare loop: `python -m benchmarks.predict`
+"""The cost of `predict`, compared with the model alone, and of `predict_df`, compared with a bare loop: `python -m benchmarks.predict`
 
 A small model of a picture of 64 px and a text, with three outputs. In each round each way runs once, in an order that
-rotates; a figure is the median over the rounds, in milliseconds of the processor. The model runs twice in each round:
-what it differs from itself by is noise. The rows go to benchmarks/results/predict.csv."""
+rotates; a figure is the median over the rounds, in processor milliseconds. The model runs twice in each round: the
+difference between the two is noise. The rows go to benchmarks/results/predict.csv."""
 import argparse, tempfile
 from fastai.vision.all import *
 from fastai_multi import *

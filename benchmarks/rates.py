@@ -1,6 +1,6 @@
-"""`lr_find`'s suggestion beside a sweep of rates: `python -m benchmarks.rates [SET …]`
+"""The learning rate that `lr_find` suggests, compared with a sweep of rates: `python -m benchmarks.rates [SET …]`
 
-Learners of the texts alone, without a probe: the rate that `lr_find` suggests, and the validation loss (each output's divided by
+These learners read only the texts and have no probe. The figures are the rate that `lr_find` suggests, and the validation loss (each output's divided by
 that of its constant answer, on average) after a few epochs at rates three times apart."""
 import argparse
 import warnings

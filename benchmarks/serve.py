@@ -1,7 +1,7 @@
 """Requests to the service from several clients at once: memory, errors, times, batches:
 `python -m benchmarks.serve` (10,000 requests, a few minutes; `--requests`, `--clients`)
 
-The service runs in a process of its own, from a bundle, as `python -m fastai_multi.serve` starts it. A row of
+The service runs in its own process, from a bundle, as `python -m fastai_multi.serve` starts it. A row of
 benchmarks/results/serve.csv after each thousand requests: memory of the service, errors, and milliseconds from
 request to answer."""
 import argparse, asyncio, re, socket, subprocess, sys, tempfile, time

@@ -1,9 +1,9 @@
-"""What a training step costs beside fastai's `Learner` and a bare loop: `python -m benchmarks.step`
+"""The cost of a training step, compared with fastai's `Learner` and with a bare loop: `python -m benchmarks.step`
 
-A tiny model of eight numbers and 1 to 16 outputs of four classes, batches of 32, so that what is not the model shows.
+A tiny model of eight numbers and 1 to 16 outputs of four classes, batches of 32, so that the overhead outside the model shows.
 Four ways do the same with the same model and loader: this package; fastai's `Learner` with a loss that sums the
 outputs' cross-entropies; a bare loop of PyTorch; and the bare loop again, the control. Medians of interleaved rounds,
-each an epoch, in milliseconds of the processor for a step. The rows go to benchmarks/results/step.csv."""
+each an epoch, in processor milliseconds for a step. The rows go to benchmarks/results/step.csv."""
 import argparse
 from fastai.vision.all import *
 from fastai_multi import *

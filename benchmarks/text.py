@@ -1,10 +1,10 @@
-"""Texts to numbers, and a step of a text model, beside the same without this package: `python -m benchmarks.text`
+"""Turning texts into numbers, and a step of a text model, compared with the same without this package: `python -m benchmarks.text`
 
-20,000 captions: those of coco_mini where it is there, again and again, else drawn words. One thread. In each round
+20,000 captions: those of coco_mini, repeated, if it is installed, or else random words. One thread. In each round
 every way does all its work once, in an order that rotates; a ratio is the median over rounds of the ratio within the
-round. The way at the top of each table runs twice: what it differs from itself by is noise. The bounds: the default
-tokenizer takes 1.5 s at most; a Hugging Face tokenizer takes 1.2 times as long as `tokenizers` alone; a step of MiniLM
-takes 1.1 times as long as the same model in a bare loop. The rows go to benchmarks/results/text.csv."""
+round. The way at the top of each table runs twice: the difference between the two is noise. The limits: the
+default tokenizer takes at most 1.5 s; a Hugging Face tokenizer at most 1.2 times as long as `tokenizers` alone; a step
+of MiniLM at most 1.1 times as long as the same model in a bare loop. The rows go to benchmarks/results/text.csv."""
 import argparse
 import os
 os.environ['TOKENIZERS_PARALLELISM'] = 'false'

@@ -1,7 +1,7 @@
-"""`fusion='tokens'` beside `'concat'` on the drawn set, by learning rate: the mean and the spread of the validation loss.
+"""`fusion='tokens'` compared with `'concat'` on the drawn set, by learning rate: the mean and the spread of the validation loss.
 
-`python -m benchmarks.tokens` takes about two minutes of one core; `--shared` measures two pictures read through one
-encoder and through two."""
+`python -m benchmarks.tokens` takes about two minutes of one core; `--shared` compares one encoder for
+two pictures with two encoders."""
 import argparse, tempfile, warnings
 from fastai.vision.all import *
 from fastai_multi import *

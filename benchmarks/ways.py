@@ -1,4 +1,4 @@
-"Ways to do one thing, timed side by side in interleaved rounds, by the time of the processor"
+"Time several ways to do one thing in interleaved rounds, in processor time"
 import time
 from statistics import median
 import pandas as pd

@@ -1,4 +1,4 @@
-"What a page says of a public name: its signature, its summary, its parameters as a table, where its source stands"
+"Write what a page says about a public name: signature, summary, a table of parameters, and a link to the source"
 import ast, importlib, inspect, io, re, tokenize
 from functools import lru_cache
 from pathlib import Path
@@ -78,7 +78,7 @@ def _type(t):
     return t.__name__
 
 def _value(v):
-    "A default of a parameter that stands in no source of ours"
+    "A default of a parameter that is not in our source"
     if hasattr(v, '__name__'): return v.__name__
     return repr(v) if isinstance(v, (str,int,float,bool,type(None),tuple,list,dict)) else f'{type(v).__name__}()'
 

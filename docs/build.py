@@ -1,7 +1,6 @@
 """The site, from the notebooks: `python docs/build.py` (or `make docs`) writes it to _docs/ and checks its links.
 
-No notebook is executed: pages show the outputs that are stored. Ends with an error when there is a warning or a
-dead link."""
+The build executes no notebook: pages show stored outputs. It fails if there is a warning or a dead link."""
 import argparse, io, shutil, sys, time, warnings
 from pathlib import Path
 

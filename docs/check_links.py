@@ -1,4 +1,4 @@
-"""Every link of the built site: the page it names is there, and so is the anchor; every picture is there.
+"""Check that the page, the anchor and the picture of every link on the built site exist.
 `python docs/check_links.py [FOLDER]`"""
 import sys
 from html.parser import HTMLParser

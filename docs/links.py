@@ -1,6 +1,6 @@
-"""Where the names of other libraries are documented. fastai and fastcore say it themselves, by the index that nbdev
-puts into each package; the others are listed here by hand, because a build reaches no network to fetch their
-inventories. `tests/test_site.py` holds that each name is there in the installed library."""
+"""Find the documentation of names of other libraries. For fastai and fastcore, the index that nbdev puts into each
+package has the addresses; the others are listed here by hand, because a build reaches no network to fetch their
+inventories. `tests/test_site.py` checks that each name exists in the installed library."""
 import importlib, re
 from functools import lru_cache
 

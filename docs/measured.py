@@ -1,5 +1,5 @@
-"""The page of measured results: what index.ipynb tells, then every table in benchmarks/results, each with the command
-that made it"""
+"""Write the page of measured results: the section of index.ipynb, then every table in benchmarks/results with the
+command that made it"""
 import ast, re, shutil
 from pathlib import Path
 
@@ -75,7 +75,7 @@ def section(index):
     return '\n\n'.join(filter(None, found))
 
 def made_by(file):
-    "The command that writes a table and the introduction of its script: one that names `file`, or begins its name"
+    "The command for a table and its script's docstring: a script that mentions it, or whose name begins its name"
     scripts = {p: p.read_text(encoding='utf-8')
                for p in sorted((root/'benchmarks').glob('*.py'), key=lambda p: (-len(p.stem), p.stem))}
     speak = ([p for p,t in scripts.items() if re.search(rf'\b{file.stem}\b', t)]
@@ -106,8 +106,8 @@ def table(file):
     command,doc = made_by(file)
     command = how.get('command') or command
     if command is None:
-        raise ValueError(f'{file.name}: no script in benchmarks/ speaks of it and names its command in its '
-                         'introduction. Say `command` for it in docs/measured.py.')
+        raise ValueError(f'{file.name}: no script in benchmarks/ mentions it and has a command in its '
+                         'docstring. Give its `command` in docs/measured.py.')
     note = ''
     by = [c for c in how.get('by', []) if c in df]
     if by:

@@ -1,4 +1,4 @@
-"What is missing from the documentation of the public names: `python docs/names.py` lists it"
+"List what is missing in the documentation of the public names: `python docs/names.py`"
 import ast, inspect, sys
 from functools import lru_cache
 from pathlib import Path
@@ -60,11 +60,11 @@ def public_methods(name):
     return [f'{name}.{n}' for n in api.methods(obj, home)] if inspect.isclass(obj) else []
 
 def report():
-    "What is wrong -> the names it is wrong with"
+    "Each fault, and the names that have it"
     import fastai_multi
     names = fastai_multi.__all__
     found = {n: unexplained(n) for n in homes() if not is_constant(n)}
-    return {'stands in no module that a notebook writes': [n for n in names if n not in homes()],
+    return {'are in no module that a notebook writes': [n for n in names if n not in homes()],
             'without a one-line summary': [n for n in homes() if not has_summary(n)],
             'with parameters that no comment explains': [f'{n} ({", ".join(ps)})' for n,ps in found.items() if ps],
             'without an example that is run below its definition': [n for n in homes() if not example(n)]}

@@ -1,4 +1,4 @@
-"What the stored outputs of a notebook hold, for the site, the README and whoever stores them"
+"Read the stored outputs of a notebook, for the site, for the README and for `.ci/execute.py`"
 import base64, re
 
 def text_of(x):

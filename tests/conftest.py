@@ -1,4 +1,4 @@
-"What several test files share: one drawn data set, and the real data where it lies"
+"Fixtures of several test files: one drawn data set, and the real data if they are installed"
 import random
 import numpy as np
 import pytest, torch

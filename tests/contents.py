@@ -1,5 +1,5 @@
-"""What the random tables of `tests/random_tables.py` are made of: for each kind of input and output its cells, what they mean,
-and how a batch, a decoded item and an answer must look. Nothing here reads with the package."""
+"""The contents of the random tables in `tests/random_tables.py`: for each kind of input and output, its cells, their meaning,
+and the batch, the decoded item and the answer that must result. Nothing here uses the package to read."""
 import math, tempfile
 from collections import Counter
 from pathlib import Path

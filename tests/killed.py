@@ -1,6 +1,6 @@
-"""Kills trainings at random moments and lets them go on: `python -m tests.killed FOLDER`, a row for each as JSON.
+"""Kill trainings at random moments and resume them: `python -m tests.killed FOLDER` prints a JSON row for each.
 
-Every training runs in a fork of this process, which has read the packages once."""
+Every training runs in a fork of this process, which imports the packages once."""
 import json, os, random, signal, sys, time
 from functools import partial
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""One thing wrong in a random table or in what it is given with, and the words that the error must name"""
+"""Single mistakes in a random table or in its arguments, and the words that the error must contain"""
 import math
 import numpy as np, pandas as pd, torch
 from fastai.data.block import CategoryBlock

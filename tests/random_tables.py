@@ -1,5 +1,5 @@
-"""Random tables for the property suite: each is built, read, decoded and compared with a reading of its own; a part of
-them is trained; a part of them has one thing wrong, which the error must name.
+"""Random tables for the property suite. Each is built, read, decoded and compared with an independent reading. Some are
+trained on, and some contain one mistake, which the error must name.
 Usage: python -m tests.random_tables 5000 [first seed]"""
 import linecache, math, random, sys, time, traceback, warnings
 from collections import Counter

@@ -1,4 +1,4 @@
-"What several test files read off a picture"
+"Functions that measure pictures, for several test files"
 from matplotlib import pyplot as plt
 
 def texts_of_figure():

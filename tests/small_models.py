@@ -1,4 +1,4 @@
-"Models of Hugging Face with few random weights, written into a folder"
+"Small Hugging Face models with random weights, written to a folder"
 import pytest
 
 WORDS = 'a red blue green yellow orange pink purple circle square star triangle on the left right small large'.split()

@@ -1,4 +1,4 @@
-"""Prints as JSON, from a fresh process, what importing `fastai_multi` does. `test_project.py` runs it with one of the
+"""Print as JSON, in a fresh process, what importing `fastai_multi` does. `test_project.py` runs it with one of the
 names in `tasks`."""
 import gc, importlib, json, os, random, re, sys, time, types, warnings
 

@@ -1,4 +1,4 @@
-"Answers of long tables in a file: the same as in memory, and the same after a run that was killed"
+"Answers for long tables in a file equal those in memory, also after a run was killed"
 import json
 import numpy as np, pandas as pd, pytest
 from fastai.vision.all import *

@@ -1,4 +1,4 @@
-"Using the answer: plain JSON, how sure the model is, and the prediction on its picture, for every kind of output"
+"Answers for every kind of output: plain JSON, confidence, and the prediction drawn on its picture"
 import json, pickle
 import numpy as np, pandas as pd, pytest, torch
 from PIL import Image

@@ -1,4 +1,4 @@
-"Defaults are part of the interface: whoever changes one changes what every user gets"
+"Defaults are part of the interface: a changed default changes the result of every user"
 import inspect
 import pytest
 import fastai_multi

@@ -1,4 +1,4 @@
-"""Where faults once hid: pictures of different and non-square sizes, padding that is not 0, networks that bring
+"""Situations in which tests once missed faults: pictures of different and non-square sizes, padding that is not 0, networks that bring
 statistics, weights of items beside mixing, validation data, the second epoch, numbers that no two items share, and
 every argument of a public function changed once, its effect asserted as a number"""
 import inspect, math

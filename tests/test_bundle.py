@@ -1,4 +1,4 @@
-"A learner as a folder without a pickle: it predicts the same, and a bundle that is not in order is refused"
+"A bundle is a learner in a folder without pickle: it predicts the same, and a damaged bundle raises an error"
 import json, os, shutil, subprocess, sys, types
 from pathlib import Path
 import pytest, torch

@@ -1,4 +1,4 @@
-"Bundles of text models of Hugging Face, LoRA, both encoders of CLIP, masks, surfaces, objects, groups, calibrated learners"
+"Bundles of Hugging Face text models, LoRA, both encoders of CLIP, masks, surfaces, objects, groups, calibrated learners"
 import json, shutil, subprocess, sys
 from types import SimpleNamespace
 import numpy as np, pandas as pd, pytest, torch

@@ -1,4 +1,4 @@
-"Small functions, each by a value that a change of one sign, order or constant in it would change"
+"Small functions, each tested with a value that a change of one sign, order or constant would change"
 import warnings
 from types import SimpleNamespace
 import numpy as np, pandas as pd, pytest, torch

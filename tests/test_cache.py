@@ -1,4 +1,4 @@
-"Frozen epochs take features from memory: the same training, from one pass over the items"
+"Frozen epochs read features from memory: the same training from one pass over the items"
 import random
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"Honest probabilities and sets that hold the truth as often as was asked for"
+"Calibrated probabilities, and prediction sets that contain the truth as often as you ask"
 import subprocess, sys
 import pytest
 from fastai.vision.all import *

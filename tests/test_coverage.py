@@ -1,4 +1,4 @@
-"Sets hold the truth as often as asked: 50 simulated splits, no training, and `crepes` on the same scores"
+"Prediction sets contain the truth as often as you ask: 50 simulated splits, no training, and `crepes` on the same scores"
 import math
 import pytest
 from scipy import stats

@@ -1,4 +1,4 @@
-"Rates by part and courses over seeds: what `find_rates` and `learning_curves` say, and that they leave no trace"
+"`find_rates` and `learning_curves`: their results, and that they do not change the learner"
 import random
 import pytest
 from matplotlib import pyplot as plt

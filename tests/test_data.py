@@ -1,5 +1,5 @@
-"""The data layers together: every block batched, augmented, shown; what is missing; loaders that are copied, tested,
-pickled; real boxes and keypoints"""
+"""The data layers together: every block batched, augmented and shown; missing values; copied, test and pickled loaders;
+real boxes and keypoints"""
 import io, json, math, pickle, subprocess, sys
 from contextlib import redirect_stdout
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`dls.report()`: each planted fault is found with its figure, clean data give none, and 100,000 rows take bounded time"""
+"""`dls.report()`: it finds each planted fault with its figure, finds none in clean data, and takes bounded time for 100,000 rows"""
 import random, time
 import numpy as np, pandas as pd, pytest, torch
 from PIL import Image, ImageDraw

@@ -1,4 +1,4 @@
-"It learns well by default, in the short form for every run: nothing is worse than saying the same of every item"
+"The defaults learn well, in a short run: no output is worse than a constant prediction"
 import pickle
 import numpy as np
 import pandas as pd

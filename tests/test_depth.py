@@ -1,4 +1,4 @@
-"Depth, split and after in every form: what a learner of each can do, what is built, what is trained, what is said"
+"`depth`, `split` and `after` in every form: which modules are built and trained, what the learner can do, and messages"
 import warnings
 import numpy as np, pandas as pd, pytest, torch, torchvision
 from copy import deepcopy

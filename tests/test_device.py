@@ -1,4 +1,4 @@
-"Precision, memory layout, compilation and gradient checkpointing: chosen, in effect, and without a trace afterwards"
+"Precision, memory layout, compilation and gradient checkpointing: how they are chosen, that they take effect, and that they leave no trace"
 import numpy as np, pytest, random, torch, warnings
 from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.fp16 import MixedPrecision

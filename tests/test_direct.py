@@ -1,4 +1,4 @@
-"One item predicted directly: the same answers as by a validation loop, for every kind, input and option"
+"Predicting one item directly gives the same answers as a validation loop, for every kind, input and option"
 import numpy as np, operator, pandas as pd, pytest, torch
 from PIL import Image
 from fastai.vision.all import *

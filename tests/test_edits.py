@@ -1,4 +1,4 @@
-"Corrected labels in a CSV beside the table: what a user edits comes back through the loaders, for every kind of output"
+"Corrected labels in a CSV file beside the table reach the loaders, for every kind of output"
 import pandas as pd, pytest
 from fastai.vision.all import *
 from fastai_multi import *

@@ -1,4 +1,4 @@
-"""What single functions give, as numbers: places where a fault passed all other tests"""
+"""Exact values of single functions, where a fault passed all other tests"""
 import numpy as np, pandas as pd, pytest, torch
 from fastai.vision.all import *
 from fastai_multi import *

@@ -1,4 +1,4 @@
-"What `learn.explain` finds on drawn data, in every form of a learner, and what it leaves as it was"
+"`learn.explain` on drawn data, with every form of a learner: its results, and that it changes nothing"
 import math
 import numpy as np, pandas as pd, pytest, torch
 from copy import deepcopy

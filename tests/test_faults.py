@@ -1,4 +1,4 @@
-"What goes wrong outside the program: a full disk, a picture that vanishes, a worker or memory that is gone, a NaN"
+"Faults outside the program: a full disk, a deleted picture, a killed worker, too little memory, a NaN"
 import errno, io, os, subprocess, sys
 import pytest, torch
 from fastai.vision.all import *

@@ -1,4 +1,4 @@
-"""Files that are none, that are too large or cut short: refused in words that name file and row, wherever they are opened"""
+"""Files that are missing, too large or truncated raise an error that names file and row, wherever they are opened"""
 import os, subprocess, sys
 
 import numpy as np, pandas as pd, pytest

@@ -1,4 +1,4 @@
-"The first cell of a notebook: nothing red, and all that a user calls is there"
+"The first cell of a notebook prints nothing red and defines every name that a user calls"
 import nbformat
 from nbclient import NotebookClient
 

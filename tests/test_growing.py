@@ -1,4 +1,4 @@
-"Learners that get outputs and classes, and keep what they could before"
+"Learners that get new outputs and classes keep their old predictions"
 import subprocess, sys
 import pytest
 from fastai.vision.all import *

@@ -1,4 +1,4 @@
-"The planned way of reading gives what the long way gives, and what plain fastai gives, to the last bit"
+"The fast path gives the same batches as the slow path and as plain fastai, to the last bit"
 import random, warnings
 from functools import partial
 from pathlib import Path

@@ -1,4 +1,4 @@
-"What `MultiInterpretation` says of each kind of output, compared with values made by hand"
+"`MultiInterpretation` for each kind of output, compared with values computed by hand"
 import math, warnings
 import matplotlib
 matplotlib.use('Agg')

@@ -1,4 +1,4 @@
-"`label_plan`: the laws that a plan obeys, whatever the table"
+"`label_plan`: properties that every plan has, for any table"
 import math
 import numpy as np, pandas as pd, pytest, torch
 from fastai.vision.all import *

@@ -1,4 +1,4 @@
-"Everything a fastai user does next, on several inputs and several outputs"
+"The steps of a fastai user after the loaders, with several inputs and several outputs"
 import json, subprocess, sys, textwrap, threading, warnings
 import numpy as np, pandas as pd, pytest, torch
 from PIL import Image

@@ -1,4 +1,4 @@
-"`modality_check` on models of which it is known what they read"
+"`modality_check` on models whose inputs are known"
 import math
 from types import SimpleNamespace
 import numpy as np, pandas as pd, pytest, torch

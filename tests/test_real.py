@@ -1,4 +1,4 @@
-"Real photos, real titles and captions, real pretrained weights; skipped with a reason where they are not"
+"Real photos, real titles and captions, real pretrained weights; skipped with a reason if they are not installed"
 import numpy as np, pandas as pd, pytest
 from fastai.vision.all import *
 from fastai_multi import *

@@ -1,4 +1,4 @@
-"Advice is tested: for each sentence of `task_report` that advises, a drawn problem on which following it helps"
+"Each advice of `task_report` is tested on a drawn problem on which it helps to follow it"
 import numpy as np
 import pandas as pd
 import pytest

@@ -1,4 +1,4 @@
-"A training that is killed goes on, and ends with the same weights"
+"A killed training resumes and ends with the same weights"
 import json, subprocess, sys
 from pathlib import Path
 import pytest

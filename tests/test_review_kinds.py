@@ -1,4 +1,4 @@
-"What a review corrects comes back through the file of edits and the loaders, for every kind of output it can correct"
+"Corrections of a review reach the loaders through the file of edits, for every kind of output that it can correct"
 import pandas as pd, pytest
 from fastai.vision.all import *
 from fastai_multi import *

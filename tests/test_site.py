@@ -17,7 +17,7 @@ import api, check_links, links, measured, names, outputs, stage
 def report(): return names.report()
 
 @pytest.mark.parametrize('what',
-                         ['stands in no module that a notebook writes', 'without a one-line summary',
+                         ['are in no module that a notebook writes', 'without a one-line summary',
                           'with parameters that no comment explains',
                           'without an example that is run below its definition'])
 def test_every_public_name_is_documented(report, what):

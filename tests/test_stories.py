@@ -1,4 +1,4 @@
-"The five stories that the package comes from, each doing what its last column says"
+"The five stories that the package comes from: each does what its last column says"
 import shutil
 from copy import deepcopy
 import numpy as np, pandas as pd, pytest, torch

@@ -1,4 +1,4 @@
-"Depth and surface normals, and whether all that belongs to one object agrees after every augmentation"
+"Depth and surface normals, and whether all labels of one object agree after every augmentation"
 import warnings
 import numpy as np
 import pandas as pd

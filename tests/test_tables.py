@@ -1,5 +1,5 @@
-"""500 random tables: built, read, decoded and compared with a reading of their own; a part is trained; a part has one
-thing wrong, which the error must name. `python -m tests.random_tables 5000` tries more"""
+"""500 random tables: built, read, decoded and compared with an independent reading. Some are trained on; some contain one
+mistake, which the error must name. `python -m tests.random_tables 5000` tries more."""
 import pytest
 from tests.contents import Window, near
 from tests.mistakes import LEARNER_MISTAKES, TABLE_MISTAKES

@@ -1,4 +1,4 @@
-"Text models of Hugging Face as encoders: a small random one that a test makes, and a trained one where it is installed"
+"Hugging Face text models as encoders: a small random one, and a pretrained one if it is installed"
 import importlib, math, pickle
 import numpy as np, pandas as pd, pytest, torch
 from fastai.vision.all import *

@@ -1,4 +1,4 @@
-"The threshold of tags is one thing: what is shown, predicted, exported and loaded follows it"
+"Tags have one threshold: displays, predictions, exported files and loaded learners all use it"
 import numpy as np
 import pandas as pd
 import pytest

@@ -1,4 +1,4 @@
-"Heads of one shape as one operation: the same numbers as one by one, in every form; the optimizer; what a step asks"
+"Heads of one shape run as one operation: the same numbers as one by one; the optimizer; what a step asks of the device"
 import pytest, torch
 from contextlib import contextmanager
 from copy import deepcopy

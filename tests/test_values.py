@@ -1,5 +1,5 @@
-"""What a batch and an answer hold is what the table and the files hold: points, masks, numbers, pixels, classes, texts,
-in every form in which they are stored; and what cannot be read is refused with its row and file"""
+"""Batches and answers contain the values of the table and the files: points, masks, numbers, pixels, classes and texts in
+every form in which they are stored. A value that cannot be read raises an error with its row and file."""
 import math, os, pickle, warnings
 from io import BytesIO
 from unicodedata import normalize

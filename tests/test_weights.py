@@ -1,5 +1,5 @@
-"""Weighting callbacks and early stopping of single outputs on a real `MultiLearner`: with everything else a fit does,
-and with everything that can end one"""
+"""Weighting callbacks and early stopping of single outputs on a real `MultiLearner`, with everything else that a fit does
+and everything that can end it"""
 import pickle, warnings
 import numpy as np, pandas as pd, pytest, torch
 from torch import nn
