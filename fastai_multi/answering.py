@@ -130,6 +130,15 @@ class Answering(Answered):
         if with_input: res = (decoded_input(dl, inp, self.modalities), *res)
         return Prediction(res, answer)
 
+    def answers_of(self,
+        items # What `predict` takes, but no rows of the source; pictures of one size
+    ) -> list: # By item, a dict of answers by output
+        "Predict a few raw items in one batch"
+        dl = raw_dl(self.dls, items, self.modalities)
+        answers = Answers(dl, self.tasks, self.named)
+        with self.no_bar(): _,_,dec = self._watched_preds(dl)
+        return [answers.by_name(answers.of(row(dec, i), i)) for i in range(dl.n)]
+
     def _predict_directly(self, item):
         "The `Answers`, predictions and decoded predictions of one item; `None` if it has to go through `get_preds`"
         if self.direct is None: self.direct = DirectPrediction()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TorchvisionDecoder', 'refuse_torchvision', 'warn_not_served', 'cut_and_resized', 'picture_decoder', 'KeptPicture',
-           'KeepingPicture', 'PictureOpener', 'warn_of_random_crop']
+           'KeepingPicture', 'TilePicture', 'KeepingTile', 'PictureOpener', 'warn_of_random_crop']
 
 # %% ../../nbs/05b_data.decoders.ipynb #b3530bb1
 from fastcore.all import *
@@ -13,6 +13,7 @@ from torch.nn.functional import interpolate
 from ..core import *
 from .crops import *
 from .geometry import *
+from .tile import *
 from .picturecache import *
 import numpy as np, torch, torchvision, warnings
 
@@ -120,6 +121,41 @@ class KeepingPicture(LazyPicture):
         self.put(KeptPixels(self.file_size, np.asarray(im)))
         return self.after(im, self.crops[self.n_made:])
 
+class TilePicture(LazyPicture):
+    "A lazy picture of a `Tile`"
+    def __init__(self, tile, img_cls, opener): # A `Tile` of a file; a fastai class of pictures; a `PictureOpener`
+        self.file = tile.source
+        self.tile = tile
+        self.img_cls = img_cls
+        self.opener = opener
+        self.decoder = opener.decoder
+        self.mode = tile.mode    # of the file, which nobody opens yet
+        self.width,self.height = tile.tile_size
+        self.crops = []
+    def cut(self, step):
+        "The pixels of a frame of the large picture"
+        return self.decoder.crop(self.opener.whole(self.file, self.img_cls), [step], None)
+    def load(self): return self.cut(self.tile.step)
+
+class KeepingTile(TilePicture):
+    "A lazy picture of a `Tile`: when it is decoded, all tiles of its picture go into the cache"
+    def cropped(self):
+        kept = self.opener.cache.get(self.key(self.tile.frame))    # another tile of the batch may have put it there
+        n = self.opener.n_fixed
+        if kept is not None: return self.after(self.decoder.of_pixels(kept.pixels, self.img_cls), self.crops[n:])
+        im = self.made(self.tile.frame)
+        if self.file not in self.opener.kept:
+            self.opener.kept.add(self.file)
+            for frame in self.tile.frames:
+                if frame!=self.tile.frame: self.made(frame)
+        return self.after(im, self.crops[n:])
+    def key(self, frame): return self.opener.key(self.file, frame, self.img_cls)
+    def made(self, frame):
+        "A tile after the fixed crops, which the cache gets"
+        im = self.after(self.cut(step_of(frame)), self.crops[:self.opener.n_fixed])
+        self.opener.cache.put(self.key(frame), KeptPixels(self.tile.tile_size, np.asarray(im)))
+        return im
+
 class PictureOpener:
     "Opens picture files for a loader, from the cache if it holds them"
     def __init__(self,
@@ -131,14 +167,36 @@ class PictureOpener:
         self.cache = cache
         self.n_fixed = len(fixed)
         self.what = '|'.join([self.decoder.name, *fixed])
+        self.last = (None, None)    # the file of the last large picture, and its pixels
+        self.kept = set()           # the large pictures whose tiles this opener has put into the cache
 
-    def __call__(self, file, img_cls): # The path of a picture; a fastai class of pictures
+    def __call__(self, file, img_cls): # The path of a picture, or a `Tile` of one; a fastai class of pictures
         "A `LazyPicture` of the file"
+        if isinstance(file, Tile): return self.tile(file, img_cls)
         if self.cache is None: return LazyPicture(file, img_cls, self.decoder)
         key = picture_key(file, f"{img_cls._open_args['mode']}|{self.what}")
         kept = self.cache.get(key)
         if kept is not None: return KeptPicture(file, img_cls, self.decoder, kept, self.n_fixed)
         return KeepingPicture(file, img_cls, self.decoder, partial(self.cache.put, key), self.n_fixed)
+
+    # Tiles
+    def tile(self, tile, img_cls):
+        "A `LazyPicture` of a `Tile`"
+        if self.cache is None: return TilePicture(tile, img_cls, self)
+        kept = self.cache.get(self.key(tile.source, tile.frame, img_cls))
+        if kept is not None: return KeptPicture(tile.source, img_cls, self.decoder, kept, self.n_fixed)
+        return KeepingTile(tile, img_cls, self)
+    def key(self, file, frame, img_cls):
+        "The key of a tile in the cache"
+        return picture_key(file, f"{img_cls._open_args['mode']}|{self.what}|{frame}")
+    def whole(self, file, img_cls):
+        "The pixels of a large picture; the last one stays decoded for the tiles that follow"
+        name = (str(file), img_cls)
+        found,pixels = self.last
+        if found!=name:
+            pixels = LazyPicture(file, img_cls, self.decoder).load()
+            self.last = (name, pixels)
+        return pixels
 
 def warn_of_random_crop(tfms, split_idx): # The item transforms of a loader with a cache; 0 in training
     "Warn if the cache must hold whole pictures because the first crop is random"

@@ -15,6 +15,7 @@ from .inputs import *
 from .items import *
 from .elements import *
 from .load import *
+from .readers import *
 from weakref import ref
 import numpy as np
 
@@ -78,7 +79,14 @@ def items_text(loaders):
     counts = [f'{len(dl.dataset):,}' for dl in loaders]
     items = f'{counts[0]} items'
     if len(loaders)>1: items = f'{counts[0]} training and {counts[1]} validation items'
-    return f'{items}, in batches of {loaders[0].bs}, on {loaders[0].device}'
+    return f'{items}{tiles_text(loaders)}, in batches of {loaders[0].bs}, on {loaders[0].device}'
+
+def tiles_text(loaders):
+    "How many pictures the items are tiles of; '' if they are no tiles"
+    counts = [n_tiled(dl) for dl in loaders]
+    if not counts or None in counts: return ''
+    pictures = ' and '.join(f'{n:,}' for n in counts[:2])
+    return f', tiles of {pictures} pictures'
 
 def values_text(part, loaders) -> tuple: # A `Part`; the loaders of its data
     "Texts about a part's values and the number of missing ones; '' if finding out would take long"

@@ -6,7 +6,7 @@
 __all__ = ['picture', 'frame_size', 'stamp', 'to_unit', 'from_unit', 'clean_boxes', 'clean_points', 'FollowPicture', 'SafeResize',
            'SafeRandomCrop', 'SafeCropPad', 'SafeRatioResize', 'SafeRandomResizedCrop', 'SafeFlipItem',
            'SafeDihedralItem', 'SafeAffine', 'SafeLighting', 'SafeRandomResizedCropGPU', 'safe_tfms', 'Shrink',
-           'check_side', 'is_known_crop', 'follow_crop', 'fixed_crop', 'crop_value']
+           'check_side', 'is_known_crop', 'follow_crop', 'fixed_crop', 'crop_value', 'cut_out']
 
 # %% ../../nbs/02_data.geometry.ipynb #7597bd5e
 from fastcore.all import *
@@ -19,6 +19,7 @@ from fastai.vision.augment import (
 from fasttransform import Pipeline, Transform
 from ..core import *
 from .dense import *
+from .tile import *
 from .crops import *
 import math, random, torch
 from numbers import Integral
@@ -322,3 +323,12 @@ def _crop_coordinates(v, steps, size):
     p = v.as_subclass(Tensor).reshape(v.numel()//2, 2)
     last = steps[-1]
     return _like(crop_points(p, steps, size).reshape(v.shape), v, last[2] or last[1])
+
+# %% ../../nbs/02_data.geometry.ipynb #243884a2
+def cut_out(
+    v, # A picture or a mask as PIL image, or a `TensorDense`
+    tile # A `Tile` of it
+):
+    "What lies in a tile"
+    if isinstance(v, TensorDense): return v.cut([tile.step])
+    return crop_picture(v, [tile.step], None)

@@ -17,6 +17,7 @@ from ..core import *
 from .files import *
 from .crops import *
 from .geometry import *
+from .tile import *
 from .parts import *
 from .kinds import *
 from .items import *
@@ -156,7 +157,7 @@ def fill_rows(t, rows, value):
 def source_name(v):
     "The file of a picture, or the type of its source"
     if is_image_dict(v) and v['path']: v = v['path']
-    return str(v) if isinstance(v, (str, Path)) else type(v).__name__
+    return str(v) if isinstance(v, (str, Path, Tile)) else type(v).__name__
 
 class ImagePart(Part):
     "A picture"
@@ -174,6 +175,7 @@ class ImagePart(Part):
     def encode(self, v):
         if callable(v): v = v()    # a picture that is not fetched yet
         if self.is_missing(v): return absent
+        if isinstance(v, Tile): return self.encode_tile(v)
         try: return self.open(v)
         except BadItem: raise
         except _picture_errors as e: raise BadItem(self.unopened(v, e)) from e
@@ -181,14 +183,15 @@ class ImagePart(Part):
         "Open the picture of the raw value `v`"
         return open_image(v, self.img_cls)
     def read(self, v, opener=None):
-        if not self._is_plain_file(v): return self.encode(v)
+        if not self._is_plain_file(getattr(v, 'source', v)): return self.encode(v)
         try:
-            if opener is not None and self.stacks_pixels(): return self._lazy(opener(v, self.img_cls))
+            if opener is not None and self.stacks_pixels(): return self._lazy(opener(v, self.img_cls), v)
+            if isinstance(v, Tile): return self.encode(v)
             im = read_header(v)
             if not is_deep(im): return load_picture(im, self.img_cls)
         except _picture_errors: pass    # `encode` also fails, with a message
         return self.encode(v)
-    def _lazy(self, pic): return self.encode(pic.file) if is_deep(pic) else pic
+    def _lazy(self, pic, v): return self.encode(v) if is_deep(pic) else pic
     def _is_plain_file(self, v):
         if self.img_cls not in (PILImage, PILImageBW) or not self.inherits(ImagePart, 'encode', 'open'): return False
         return isinstance(v, (str, Path)) and not self.is_missing(v)

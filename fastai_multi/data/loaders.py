@@ -32,10 +32,13 @@ from .inspection import ReportingLoaders
 from .arguments import *
 from .joined import *
 from .joined import JoiningLoaders    # by name, for Tab
+from .tile import *
+from .tiled import *
 
 # %% ../../nbs/22_data.loaders.ipynb #2d5b7f80
 class MultiDataLoaders(NamedLoaders, JoiningLoaders, ReportingLoaders, DataLoaders):
     "`DataLoaders` for several inputs and outputs, with factory methods like those of `ImageDataLoaders`"
+    pictures = None    # With `tiles`: the tables of the pictures, for training and for validation
 
     @classmethod
     @delegates(DataLoaders.from_dblock)
@@ -71,6 +74,7 @@ class MultiDataLoaders(NamedLoaders, JoiningLoaders, ReportingLoaders, DataLoade
         text_block=None,    # How texts are read, such as `PlainTextBlock(max_len=64)`
         objects=None,       # A second table, or its CSV file, with one row per object, for `ObjectsBlock`
         edits=None,         # Corrected labels and bad items: the file of `Edits`, such as 'edits.csv'
+        tiles=None,         # Train on tiles of large pictures: their side in pixels, or `Tiles(512, overlap=64)`
         **kwargs
     ):
         "Create loaders from a `DataFrame`"
@@ -100,9 +104,17 @@ class MultiDataLoaders(NamedLoaders, JoiningLoaders, ReportingLoaders, DataLoade
 
         splitter = row_split(df, get_y.readers, valid_pct, seed, valid_col, valid_value, valid_idx, splitter, folds,
                              fold, column_names(df, groups), stratify)
-        dblock = DataBlock((x_block, y_block), get_x=get_x, get_y=get_y, splitter=edited.splitter(splitter),
-                           item_tfms=item_tfms, batch_tfms=batch_tfms)
-        return cls.from_dblock(dblock, df, path=path, **kwargs)
+        splitter = edited.splitter(splitter)
+        pictures = None
+        if tiles is not None:
+            tiles = as_tiles(tiles)
+            check_draw(kwargs)
+            df,splitter,pictures = tiled(df, tiles, get_x, get_y, y_block.parts.values(), splitter, seed)
+        dblock = DataBlock((x_block, y_block), get_x=get_x, get_y=get_y, splitter=splitter,
+                           item_tfms=tile_transforms(item_tfms, tiles), batch_tfms=batch_tfms)
+        res = cls.from_dblock(dblock, df, path=path, **kwargs)
+        res.pictures = pictures
+        return res
 
     @classmethod
     def from_csv(cls,

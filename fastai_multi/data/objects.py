@@ -12,6 +12,7 @@ from fastai.vision.core import TensorBBox
 from fasttransform import Pipeline
 from torchvision.ops import box_iou
 from ..core import *
+from .tile import *
 from .parts import *
 from .kinds import *
 from .inputs import *
@@ -314,6 +315,22 @@ class ObjectsPart(GroupPart):
         return {**res, 'looked_for': looked}
     def check_member(self, n):
         if n not in self.members: self.refuse_member(n)
+
+    # Tiles of a large picture
+    def in_tile(self, v, tile, least):
+        vals = self.split(v)
+        by_member = {n: vals[f'{self.name}.{n}'] for n in self.members if n!='score'}
+        if by_member['box'] is None: return None
+        part = self.members['box']
+        boxes = coordinates(part, by_member['box'], 4)
+        part.check_placed(boxes, tile.size, True)
+        inside,share = cut_boxes(boxes, tile.frame, tile.size)
+        here = (share>0).nonzero()[:,0].tolist()
+        res = {n: [o[i] for i in here] for n,o in by_member.items() if n!='looked_for'}
+        res['box'] = inside[here].tolist()
+        res['crowd'] = [1. if share[i]<least else o for i,o in zip(here, res['crowd'])]
+        return {**res, 'looked_for': by_member['looked_for']}
+    def is_empty(self, v): return v is not None and not len(v['box'])
 
     # Predictions
     def as_target(self, pred):

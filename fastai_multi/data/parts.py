@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from copy import deepcopy
 from ..core import *
 from .geometry import *
+from .tile import *
 from collections import namedtuple
 import math, torch
 from torch import Tensor
@@ -143,6 +144,20 @@ class Part:
     def reuse(self, t):
         "The stored value `t` for an item: a copy if transforms change it in place"
         return t
+
+    # Tiles of a large picture
+    def in_tile(self, v, tile, least): # A raw value of the picture; a `Tile`; the least share of an object, as in `Tiles`
+        "The raw value of a tile: the picture's, unless the value lies in the picture"
+        if not self.is_picture or self.is_missing(v): return v
+        return tile.of(v)
+    def encode_tile(self, tile):
+        "What lies in a `Tile` of the encoded picture or map"
+        whole = self.encode(tile.source)
+        if whole is absent: return absent
+        return cut_out(self.place(whole, tile.size), tile)
+    def is_empty(self, v):
+        "Whether nothing of this kind is in a tile with the raw value `v`"
+        return False
 
     # Tensors to batches
     def fill(self, t):

@@ -17,6 +17,7 @@ from ..core import *
 from ..figures import *
 from .text import *
 from .geometry import *
+from .tile import *
 from .parts import *
 from .kinds import *
 from .inputs import *
@@ -78,6 +79,7 @@ class CoordinatesPart(NumericPart):
     plural = 'coordinates'    # their name in messages
     sign = None    # before its name in the legend
     def contents(self, data): return ''
+    def is_empty(self, v): return self.is_missing(v)
     def all_coordinates(self, values, k):
         "Read each raw value as rows of `k` coordinates; an error names the value"
         return [at_item(i, coordinates, self, v, k) for i,v in enumerate(values)]
@@ -133,6 +135,19 @@ class BoxPart(CoordinatesPart):
         if not self.many and not len(t): return absent
         if not self.many and len(t)>1: self.refuse_several(len(t))
         return t.as_subclass(TensorBBox)
+    def in_tile(self, v, tile, least):
+        if self.is_missing(v): return None
+        t = coordinates(self, v, 4)
+        if len(t)>1: self.refuse_tiles(len(t))
+        if not len(t): return None
+        self._check_corners(v, t)
+        self.check_placed(t, tile.size, True)
+        inside,share = cut_boxes(t, tile.frame, tile.size)
+        if not share[0]>0 or share[0]<least: return None
+        return inside[0].tolist()
+    def refuse_tiles(self, n):
+        raise BadItem(f'{self.what} has {n} boxes. With `tiles` several boxes need ObjectsBlock, which can mark an '
+                      'object that is cut as a crowd: outputs=dict(objects=ObjectsBlock(kind=CategoryBlock)).')
     def has_fast_column(self): return not self.many
     def encode_together(self, values):
         res = torch.from_numpy(np.asarray(values, dtype=np.float32))
@@ -223,6 +238,9 @@ class LabelsPart(TagsPart):
     def encode(self, v):
         res = super().encode(v)
         return res if res is absent else untyped(res).long().as_subclass(TensorMultiCategory)
+    def in_tile(self, v, tile, least):
+        raise BadItem(f'{self.what} labels boxes, and with `tiles` the boxes of a picture need ObjectsBlock, which can '
+                      'mark an object that is cut as a crowd: outputs=dict(objects=ObjectsBlock(kind=CategoryBlock)).')
     def collate(self, values, blank=None):
         res = stack_padded(values, torch.zeros(0, dtype=torch.int64), self.pad_id)    # bs,n
         for row,v in zip(res, values):
@@ -337,6 +355,13 @@ class PointsPart(CoordinatesPart):
         if not len(t): return absent
         self.check_count(t)
         return t.as_subclass(TensorPoint)
+    def in_tile(self, v, tile, least):
+        if self.is_missing(v): return None
+        t = coordinates(self, v, 2)
+        self.check_placed(t, tile.size, True)
+        low,high = t.new_tensor(tile.frame).view(2,2)
+        outside = ~((t>=low) & (t<=high)).all(1, keepdim=True)
+        return (t-low).masked_fill(outside, math.nan).tolist()
     def check_count(self, t):
         "Raise unless `t` has as many points as the items of the training split"
         if len(t) in (0,self.n): return

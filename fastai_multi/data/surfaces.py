@@ -11,6 +11,7 @@ from fastai.vision.core import Image
 from fasttransform import Pipeline
 from ..core import *
 from .dense import *
+from .tile import *
 from .parts import *
 from .kinds import *
 from .pictures import *
@@ -53,6 +54,7 @@ class DensePart(Part):
         return is_missing(v) or isinstance(v, str) and not v.strip()
     def encode(self, v):
         if self.is_missing(v): return absent
+        if isinstance(v, Tile): return self.encode_tile(v)
         try: a = open_numbers(v)
         except (OSError, TypeError, ValueError) as e: raise BadItem(self.unopened(v, e)) from e
         return self.read_numbers(a, v)
