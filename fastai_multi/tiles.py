@@ -63,7 +63,8 @@ class Tiling:
         im = image
         if not isinstance(im, Image.Image): im = PILImage.create(image)
         rows,cut = [],[]
-        for frame,found in self._of_tiles(im, self._frames(im.size, tile, overlap), part, ifnone(bs, self.dls.valid.bs)):
+        frames = self._frames(im.size, tile, overlap)
+        for frame,found in self._of_tiles(im, frames, part, ifnone(bs, self.dls.valid.bs)):
             for o in found:
                 box = [v+frame[k%2] for k,v in enumerate(o['box'])]
                 rows.append({**o, 'box': box})

@@ -6,7 +6,7 @@ import torch
 from fastai.vision.all import *
 from fastai_multi import *
 from fastai_multi.core import absent, untyped
-from fastai_multi.data.geometry import *
+from fastai_multi.data.crops import *
 from fastai_multi.data.readers import *
 from fastai_multi.data.surfaces import *
 from fastai_multi.data.tile import *
@@ -341,6 +341,9 @@ def test_a_learner_knows_its_tiles(large, tmp_path):
     again = loaded.predict_tiles(path/'0.png')
     assert np.allclose([o['box'] for o in again], [o['box'] for o in want], atol=1e-2)
     with pytest.raises(ValueError, match='pass one'): loaded.evaluate_tiles()
+    learn.save_bundle(tmp_path/'bundle', metrics=False)
+    again = load_bundle(tmp_path/'bundle').predict_tiles(path/'0.png')
+    assert np.allclose([o['box'] for o in again], [o['box'] for o in want], atol=1e-2)
     assert loaded.evaluate_tiles(learn.dls.pictures[1])==found
 
 def test_true_objects_score_one(large):

@@ -146,7 +146,7 @@ class Part:
         return t
 
     # Tiles of a large picture
-    def in_tile(self, v, tile, least): # A raw value of the picture; a `Tile`; the least share of an object, as in `Tiles`
+    def in_tile(self, v, tile, least): # A raw value of the picture; a `Tile`; the least share of an object
         "The raw value of a tile: the picture's, unless the value lies in the picture"
         if not self.is_picture or self.is_missing(v): return v
         return tile.of(v)

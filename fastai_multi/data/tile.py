@@ -40,7 +40,7 @@ class Tiles:
     def __init__(self,
         size:int=512,     # Side of a tile, in pixels
         overlap:int=64,   # Minimum number of pixels that neighbours share: about the size of an object
-        least:float=0.5,  # An object counts where at least this share of its box is in the tile; otherwise it is a crowd
+        least:float=0.5,  # An object counts if this share of its box is in the tile; otherwise it is a crowd
         empty:float=0.25  # Share of the training tiles without an object that are kept
     ):
         whole = isinstance(size, Integral) and isinstance(overlap, Integral)

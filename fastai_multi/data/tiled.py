@@ -178,8 +178,8 @@ def check_apart_files(files, splits):
             if seen.setdefault(str(files[i]), k)!=k: refuse_shared(files[i])
 
 def refuse_shared(file):
-    raise ValueError(f'The picture {str(file)!r} is in several rows, for training and for validation, so that its tiles '
-                     "would be in both. Keep its rows together: groups='file', the column of the pictures.")
+    raise ValueError(f'The picture {str(file)!r} is in several rows, for training and for validation, so that its '
+                     "tiles would be in both. Keep its rows together: groups='file', the column of the pictures.")
 
 def refuse_all_empty(n):
     raise ValueError(f'None of the {n} training tiles shows an object, and `empty` is 0: nothing is left. Are boxes in '
@@ -188,8 +188,8 @@ def refuse_all_empty(n):
 def check_draw(options): # The arguments of the loaders
     "Raise for a sampler: its positions are those of pictures"
     if options.get('sampler') is None: return
-    raise ValueError('`sampler` gives positions of rows, but with `tiles` the items are tiles. Give `weights`, a column: '
-                     'the tiles of a picture are drawn as often as it says.')
+    raise ValueError('`sampler` gives positions of rows, but with `tiles` the items are tiles. Give `weights`, a '
+                     'column: the tiles of a picture are drawn as often as it says.')
 
 def tile_transforms(item_tfms, tiles):
     "`item_tfms`; without any, smaller pictures are padded to the size of a tile"
