@@ -1,0 +1,140 @@
+"A person with a box and keypoints: a flip keeps left and right, in what is read, shown, learned and predicted"
+import numpy as np, pandas as pd, pytest, torch
+from matplotlib import pyplot as plt
+from torchvision.transforms import v2
+from PIL import ImageDraw
+from fastai.vision.all import *
+from fastai_multi import *
+from tests.seen import texts_of_figure
+
+pytestmark = pytest.mark.usefixtures('one_thread')
+JOINTS = ['head','left hand','right hand']
+PAIRS = [(1,2)]
+HANDS = {1: (220,40,40), 2: (40,60,220)}    # of those who wear gloves
+SIDE = 48
+
+def person(i, folder, gloves):
+    "Someone who faces you: the left hand is on the right; every fourth hides the right hand"
+    rng = np.random.default_rng(i)
+    cx,cy,r = rng.uniform(18, 30),rng.uniform(16, 24),rng.uniform(9, 13)
+    joints = [[cx,cy-8], [cx+r,cy+rng.uniform(0, 8)], [cx-r,cy+rng.uniform(0, 8)]]
+    im = Image.new('RGB', (SIDE,SIDE), (90,90,90))
+    draw = ImageDraw.Draw(im)
+    draw.ellipse((cx-6, cy-4, cx+6, cy+14), fill=(60,160,70))
+    for k,(x,y) in enumerate(joints):
+        colour = (230,190,150)
+        if gloves and k in HANDS: colour = HANDS[k]
+        if k==2 and i%4==3: continue
+        draw.ellipse((x-3, y-3, x+3, y+3), fill=colour)
+    if i%4==3: joints[2] = [float('nan')]*2
+    im.save(folder/f'{i}.png')
+    seen = [p for p in joints if p[0]==p[0]]
+    xs,ys = zip(*seen, (cx-6,cy-4), (cx+6,cy+14))
+    box = [max(0, min(xs)-3), max(0, min(ys)-3), min(SIDE, max(xs)+3), min(SIDE, max(ys)+3)]
+    return dict(file=f'{i}.png', joints=joints, box=box, objects=[dict(box=box, kind='person')])
+
+def persons(folder, n=16, gloves=True, pairs=PAIRS, **kwargs):
+    table = pd.DataFrame([person(i, folder, gloves) for i in range(n)])
+    outputs = dict(box=BBoxBlock, joints=PointsBlock(flip_pairs=pairs), objects=ObjectsBlock(kind=CategoryBlock))
+    kwargs = {**dict(bs=8, valid_idx=range(n-8, n), num_workers=0, device='cpu'), **kwargs}
+    return MultiDataLoaders.from_df(table, folder, image='file', outputs=outputs, **kwargs)
+
+def untyped(t): return t.as_subclass(Tensor)
+
+def pixels(t, w, h): return (untyped(t).reshape(-1,2)+1)/2*torch.tensor([w,h])
+
+def nearest_hand(x, point):
+    "Which hand has the colour that the picture shows at a point; `None` for neither"
+    h,w = x.shape[-2:]
+    at = pixels(point, w, h)[0].int()
+    px,py = at.tolist()
+    if not (1<px<w-2 and 1<py<h-2): return None
+    seen = untyped(x)[:,py,px]*255
+    off = {k: (seen-torch.tensor(c).float()).abs().max() for k,c in HANDS.items()}
+    best = min(off, key=off.get)
+    return best if off[best]<60 else None
+
+still = dict(item_tfms=Resize(64))
+mirrors = dict(item=dict(item_tfms=[FlipItem(p=1.), Resize(64)]), batch=dict(batch_tfms=Flip(p=1.), **still),
+               torchvision=dict(item_tfms=[v2.RandomHorizontalFlip(1.), Resize(64)]),
+               upside_down=dict(item_tfms=[v2.RandomVerticalFlip(1.), Resize(64)]))
+turns = dict(none=still, half=dict(batch_tfms=Rotate(p=1., draw=180.), **still),
+             twice=dict(item_tfms=[FlipItem(p=1.), Resize(64)], batch_tfms=Flip(p=1.)))
+
+def hands_seen(dl, swapped):
+    "How many hands show the colour that they must show, after the check that none shows the other"
+    seen = 0
+    for x,y in dl:
+        for im,joints in zip(x, y.joints):
+            for k in HANDS:
+                found = nearest_hand(im, joints[k])
+                if found is None: continue
+                assert found==(3-k if swapped else k)
+                seen += 1
+    return seen
+
+@pytest.mark.parametrize('name', [*mirrors, *turns])
+def test_a_mirrored_left_hand_is_a_right_hand(tmp_path, name):
+    "In a mirror image the point `left hand` is where the right hand was; a turn swaps nothing, nor do two mirrors"
+    dls = persons(tmp_path, **{**mirrors, **turns}[name])
+    assert hands_seen(dls.train, swapped=name in mirrors)>10
+    assert hands_seen(dls.valid, swapped=False)>8    # nobody flips these
+
+@pytest.mark.parametrize('name', [*mirrors, *turns])
+def test_box_objects_and_points_move_together(tmp_path, name):
+    "The box of the person, the same box among the objects, and all points inside; a hidden hand stays hidden"
+    dls = persons(tmp_path, **{**mirrors, **turns}[name])
+    hidden = 0
+    for x,y in dls.train:
+        h,w = x.shape[-2:]
+        torch.testing.assert_close(untyped(y.objects.box)[:,0], untyped(y.box))
+        for box,joints in zip(y.box, y.joints):
+            low,high = pixels(box, w, h)
+            points = pixels(joints, w, h)
+            here = ~points.isnan().any(1)
+            assert ((points[here]>=low-.1) & (points[here]<=high+.1)).all()
+            hidden += int((~here).sum())
+    assert hidden>0
+
+def test_random_flips_and_turns(tmp_path):
+    "Both hands of a person are swapped, or neither; both happen"
+    dls = persons(tmp_path, batch_tfms=aug_transforms(max_rotate=20, max_warp=0., max_lighting=0.), **still)
+    ways = set()
+    for _ in range(6):
+        for x,y in dls.train:
+            for im,joints in zip(x, y.joints):
+                found = {k: nearest_hand(im, joints[k]) for k in HANDS}
+                swapped = {found[k]!=k for k in HANDS if found[k] is not None}
+                assert len(swapped)<2
+                ways |= swapped
+    assert ways=={True,False}
+
+def trained(folder, pairs):
+    set_seed(0)
+    dls = persons(folder, 72, gloves=False, pairs=pairs, batch_tfms=Flip(), **still)
+    learn = multi_learner(dls, simple_cnn(depth=4, bn=True), heads=dict(objects=dict(width=32, convs=1)))
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(14, 1e-2)
+    return learn
+
+def widths(learn, folder):
+    "By how many pixels the predicted left hand lies right of the right hand, for each validation picture"
+    files = [folder/f for f in learn.dls.valid.items.file]
+    answers = [learn.predict(f)[0].joints for f in files]
+    return np.array([float(a[1][0])-float(a[2][0]) for a in answers])
+
+def test_a_learner_tells_left_from_right(tmp_path):
+    "Bare hands, half of the pictures mirrored: with the pairs the left hand is on the right; without them they collapse"
+    for name in ('pairs','none'): (tmp_path/name).mkdir()
+    learn = trained(tmp_path/'pairs', PAIRS)
+    told = widths(learn, tmp_path/'pairs')
+    untold = widths(trained(tmp_path/'none', []), tmp_path/'none')
+    print(told, untold)
+    assert (told>10).all()
+    assert abs(untold).mean()<.5*told.mean()
+    answer = learn.predict(tmp_path/'pairs'/'70.png')[0]
+    x1,y1,x2,y2 = answer.box
+    assert all(0<=float(v)<=SIDE for v in (x1,y1,x2,y2)) and len(answer.joints)==len(JOINTS)
+    plt.close('all')
+    learn.show_results(max_n=4)
+    assert '● joints' in texts_of_figure() or 'joints' in texts_of_figure()
+    plt.close('all')
