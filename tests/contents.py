@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np, pandas as pd, torch
 from PIL import Image
+from fastcore.basics import ifnone
 from fastai.data.block import CategoryBlock, MultiCategoryBlock, RegressionBlock
 from fastai.vision.core import PILImageBW
 from fastai.vision.data import BBoxBlock, MaskBlock, PointBlock
@@ -507,6 +508,103 @@ class MaskOutput(Content):
     def check_answer(self, answer, pred, row):
         check(bool((torch.as_tensor(answer)==pred.argmax(0)).all()), f'{self.name}: not the most probable classes')
 
+class ObjectsOutput(Content):
+    "Any number of objects, none included, some without a class or a number; some pictures that nobody looked at"
+    kind = 'objects'
+    spatial = True
+    classes = ['cup','car','tree']
+    def make(self, rng):
+        case = self.case
+        self.has_classes = rng.random()<.8
+        self.has_numbers = rng.random()<.6
+        members = {}
+        if self.has_numbers: members['size'] = RegressionBlock
+        if self.has_classes: members['what'] = CategoryBlock
+        self.members = list(members)
+        self.block = ObjectsBlock(**members)
+        holes = self.holes(rng)
+        self.values = [None if hole else self.some(rng, i, r) for r,(i,hole) in enumerate(zip(case.pictures, holes))]
+        for r in case.always: self.values[r] = [self.one_object(rng, case.pictures[r], c) for c in self.classes]
+        forms = ['dicts','dicts','lists','tables']
+        form = rng.choice(forms)
+        cells = [rng.choice([None, float('nan')]) if v is None else self.cell(form, v) for v in self.values]
+        self.columns = {case.column_name(rng, self.name): cells}
+    def one_object(self, rng, picture, what, size=None):
+        w,h = picture_size(picture)
+        x1,y1 = rng.uniform(0, w-5),rng.uniform(0, h-5)
+        res = dict(box=[x1, y1, rng.uniform(x1+3, w), rng.uniform(y1+3, h)])
+        if self.has_numbers: res['size'] = ifnone(size, round(rng.gauss(50, 10), 2))
+        if self.has_classes: res['what'] = what
+        return res
+    def some(self, rng, picture, row):
+        "0 to 4 objects; values of some are missing"
+        res = []
+        for _ in range(rng.choice([0,0,1,2,3,4])):
+            o = self.one_object(rng, picture, rng.choice(self.classes))
+            for n in ('size','what'):
+                if n in o and rng.random()<.3: o[n] = None
+            res.append(o)
+        return res
+    def cell(self, form, v):
+        "The objects of a picture as a list of dicts, a dict of lists, or a table"
+        if form=='tables' and v: return pd.DataFrame(v)
+        if form=='lists' and v: return {n: [o[n] for o in v] for n in v[0]}
+        return [dict(o) for o in v]
+    def expected(self, r):
+        "The objects whose boxes can be seen, with these boxes from -1 to 1; `None` if nobody looked"
+        if self.values[r] is None or not self.case.has_picture[r]: return None
+        window = self.case.window(self.case.pictures[r])
+        res = []
+        for o in self.values[r]:
+            box = np.clip(window.to_unit(np.reshape(o['box'], (2,2))), -1, 1).reshape(-1)
+            if box[0]<box[2]-1e-4 and box[1]<box[3]-1e-4: res.append({**o, 'box': box})
+        return res
+    def statistics(self):
+        sizes = [o['size'] for r in self.case.train_rows for o in self.values[r] or () if o['size'] is not None]
+        return np.mean(sizes),max(np.std(sizes), 1e-12)
+    def check_batch(self, t, rows):
+        vals = {n: v.as_subclass(torch.Tensor) for n,v in t.items()}
+        for k,r in enumerate(rows):
+            one = {n: v[k] for n,v in vals.items()}
+            expected = self.expected(r)
+            looked = not bool(one['looked_for'].isnan().all())
+            check(looked==(expected is not None), f'{self.name}: row {r}, looked at: {looked}, and the table {expected}')
+            here = ~one['box'].isnan().any(-1)
+            want = expected or []
+            check(int(here.sum())==len(want), f'{self.name}: row {r} has {len(want)} objects, and reads {one["box"]}')
+            if not want: continue
+            boxes = np.array([o['box'] for o in want])
+            check(near(one['box'][here].numpy(), boxes, 1e-3), f'{self.name}: row {r} reads {one["box"]}, not {boxes}')
+            self.check_members({n: v[here] for n,v in one.items() if n!='looked_for'}, want, r)
+    def check_members(self, one, want, r):
+        if self.has_classes:
+            vocab = list(self.case.part(self.name).classes)
+            found = [None if i==-100 else vocab[i] for i in one['what'].tolist()]
+            check(found==[o['what'] for o in want], f'{self.name}: row {r} reads {found} for {want}')
+        if self.has_numbers:
+            mean,std = self.statistics()
+            sizes = [math.nan if o['size'] is None else (o['size']-mean)/std for o in want]
+            check(near(one['size'].reshape(-1).numpy(), sizes, 1e-3), f'{self.name}: row {r} reads {one["size"]}')
+    def check_decoded(self, o, r):
+        expected = self.expected(r)
+        rows = self.case.part(self.name).rows(o)
+        if expected is None: return check(is_nothing(rows), f'{self.name}: row {r} has no objects, and decodes to {rows}')
+        check(len(rows)==len(expected), f'{self.name}: row {r} decodes to {rows}, and is {expected}')
+        for found,want in zip(rows, expected):
+            if self.has_classes and want['what'] is not None:
+                check(found['what']==want['what'], f'{self.name}: row {r} decodes to {rows}, and is {expected}')
+    def check_answer(self, answer, pred, row):
+        "A list of dicts, or the same by column: inside the picture, the most confident first"
+        if not self.case.has_picture[row]: return check(is_nothing(answer), f'{self.name}: objects in no picture')
+        by_column = answer
+        if isinstance(answer, list): by_column = {n: [o[n] for o in answer] for n in ('box','score')}
+        boxes = np.reshape(by_column['box'], (-1,4))
+        w,h = picture_size(self.case.pictures[row])
+        check(bool((boxes>=-1e-3).all() and (boxes<=np.array([w,h,w,h])+1e-2).all()), f'{self.name}: beyond {w,h}: {boxes}')
+        check(bool((boxes[:,2:]>=boxes[:,:2]).all()), f'{self.name}: corners {boxes}')
+        scores = list(by_column['score'])
+        check(scores==sorted(scores, reverse=True), f'{self.name}: scores {scores}')
+
 class WeightColumn(Content):
     kind = 'weight'
     def make(self, rng):
@@ -518,6 +616,6 @@ class WeightColumn(Content):
         check(near(t.flatten().numpy(), expected), f'{self.name}: reads {t.flatten().tolist()}, the table {expected}')
 
 INPUTS = dict(image=PictureInput, text=TextInput, features=FeaturesInput)
-OUTPUTS = [CategoryOutput, TagsOutput, NumberOutput, BoxOutput, PointsOutput, MaskOutput]
+OUTPUTS = [CategoryOutput, TagsOutput, NumberOutput, BoxOutput, PointsOutput, MaskOutput, ObjectsOutput]
 ODD_NAMES = ['unit price','count','index','shape','größe','价格','a.b','a-b','x,y','class','price %','name','values','T',
              'items','0','loss','valid','keys','image_','Kind','kind ','losses','lambda','__x','data','y','named']

@@ -8,7 +8,7 @@ import numpy as np, pandas as pd, torch
 from fastcore.foundation import L
 from fastai.vision.augment import Resize
 from fastai_multi import *
-from tests.contents import (INPUTS, N_PICTURES, ODD_NAMES, OUTPUTS, NumberOutput, TagsOutput, WeightColumn, Window,
+from tests.contents import (INPUTS, N_PICTURES, ODD_NAMES, OUTPUTS, NumberOutput, ObjectsOutput, TagsOutput, WeightColumn, Window,
                             Wrong, check, near, picture_size, pictures_folder)
 from tests.mistakes import LEARNER_MISTAKES, TABLE_MISTAKES
 
@@ -55,7 +55,7 @@ class Case:
         self.inputs = {n: INPUTS[n](self, n) for n in INPUTS if n in names}
         kinds = [k for k in OUTPUTS if 'image' in names or not k.spatial]
         kinds = [rng.choice(kinds) for _ in range(rng.choice([1,1,2,3,4]))]
-        self.bare = len(kinds)==1 and rng.random()<.3
+        self.bare = len(kinds)==1 and rng.random()<.3 and kinds[0] is not ObjectsOutput    # a group has a name
         self.outputs = {}
         for k in kinds:
             if k is TagsOutput and any(isinstance(o, TagsOutput) for o in self.outputs.values()): k = NumberOutput
@@ -140,7 +140,7 @@ class Case:
             done += m
             for c in self.contents():
                 name = c.name if c is not self.weight else 'item_weight'
-                c.check_batch(vals[name].as_subclass(torch.Tensor).cpu(), here)
+                c.check_batch(plain(vals[name]), here)
             for item,r in zip(dl.decode_batch(b, max_n=m), here): self.check_item(item, r)
         check(done==len(rows), f'{done} items for {len(rows)} rows')
     def check_item(self, item, r):
@@ -171,27 +171,44 @@ class Case:
         rows = list(range(self.n))
         preds = learn.get_preds(dl=self.dls.test_dl(self.df))[0]
         table = learn.predict_df(self.df)
-        check(list(table.columns)==list(self.outputs) or self.bare, f'predict_df has the columns {list(table.columns)}')
+        check(list(table.columns)==self.answer_columns() or self.bare, f'predict_df has the columns {list(table.columns)}')
         check(table.index.equals(self.df.index), 'predict_df has another index')
-        for r in rows: self.check_answers({n: self.at(preds, n)[r] for n in self.outputs}, table.iloc[r], r)
+        for r in rows: self.check_answers({n: row_of(self.at(preds, n), r) for n in self.outputs}, table.iloc[r], r)
         for r in self.rng.sample(rows, min(2, self.n)): self.check_one(learn, preds, table, r)
         self.check_metrics(learn)
+    def answer_columns(self):
+        "The columns of `predict_df`"
+        res = []
+        for n,c in self.outputs.items():
+            if isinstance(c, ObjectsOutput): res += [f'{n}.{m}' for m in ('box','score',*c.members)]
+            else: res.append(n)
+        return res
     def at(self, o, name):
         if self.bare: return o
         return o[name]
     def check_answers(self, preds, answers, r):
         for n,c in self.outputs.items():
-            pred = preds[n].as_subclass(torch.Tensor)
-            check(bool(pred.isfinite().all()), f'{n}: predicts {pred} in row {r}')
-            answer = answers.iloc[0] if self.bare else answers[n]
-            c.check_answer(answer, pred, r)
+            pred = plain(preds[n])
+            if not isinstance(c, ObjectsOutput):    # these are filled up with NaN
+                check(bool(pred.isfinite().all()), f'{n}: predicts {pred} in row {r}')
+            c.check_answer(self.cell(answers, c), pred, r)
+    def cell(self, answers, c):
+        "What a row of `predict_df` says of an output; of objects a dict of its columns"
+        if self.bare: return answers.iloc[0]
+        if not isinstance(c, ObjectsOutput): return answers[c.name]
+        if answers[f'{c.name}.box'] is None: return None
+        return {n: answers[f'{c.name}.{n}'] for n in ('box','score')}
     def check_one(self, learn, preds, table, r):
         "`predict` says of one row what the others say of all"
         answer,_,probs = learn.predict(self.df.iloc[r])
         for n,c in self.outputs.items():
-            one = self.at(probs, n).as_subclass(torch.Tensor)
-            check(near(one, self.at(preds, n)[r], 1e-3), f'{n}: predict says {one}, get_preds {self.at(preds, n)[r]}')
+            one = plain(self.at(probs, n))
+            self.check_same(n, one, plain(row_of(self.at(preds, n), r)))
             c.check_answer(self.at(answer, n), one, r)
+    def check_same(self, n, one, many):
+        "`predict` and `get_preds` of an item, tensors or groups of them"
+        if not isinstance(one, dict): one,many = {n: one},{n: many}
+        for k,v in one.items(): check(near(v, many[k], 1e-3), f'{n}: predict says {v}, get_preds {many[k]}')
     def check_metrics(self, learn):
         if self.bare or self.weight is not None: return
         found = learn.evaluate()
@@ -202,6 +219,16 @@ class Case:
         parts = [weights[n]*scales.get(n, 1.)*found[loss_column(n)] for n in self.outputs]
         if np.isfinite(parts).all():
             check(near(sum(parts), found['valid_loss'], 1e-3), f'the losses {parts} do not add up: {found}')
+
+def plain(t):
+    "A tensor without its type; of a group a dict of them"
+    if isinstance(t, torch.Tensor): return t.as_subclass(torch.Tensor).cpu()
+    return {n: plain(v) for n,v in t.items()}
+
+def row_of(t, r):
+    "An item of a tensor, or of a group of tensors"
+    if isinstance(t, torch.Tensor): return t[r]
+    return t.map(lambda v: v[r])
 
 def loss_column(n):
     "The column of an output's loss; the total has a name already"
