@@ -298,7 +298,9 @@ class TextPart(Part):
         "Maximum number of tokens in a text, or `None`"
         return None if self.encoder is None else self.encoder.max_len
 
-    def is_missing(self, v): return is_missing(v) or isinstance(v, str) and not v.strip()
+    def is_missing(self, v):
+        if isinstance(v, str): return not v.strip()
+        return is_missing(v)
     def see_column(self, values):
         if self.encoder is not None: self.encoder.see([v for v in values if isinstance(v, str) and v.strip()])
     def setup(self, values):

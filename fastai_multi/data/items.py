@@ -92,7 +92,8 @@ class PartsTfm(Transform):
         "Set up each part with the training split's values"
         if items is None or not hasattr(items, 'tfms'): return
         getters = list(items.tfms.fs)
-        train = items.train if train_setup and hasattr(items, 'train') else items
+        train = items
+        if train_setup: train = getattr(items, 'train', items)    # once: it copies the rows
         with gc_paused():
             raws = raw_values(getters, self, train.items)
             for n,p in self.leaves.items(): p.see_column(raws[n])    # all of them first: some learn from each other

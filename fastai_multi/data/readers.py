@@ -85,6 +85,9 @@ class TextReader(ColumnsReader):
         here = [v for v in cells if not is_missing(v)]
         if not here: return None
         return here[0] if len(cells)==1 else ' '.join(map(str, here))
+    def table(self, df):
+        if len(self.cols)>1: return super().table(df)
+        return [v if isinstance(v, str) else self.value([v]) for v in df[self.cols[0]].tolist()]
 
 class VectorReader(ColumnsReader):
     "Read a vector; numbers and vectors from several columns are joined"
@@ -141,6 +144,7 @@ class InputReader(Transform):
         return reader.cols
     def __repr__(self): return self.name
 
+    def setup(self, items=None, train_setup=False): pass    # fastai's copies the training rows, for nothing
     def __call__(self, row, split_idx=None, **kwargs):
         res = tuple(r.row(row) for r in self.readers.values())
         return res if len(res)>1 else res[0]
@@ -309,6 +313,7 @@ class OutputReader(Transform):
         return f'OutputReader -- {columns}'
     def __repr__(self): return self.name
 
+    def setup(self, items=None, train_setup=False): pass    # fastai's copies the training rows, for nothing
     def __call__(self, row, split_idx=None, **kwargs):
         res = {n: r.row(row) for n,r in self.readers.items()}
         return first(res.values()) if self.bare else res

@@ -12,6 +12,7 @@ from fastai.text.core import BaseTokenizer, SpacyTokenizer, SentencePieceTokeniz
 from fastai.text.data import TensorText
 from collections import Counter
 from functools import lru_cache
+from itertools import chain, repeat
 from textwrap import wrap
 from unicodedata import category, normalize
 from ..core import *
@@ -218,7 +219,7 @@ class Numericaliser:
             self.seen = []
             self.given = True       # for all inputs
         if hasattr(self.tok, 'setup'): self.tok.setup([composed(s) for s in texts])
-        count = Counter(w for o in self.tokens(texts) for w in o)
+        count = Counter(chain.from_iterable(self.tokens(texts)))
         words = [w for w,n in count.items() if n>=self.min_freq and w not in ('xxpad','xxunk')]
         words.sort(key=lambda w: (-count[w], w))
         self._set_vocab(['xxpad','xxunk', *words[:self.max_vocab]])
@@ -230,7 +231,7 @@ class Numericaliser:
         tokens = self.tokens(texts)
         get,unk,n = self.o2i.get,self.unk_id,self.max_len
         if n is not None: self._count_cut([len(o)-n for o in tokens if len(o)>n])
-        return [[get(w, unk) for w in o[:n]] for o in tokens]
+        return [list(map(get, o[:n], repeat(unk))) for o in tokens]
 
     def _own_ids(self, texts):
         "The token ids from a Hugging Face tokenizer, which keeps the overflow as further pieces"
