@@ -84,6 +84,13 @@ class Answer(Outputs):
         self._certainties = dict(certainties)
         return self
 
+    def with_values(self, values:dict): # Answers by output
+        "The same answer with other values for some outputs"
+        res = type(self)([values.get(n, v) for n,v in self.items()])
+        res._texts = self._texts
+        res._certainties = self._certainties
+        return res
+
     @property
     def confidence(self) -> dict:
         "The probability of the answer, for each output that has probabilities"

@@ -1,5 +1,5 @@
 "The web service answers as the learner does, refuses what it should, and shows a page that needs no internet"
-import asyncio, io, os, re
+import asyncio, base64, io, os, re
 import pytest
 from fastai.vision.all import *
 from fastai_multi import *
@@ -89,6 +89,41 @@ def test_together_as_alone(learn, files):
     assert sizes==[7] and isinstance(answers[-1], Exception)
     assert np.allclose([a['kind_confidence'] for a in answers[:-1]], alone, atol=1e-5)
 
+@pytest.fixture(scope='module')
+def dense(tmp_path_factory):
+    "A learner of masks, depths and objects, and the file of a picture that is larger than the network's input"
+    path = multi_rooms(tmp_path_factory.mktemp('rooms'), n=16, size=96)
+    df = pd.read_csv(path/'items.csv')
+    boxes = pd.DataFrame(dict(image=df.image, x1=10, y1=20, x2=50, y2=60, kind=['ball','cube']*8))
+    outputs = dict(part=MaskBlock(list('abcd')), depth=DepthBlock(scale=.001), things=ObjectsBlock(kind=CategoryBlock))
+    dls = MultiDataLoaders.from_df(df, path, image='image', outputs=outputs, objects=boxes, item_tfms=Resize(64), bs=4,
+                                   seed=0, num_workers=0)
+    learn = multi_learner(dls, simple_cnn(3, 4), heads=dict(things=dict(width=32, convs=1)))
+    learn.model.heads['things'].objects.cls_logits.bias.data.fill_(1.)    # so that there is something to draw
+    return learn, path/df.image[0]
+
+def test_values_for_each_pixel_are_packed(dense):
+    learn,file = dense
+    with TestClient(make_app(learn)) as client: res = client.post('/predict', files=dict(image=file.read_bytes())).json()
+    with learn.no_bar(): wanted = learn.predict(file)[0]
+    for name,dtype in dict(part='uint8', depth='float32').items():
+        m = res[name]
+        assert (m['shape'],m['dtype'])==([64,64],dtype)
+        found = np.frombuffer(base64.b64decode(m['base64']), m['dtype']).reshape(m['shape'])
+        assert np.allclose(found, wanted[name].numpy(), atol=1e-4)
+    assert [o['kind'] for o in res['things']]==[o['kind'] for o in wanted.things]
+
+def test_the_answer_as_a_picture(dense, learn, client):
+    with TestClient(make_app(dense[0])) as of_rooms:
+        res = of_rooms.post('/picture', files=dict(image=dense[1].read_bytes()))
+    assert res.headers['content-type']=='image/png'
+    im = Image.open(io.BytesIO(res.content))
+    assert min(im.size)>300
+    if 'SCREENSHOTS' in os.environ: im.save(os.environ['SCREENSHOTS']+'/picture.png')
+    assert client.post('/picture', data=dict(text='a red circle')).status_code==200
+    assert client.post('/picture', data=dict(image='/etc/passwd')).status_code==422
+    assert not plt.get_fignums()
+
 def test_no_answer_in_time(learn):
     with TestClient(make_app(learn, Limits(timeout=0.))) as client:
         answer = client.post('/predict', data=dict(text='a circle'))
@@ -126,12 +161,16 @@ def test_the_page(service, files, tmp_path, width):
         tab.fill('#in-text', 'a red circle on the left')
         tab.click('button[type=submit]')
         tab.wait_for_selector('#answer td')
+        tab.wait_for_selector('#drawn:not([hidden])')
+        assert tab.evaluate("document.querySelector('#drawn').naturalWidth")>300
+        assert not tab.is_visible('#seen-image')
         table = tab.inner_text('#answer')
         for n in ('kind', 'tags', 'box'): assert n in table
         assert tab.evaluate('document.documentElement.scrollWidth')<=width
         assert all(u.startswith((url, 'blob:')) for u in asked)
         tab.screenshot(path=os.environ.get('SCREENSHOTS', str(tmp_path))+f'/page-{width}.png', full_page=True)
         tab.click('button[type=reset]')
+        assert not tab.is_visible('#drawn')
         tab.click('button[type=submit]')
         tab.wait_for_function("document.querySelector('#error').textContent.includes('at least one')")
         browser.close()
