@@ -4234,6 +4234,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'fastai_multi/data/spatial.py'),
                                            'fastai_multi.data.spatial.draw_box': ( 'data.spatial.html#draw_box',
                                                                                    'fastai_multi/data/spatial.py'),
+                                           'fastai_multi.data.spatial.is_dark': ( 'data.spatial.html#is_dark',
+                                                                                  'fastai_multi/data/spatial.py'),
                                            'fastai_multi.data.spatial.no_area': ( 'data.spatial.html#no_area',
                                                                                   'fastai_multi/data/spatial.py'),
                                            'fastai_multi.data.spatial.no_coordinates': ( 'data.spatial.html#no_coordinates',
