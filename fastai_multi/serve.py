@@ -258,8 +258,8 @@ async def fields_of(request, limits) -> dict:
         res[n] = v if isinstance(v, str) else await v.read()
     return res
 
-async def answered(request, learn, ask, limits): # `ask`: a coroutine function of an item
-    "What `ask` gives for the item of a request"
+async def answered(request, learn, ask, limits):
+    "What the coroutine function `ask` gives for the item of a request"
     item = checked_item(learn, await fields_of(request, limits), limits)
     try: return await asyncio.wait_for(ask(item), limits.timeout)
     except asyncio.TimeoutError as e:
