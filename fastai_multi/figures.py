@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['palette', 'wide_fonts', 'display_width', 'padded', 'TextTable', 'Overview', 'frame_table', 'cell_text', 'literal',
-           'font_characters', 'installed_fonts', 'font_of', 'say_missing', 'script_of', 'legible', 'make_legible',
-           'make_text_legible', 'make_ticks_legible']
+           'is_dark', 'with_halo', 'font_characters', 'installed_fonts', 'font_of', 'say_missing', 'script_of',
+           'legible', 'make_legible', 'make_text_legible', 'make_ticks_legible']
 
 # %% ../nbs/00a_figures.ipynb #e47dd183
 from fastcore.all import *
@@ -13,6 +13,8 @@ from functools import lru_cache
 from html import escape
 from unicodedata import category, east_asian_width
 import warnings
+from matplotlib import patheffects
+from matplotlib.colors import to_rgb
 
 # %% ../nbs/00a_figures.ipynb #see00005
 def display_width(text # A text
@@ -96,6 +98,19 @@ palette = dict(right='#0072B2', wrong='#D55E00', plain='#333333',    # Colours o
 def literal(s) -> str:
     "Escape `s` so that matplotlib draws it literally: a `$` starts no formula"
     return str(s).replace('$', r'\$')
+
+# %% ../nbs/00a_figures.ipynb #60cb9a3f
+def is_dark(colour) -> bool:
+    "Whether a colour is darker than a medium grey, to the eye"
+    red,green,blue = to_rgb(colour)
+    return .299*red + .587*green + .114*blue < .35
+
+def with_halo(artist, colour, width=3):
+    "A matplotlib `artist` of this colour with an outline of the opposite lightness"
+    around = 'white' if is_dark(colour) else 'black'
+    stroke = patheffects.Stroke(linewidth=width, foreground=around, alpha=.6)
+    artist.set_path_effects([stroke, patheffects.Normal()])
+    return artist
 
 # %% ../nbs/00a_figures.ipynb #see00011
 wide_fonts = """Noto Sans CJK KR,Noto Sans KR,NanumGothic,Malgun Gothic,Apple SD Gothic Neo,Noto Sans CJK JP,

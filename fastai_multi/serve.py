@@ -39,7 +39,7 @@ def as_data(answer, # An `Answer`
 def packed_map(t:Tensor) -> dict: # Numbers for each pixel, `h,w` or `c,h,w`
     "The numbers as base64 of their bytes, with their shape and NumPy's name of their type"
     a = np.ascontiguousarray(untyped(t.detach().cpu()).numpy())
-    if a.dtype.kind in 'iu' and a.size and 0<=a.min() and a.max()<256: a = a.astype(np.uint8)
+    if np.issubdtype(a.dtype, np.integer) and a.size and 0<=a.min() and a.max()<256: a = a.astype(np.uint8)
     return dict(shape=list(a.shape), dtype=a.dtype.name, base64=base64.b64encode(a.tobytes()).decode())
 
 def draw_answer(learn, item) -> bytes: # A `MultiLearner`; a raw item, a dict by input
