@@ -123,6 +123,18 @@ def test_a_fresh_process_predicts_the_same(exported, encoder, fusion):
 EACH = [*[(e, 'concat') for e in ENCODERS], *[('cnn', f) for f in fusions if f!='concat'],
         *[(e, f) for e in ('resnet18','bert') for f in ('attention','tokens')]]
 
+# The whole product runs `export`, a load in a fresh process and `predict`. The other calls run on a covering design:
+# every encoder with one fusion, every fusion with one encoder, and the fusions of tokens with encoders that give maps
+# and words.
+
+def test_the_design_covers_every_encoder_every_fusion_and_every_pair():
+    assert {e for e,_ in EACH}==set(ENCODERS) and {f for _,f in EACH}==set(fusions)
+    assert set(text_encoders)<=set(ENCODERS)                      # a new text encoder must join
+    assert len(set(COMBINATIONS))==len(ENCODERS)*len(fusions) and len(set(EACH))==len(EACH)
+    for encoder in ('cnn','bert'):                                # maps and words
+        assert {'attention','tokens'}<={f for e,f in EACH if e==encoder}
+    assert {f for e,f in EACH if e in STAGED}==set(fusions)       # `depth` and `split` meet every fusion
+
 @pytest.mark.parametrize('encoder,fusion', EACH)
 def test_everything_that_a_learner_does(source, encoder, fusion):
     learn = source.learner(encoder, fusion)

@@ -3,6 +3,7 @@ import importlib, math, pickle
 import numpy as np, pandas as pd, pytest, torch
 from fastai.vision.all import *
 from fastai_multi import *
+from fastai_multi.models.image import image_encoder
 from fastai_multi.models.text import TransformerEncoder, transformer_encoder
 from small_models import save_bert
 
@@ -256,3 +257,37 @@ def test_frozen_epochs_take_a_models_features_from_memory(folder, table):
     kept = learn.get_preds()[0]
     assert not torch.allclose(kept.colour, start.colour)
     with cached_features(learn), learn.no_bar(): torch.testing.assert_close(learn.get_preds()[0].colour, kept.colour)
+
+# A picture beside a text: what is frozen, and what trains
+
+@pytest.mark.parametrize('photo,text', [('trained','bert'), ('new','bert'), ('trained','bag')])
+def test_what_a_photo_and_a_text_train(folder, shapes, photo, text):
+    "What is trained already waits frozen and moves in the second phase; what is new trains from the start"
+    block = PlainTextBlock(tok=str(folder), max_len=32) if text=='bert' else PlainTextBlock()
+    dls = MultiDataLoaders.from_csv(shapes, 'items.csv', image='file', text='caption', text_block=block, seed=0, bs=16,
+                                    num_workers=0, outputs=dict(colour=CategoryBlock), item_tfms=Resize(32))
+    net = image_encoder(simple_cnn(2, width=4))
+    net.pretrained = photo=='trained'
+    set_seed(0)
+    learn = multi_learner(dls, net, text=str(folder) if text=='bert' else 'bag')
+    read = dict(photo=learn.model.trunks['image'], text=learn.model.encoders['text'], head=learn.model.heads['colour'])
+    waits = dict(photo=photo=='trained', text=text=='bert', head=False)
+
+    def maps(name): return [p for p in read[name].parameters() if p.ndim>1]
+    def moved(before): return {n: any(not torch.equal(p, q) for p,q in zip(maps(n), before[n])) for n in read}
+    def state(): return {n: [p.detach().clone() for p in maps(n)] for n in read}
+
+    assert {n: not any(p.requires_grad for p in maps(n)) for n in read}==waits
+    start = state()
+    with learn.no_bar(), learn.no_logging():
+        assert 0<learn.lr_find(num_it=4, show_plot=False).valley<=10
+        assert not any(moved(start).values())
+        assert {n: not any(p.requires_grad for p in maps(n)) for n in read}==waits
+        learn.fit_one_cycle(1, 1e-2)
+        assert moved(start)=={n: not w for n,w in waits.items()}
+        middle = state()
+        learn.fine_tune(1, 1e-2)
+    assert all(moved(middle).values())
+    groups = learn.summary_groups().set_index('group').parameters
+    trained = sum(p.numel() for n,w in waits.items() if w for p in read[n].parameters())
+    assert groups['early trunk']+groups['late trunk']==trained
