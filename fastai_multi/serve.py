@@ -291,18 +291,19 @@ def make_app(
     app.add_middleware(GZipMiddleware, minimum_size=10_000)
 
     async def respond(request, ask, form):
-        "What `ask` gives for a request, in this form of a response, or what is wrong; counted"
+        "What `ask` gives for a request, in this form of a response, or what is wrong"
+        try: return form(await answered(request, learn, ask, limits))
+        except BadRequest as e: return JSONResponse(dict(error=str(e)), e.status)
+        except Exception as e: return JSONResponse(dict(error=f'The model failed: {type(e).__name__}.'), 500)
+
+    def png(data): return Response(data, media_type='image/png')
+    async def draw(request): return await respond(request, app.state.batcher.draw, png)
+    async def predict(request):
         start = time.perf_counter()
-        try: res = form(await answered(request, learn, ask, limits))
-        except BadRequest as e: res = JSONResponse(dict(error=str(e)), e.status)
-        except Exception as e: res = JSONResponse(dict(error=f'The model failed: {type(e).__name__}.'), 500)
+        res = await respond(request, app.state.batcher.answer, JSONResponse)
         counters.requests.labels(str(res.status_code)).inc()
         counters.seconds.observe(time.perf_counter()-start)
         return res
-
-    def png(data): return Response(data, media_type='image/png')
-    async def predict(request): return await respond(request, app.state.batcher.answer, JSONResponse)
-    async def draw(request): return await respond(request, app.state.batcher.draw, png)
 
     app.add_route('/predict', predict, methods=['POST'])
     app.add_route('/picture', draw, methods=['POST'])
