@@ -152,7 +152,7 @@ class KeepingTile(TilePicture):
     def key(self, frame): return self.opener.key(self.file, frame, self.img_cls)
     def made(self, frame):
         "A tile after the fixed crops, which the cache gets"
-        im = self.after(self.cut(step_of(frame)), self.crops[:self.opener.n_fixed])
+        im = self.after(self.cut(frame_step(frame)), self.crops[:self.opener.n_fixed])
         self.opener.cache.put(self.key(frame), KeptPixels(self.tile.tile_size, np.asarray(im)))
         return im
 
