@@ -16,7 +16,7 @@ _public = """Inputs Outputs ImageText Numericaliser OnPart safe_tfms MultiDL
     PointsBlock SegmentationBlock DepthBlock NormalsBlock WeightBlock ObjectsBlock describe
     read_coco read_voc read_yolo load_multi_learner
     InputReader OutputReader MultiDataLoaders stream_dls PictureCache Shrink kfold_dls multi_shapes multi_rooms
-    Edits apply_edits Tiles
+    Edits apply_edits Tiles AdoptedDetector
     image_encoder simple_cnn text_encoder transformer_encoder dual_encoders awd_lstm_encoder vector_encoder MultiModel
     BoxLoss MultiLoss f1_multi map_multi mask_accuracy point_distance
     FixedWeights ScheduledWeights RandomWeighting DynamicWeightAverage GeometricMean UncertaintyWeighting GradNorm FAMO

@@ -24,6 +24,7 @@ from .calibration import *
 from .callback.adapt import *
 from .direct import *
 from .build import *
+from .adoption import *
 
 # %% ../nbs/77c_answering.ipynb #76ea2790
 def check_one_item(beside): # The argument after the item
@@ -89,6 +90,7 @@ class Answering(Answered):
         check_has_predictions(self.named, kwargs)
         check_activations(act, self.output_parts)
         activation = partial(self._activate, act)
+        if act is None: cbs = [*L(cbs), KeepFound()]
         res = super().get_preds(ds_idx, dl, with_input, with_decoded, with_loss, act=activation, inner=inner,
                                 reorder=reorder, cbs=cbs, **kwargs)
         return tuple(map(self._one_tensor_each, res))

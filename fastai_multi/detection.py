@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['side_distances', 'boxes_at', 'assign_places', 'ObjectsLoss', 'in_crowd', 'overlap_loss', 'centre_loss', 'unheld_text',
-           'place_scores', 'Detector', 'at_places', 'each_object', 'sure_boxes']
+           'place_scores', 'Detector', 'is_found', 'found_again', 'at_places', 'each_object', 'sure_boxes']
 
 # %% ../nbs/62_detection.ipynb #ob620001
 from fastai.basics import *
@@ -50,6 +50,7 @@ class ObjectsLoss:
     "FCOS's loss of a head for objects, for each image; missing labels of an object add no loss"
     ignores_missing = True
     mixable = False
+    names = ('classes', 'boxes', 'centre')    # of the parts, besides further outputs
     def __init__(self,
         label:str=None, # The member that holds the objects' class; `None`: all are of one class
         more:dict=None, # The loss of each further output of an object, as in `MultiLoss`
@@ -59,30 +60,46 @@ class ObjectsLoss:
         self.label = label
         self.radius = radius
         self.terms = {n: OutputTerm(n, l) for n,l in (more or {}).items()}
-        self.weights = check_keys(dict(weights or {}), ['classes', 'boxes', 'centre', *self.terms], 'part in `weights`')
+        self.weights = check_keys(dict(weights or {}), [*self.names, *self.terms], 'part in `weights`')
         self.parts = {}          # the last call's mean loss of each part, detached
         self.n_boxes = 0         # number of boxes so far
         self.n_unheld = 0        # of these, boxes without a location inside
 
     def __call__(self, pred, targ) -> Tensor: # bs
-        cells = pred.cell[0]
+        cells = self.cells(pred)
         crowd = targ.crowd==1                                    # bs,n
         boxes = targ.box.masked_fill(crowd[...,None], math.nan)
-        at = torch.stack([assign_places(cells, b, self.radius) for b in boxes])    # bs,places
+        at = torch.stack([self.assign(pred, b) for b in boxes])    # bs,places
         self.count(at, boxes, cells)
         pictures,here = (at>=0).nonzero(as_tuple=True)
         own = at[pictures,here]
-        n = max(1, self.places(own, pred.logits))/len(boxes)
+        n = self.shared(at, own, pred)
         parts = dict(classes=self.classes(pred, targ, at, pictures, here, own, crowd))
-        true = side_distances(cells[here], boxes[pictures,own])
         def of_objects(v): return v.new_zeros(len(boxes)).index_add(0, pictures, v)
-        parts['boxes'] = of_objects(overlap_loss(pred.distances[pictures,here], true))
-        parts['centre'] = of_objects(centre_loss(pred.centre[pictures,here], true))
+        for name,v in self.box_parts(pred, boxes, cells, pictures, here, own).items(): parts[name] = of_objects(v)
         for name,term in self.terms.items():
             v,known = term.items(pred.more[name][pictures,here], targ[name][pictures,own])
             parts[name] = of_objects(torch.where(known, v, 0.))
-        self.parts = {k: (v.detach().mean()/n) for k,v in parts.items()}
+        self.parts = {k: (v.detach()/n).mean() for k,v in parts.items()}
         return sum(v*self.weights.get(k, 1.) for k,v in parts.items())/n
+
+    def cells(self, pred):
+        "Centre and size of each location, in the frame"
+        return pred.cell[0]
+    def assign(self, pred, boxes):
+        "The object assigned to each location, negative for none"
+        return assign_places(pred.cell[0], boxes, self.radius)
+    def shared(self, at, own, pred):
+        "What sums are divided by, one number or a number for each picture"
+        return max(1, self.places(own, pred.logits))/len(at)
+    def ignored(self, at):
+        "Locations at which no class is learned"
+        return torch.zeros_like(at, dtype=torch.bool)
+    def box_parts(self, pred, boxes, cells, pictures, here, own):
+        "The losses of the boxes at assigned locations, by part"
+        true = side_distances(cells[here], boxes[pictures,own])
+        return dict(boxes=overlap_loss(pred.distances[pictures,here], true),
+                    centre=centre_loss(pred.centre[pictures,here], true))
 
     def places(self, own, logits):
         "The number of assigned locations; in distributed training the mean over the processes"
@@ -95,8 +112,8 @@ class ObjectsLoss:
         "The focal loss of the classes, for each picture"
         logits = pred.logits                                      # bs,places,c
         true = torch.zeros_like(logits)
-        counts = (targ.looked_for==1)[:,None].expand(logits.shape) & ~in_crowd(pred.cell[0], targ.box, crowd, at)
-        counts = counts.clone()
+        counts = (targ.looked_for==1)[:,None].expand(logits.shape) & ~in_crowd(self.cells(pred), targ.box, crowd, at)
+        counts = counts & ~self.ignored(at)[...,None]
         label = torch.zeros_like(own)
         if self.label is not None: label = targ[self.label][pictures,own]
         known = label!=IGNORE
@@ -112,13 +129,16 @@ class ObjectsLoss:
         held = sum(len(row[row>=0].unique()) for row in at)
         self.n_boxes += n_boxes
         if held==n_boxes: return
-        if not self.n_unheld: warnings.warn(unheld_text(n_boxes-held, n_boxes, cells))
+        if not self.n_unheld: warnings.warn(self.tell_unheld(n_boxes-held, n_boxes, cells))
         self.n_unheld += n_boxes-held
+    def tell_unheld(self, n, of, cells):
+        "The sentence about boxes without a location"
+        return unheld_text(n, of, cells)
 
     def __getstate__(self): return {**self.__dict__, 'parts': {}}
     def __repr__(self):
         more = ''.join(f', {n}={t.loss}' for n,t in self.terms.items())
-        return f'ObjectsLoss({self.label!r}{more})'
+        return f'{type(self).__name__}({self.label!r}{more})'
 
 def in_crowd(cells, boxes, crowd, at) -> Tensor: # bs,places,1
     "Locations in a crowd that are not assigned to an object"
@@ -166,14 +186,27 @@ class Detector:
         self.candidates = candidates
         self.same = same
 
-    def picture(self, logits, distances, centre, cell): # Predictions of one picture
+    def scores(self, one): # Predictions, of one picture or several
+        "The score of each class at each location"
+        return place_scores(one.logits, one.centre, one.cell)
+    def boxes(self, one, at, label): # Predictions of one picture, locations, and the class at each
+        "The boxes of the objects at these locations"
+        return boxes_at(one.cell[at], one.distances[at]).float().clamp(-1,1)
+    def every(self, pred):
+        "The boxes and the scores at all locations"
+        boxes = [self.boxes(take_rows(pred, i), slice(None), None) for i in range(len(pred.logits))]
+        return torch.stack(boxes), self.scores(pred)
+
+    def picture(self, one): # Predictions of one picture
         "Boxes, scores, classes and locations of the objects of one picture, in order of confidence"
-        scores = place_scores(logits, centre, cell).flatten()
+        scores = self.scores(one)
+        n_classes = scores.shape[1]
+        scores = scores.flatten()
         keep = (scores>self.least).nonzero()[:,0]
         if len(keep)>self.candidates: keep = keep[scores[keep].topk(self.candidates).indices]
-        at = keep//logits.shape[1]
-        label = keep%logits.shape[1]
-        boxes = boxes_at(cell[at], distances[at]).float().clamp(-1,1)
+        at = keep//n_classes
+        label = keep%n_classes
+        boxes = self.boxes(one, at, label)
         big = (boxes[:,2:]>boxes[:,:2]).all(1)
         keep,at,label,boxes = keep[big],at[big],label[big],boxes[big]
         best = batched_nms(boxes, scores[keep], label, self.nms)[:self.most]
@@ -181,6 +214,7 @@ class Detector:
 
     def __call__(self, pred):
         "Boxes `bs,most,4`, scores, classes and locations `bs,most`; NaN and -100 if there are fewer objects"
+        if is_found(pred): return found_again(pred)
         bs = len(pred.logits)
         like = pred.logits
         boxes = torch.full((bs,self.most,4), math.nan, device=like.device)
@@ -188,15 +222,31 @@ class Detector:
         labels = torch.full((bs,self.most), IGNORE, device=like.device)
         places = torch.full((bs,self.most), IGNORE, device=like.device)
         for i in range(bs):
-            found = self.picture(pred.logits[i], pred.distances[i], pred.centre[i], pred.cell[i])
+            found = self.picture(take_rows(pred, i))
             for t,v in zip((boxes,scores,labels,places), found): t[i,:len(v)] = v
         return boxes,scores,labels,places
+
+    def found(self, pred):
+        "The predictions at the objects that are found, without those at all other locations"
+        boxes,scores,labels,places = self(pred)
+        vals = dict(box=boxes, score=scores, label=labels)
+        if 'more' in pred.keys(): vals['more'] = pred.more.map(at_places, places)
+        return Outputs.make(vals)
 
     def once(self, boxes, scores): # Boxes `n,4` and scores of one picture, in order of confidence
         "Whether each object is kept: no more confident one of any class overlaps it"
         return nms(boxes, scores, self.same)
 
-    def __repr__(self): return f'Detector(least={self.least:g}, nms={self.nms:g}, most={self.most})'
+    def __repr__(self): return f'{type(self).__name__}(least={self.least:g}, nms={self.nms:g}, most={self.most})'
+
+def is_found(pred):
+    "Whether predictions are a result of `Detector.found`"
+    return 'label' in pred.keys()
+
+def found_again(pred):
+    "Boxes, scores, classes and places from a result of `Detector.found`"
+    places = torch.arange(pred.label.shape[1], device=pred.label.device).expand(pred.label.shape)
+    return pred.box, pred.score, pred.label, torch.where(pred.label==IGNORE, IGNORE, places)
 
 # %% ../nbs/62_detection.ipynb #ob620028
 def at_places(t:Tensor, # `bs,places,k`

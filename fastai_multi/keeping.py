@@ -91,6 +91,7 @@ class KeptGroup(Kept, part=GroupPart):
 class KeptObjects(Kept, part=ObjectsPart):
     "The objects of a picture, at each location, weighted by the old model's confidence that an object is there"
     def distance(self, pred, old):
+        if 'centre' not in pred.keys(): return super().distance(pred, old)    # an adopted RetinaNet or Faster R-CNN
         sure = old.logits.sigmoid().amax(-1)    # bs,locations
         res = weighted_mean(tag_distances(pred.logits, old.logits).sum(-1), torch.ones_like(sure))*sure.shape[1]
         res = res/sure.sum(1).mean().clamp(min=1.)

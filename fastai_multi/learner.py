@@ -40,6 +40,7 @@ from .cache import *
 from .build import *
 from .outputlosses import *
 from .sharing import *
+from .adoption import *
 from .rates import *
 from .state import *
 from .exporting import ExportingLearner
@@ -74,6 +75,7 @@ class MultiLearner(Answering, Explaining, Growing, Tiling, Resuming, Bundling, E
         dls = multi_dls(dls)
         self.description = describe(dls)
         self.tasks = {n: task_of(p) for n,p in self.description.outputs.items()}
+        meet_heads(self.tasks, model)
         self.modalities = {n: modality_of(p) for n,p in self.description.inputs.items()}
         self.class_weights = class_weight_tensors(class_weights, dls, self.tasks, loss_func)
         self.given_losses = given_losses(loss_func, self.tasks)
@@ -83,7 +85,7 @@ class MultiLearner(Answering, Explaining, Growing, Tiling, Resuming, Bundling, E
                                label_smoothing)
         super().__init__(dls, model, loss_func=loss_func, metrics=metrics, **kwargs)
         self.remove_cb(CastToTensor)
-        self.add_cbs([LossWatch(), BestEpochWatch()])
+        self.add_cbs([LossWatch(), BestEpochWatch(), ChooseRegions()])
 
     # Data and model
     @property
@@ -349,7 +351,8 @@ def plot_model(
 # %% ../nbs/78_learner.ipynb #0c96308b
 def multi_learner(
     dls:DataLoaders, # From `MultiDataLoaders`, a `DataBlock` of this package's blocks, or one of fastai's own blocks
-    arch=None, # Image encoder: a torchvision constructor, a timm name, `simple_cnn`, a module; or a dict by input
+    arch=None, # Image encoder: a torchvision constructor, a timm name, `simple_cnn`, a module; a torchvision detector;
+    # or a dict by input
     *,
     depth=None, # Number of stages of `arch` to keep (1: stem and first stage), or a dict by output; `None`: all
     split:int=None, # Number of stages that the outputs share; each has its own copy of the others; `None`: all
@@ -383,6 +386,7 @@ def multi_learner(
     heads = check_keys(as_dict(heads, 'heads', 'dict(kind=[64])'), tasks, 'output in `heads`')
     check_neck(neck)
     arch = arch_by_input(arch, modalities)
+    arch,heads,weights = adopted(arch, heads, tasks, modalities, depth, pretrained, weights)
     groups = share_groups(share, modalities, arch)
     check_read(modalities, arch, depth=depth, split=split, weights=weights, text=unusual(text))
     check_untrained(arch, pretrained)

@@ -44,9 +44,10 @@ class FoundObjects:
         self.seen = whole
         self.result = None
         pairs = []
-        for i,found in enumerate(zip(*self.detector(learn.pred))):
+        objects = self.detector(learn.pred)
+        for i,found in enumerate(zip(*objects)):
             pairs += [(i, *pair) for pair in self.picture(*found, take_rows(learn.y, i))]
-        self.pairs = torch.tensor(pairs, dtype=torch.int64, device=learn.pred.logits.device).reshape(-1,3).unbind(1)
+        self.pairs = torch.tensor(pairs, dtype=torch.int64, device=objects[0].device).reshape(-1,3).unbind(1)
         return self.pairs
 
     def picture(self, boxes, scores, labels, places, targ):

@@ -15,6 +15,7 @@ from .terms import *
 from .metrics import *
 from .detection import *
 from .objectmetrics import *
+from .detectorlosses import *
 from .tasks import *
 
 # %% ../nbs/68a_objects.ipynb #ob6a0005
@@ -25,14 +26,19 @@ class ObjectsTask(GroupTask, part=ObjectsPart):
     threshold = 0.4     # Minimum score of the objects in an answer
     def __init__(self, part):
         super(GroupTask, self).__init__(part)
-        self.detector = Detector()
+        self.meet(None)
         self.tasks = {n: task_of(part.members[n].inner) for n in part.outputs if n!=part.label}
 
     @property
     def size(self):
         n_classes = 1 if self.part.label is None else self.part.members[self.part.label].c
         return dict(classes=n_classes, more={n: t.size for n,t in self.tasks.items()})
-    def loss(self, **kwargs): return ObjectsLoss(self.part.label, {n: t.loss() for n,t in self.tasks.items()})
+    def meet(self, head):
+        "Decode and train the predictions of `head`; those of an adopted detector have a form of their own"
+        self.way = way_of(head)
+        self.detector = self.way.detector()
+    def loss(self, **kwargs): return self.way.loss(self.part.label, {n: t.loss() for n,t in self.tasks.items()})
+    def lean(self, pred): return self.detector.found(pred)
     def metrics(self):
         found = self.found()
         more = [self.at_found(found, n, m) for n,t in self.tasks.items() for m in t.metrics()]
@@ -58,8 +64,8 @@ class ObjectsTask(GroupTask, part=ObjectsPart):
         return Outputs.make(vals)
     def exported(self, pred, activation):
         "For every location its box, a score for each class, and each further output; the reader suppresses overlaps"
-        boxes = boxes_at(pred.cell, pred.distances).float().clamp(-1,1)
-        res = {f'{self.name}.box': boxes, f'{self.name}.score': place_scores(pred.logits, pred.centre, pred.cell)}
+        boxes,scores = self.detector.every(pred)
+        res = {f'{self.name}.box': boxes, f'{self.name}.score': scores}
         for n,t in self.tasks.items():
             rows = first(t.exported(pred.more[n].flatten(0,1), t.activation).values())
             res[f'{self.name}.{n}'] = rows.unflatten(0, boxes.shape[:2])

@@ -24,7 +24,8 @@ data_modules = ('fastai.data.core', 'fastai.data.load', 'fastai.data.transforms'
                 'fastai.tabular.core', 'fasttransform.transform', 'fastai_multi.data', 'fastai_multi.models',
                 'fastai_multi.core', 'fastai_multi.losses', 'fastai_multi.terms', 'fastai_multi.tasks',
                 'fastai_multi.objects', 'fastai_multi.build', 'fastai_multi.targets', 'fastai_multi.rowmetrics',
-                'fastai_multi.calibration', 'fastai_multi.detection', 'fastai_multi.surfaces')
+                'fastai_multi.calibration', 'fastai_multi.detection', 'fastai_multi.surfaces',
+                'fastai_multi.detectorlosses')
 # Single classes and functions
 known_names = {f'builtins:{o}' for o in 'int float bool str bytes list tuple dict set NoneType'.split()}
 known_names |= {'pathlib:Path', 'pathlib:PosixPath', 'numpy:ndarray', 'torch:Tensor', 'PIL.Image:Image',
@@ -32,6 +33,10 @@ known_names |= {'pathlib:Path', 'pathlib:PosixPath', 'numpy:ndarray', 'torch:Ten
                 'fastcore.foundation:L', 'fastcore.basics:fastuple',
                 'fastcore.imports:noop', 'fastai.imports:noop', 'fastcore.basics:noop', 'collections:OrderedDict',
                 'collections:defaultdict', 'pandas.core.frame:DataFrame', 'torch.nn.parameter:Parameter'}
+# Numbers of torchvision's detectors: thresholds, weights, sizes
+known_names |= {f'torchvision.models.detection._utils:{o}' for o in
+                ('BalancedPositiveNegativeSampler', 'BoxCoder', 'BoxLinearCoder', 'Matcher')}
+known_names |= {'torchvision.ops.poolers:LevelMapper'}
 # Subclasses of these hold the settings of a Hugging Face model or of LoRA
 settings_classes = {'transformers.configuration_utils:PreTrainedConfig', 'peft.config:PeftConfigMixin',
                     'transformers.configuration_utils:PretrainedConfig', 'peft.tuners.lora.config:LoraRuntimeConfig'}
@@ -40,7 +45,7 @@ known_functions = {'fastai_multi.data.text:split_words', 'fastai.vision.augment:
                    'fastai.vision.augment:zoom_mat', 'fastai.vision.augment:flip_mat', 'fastai.data.load:_wif',
                    'fastai.vision.augment:TensorImage.lighting', 'fastai.vision.augment:dihedral_mat',
                    'torch.nn.functional:relu', 'torch.nn.functional:gelu', 'torch.nn.functional:silu',
-                   'torch._C._nn:gelu'}    # PyTorch's own name for it
+                   'torch._C._nn:gelu', 'torchvision.ops.boxes:box_iou'}    # PyTorch's own name for it
 # Methods that may be used as a value, on any registered class or object
 known_methods = ('create', 'activation', 'decodes', '_do_nothing')
 

@@ -55,6 +55,13 @@ class Task(Scored, ForPart):
         "The metric `m`, adapted to this output"
         return m
 
+    def meet(self, head): # The head of this output
+        "Adapt to the head, for a kind whose heads differ in what they predict"
+
+    def lean(self, pred): # Raw predictions of a batch
+        "What `get_preds` keeps of the raw predictions, enough for `activation`"
+        return pred
+
     @property
     def size(self):
         "The size of the output, to build a head"

@@ -373,7 +373,7 @@ class MultiModel(nn.Module):
         return not encoder.pretrained and not self.from_scratch
 
     def named_groups(self) -> dict:
-        "Parameters by group: early trunk, late trunk, branches, trained encoders of other inputs, everything new"
+        "Parameters by group: early and late trunk, branches, trained encoders and heads, everything new"
         groups = {'early trunk': [], 'late trunk': [], 'branches': []}
         for trunk in self.trunks.values():
             if self._is_new(trunk): continue
@@ -383,6 +383,8 @@ class MultiModel(nn.Module):
             if hasattr(encoder, 'param_groups'):
                 for group,parameters in zip(groups, encoder.param_groups()): groups[group] += parameters
             else: groups[f'{name} encoder'] = list(encoder.parameters())
+        for name,head in self.heads.items():
+            if hasattr(head, 'trained_parameters'): groups[f'{name} detector'] = head.trained_parameters()
         fixed = {id(p) for p in self.fixed_parameters()}
         groups['new layers'] = [p for p in self.parameters() if id(p) not in fixed]
         return without_repeats(groups)
