@@ -3,12 +3,13 @@ style sheets, no warnings of other libraries, pictures in 256 colours. Then clea
 
 Usage: python .ci/execute.py nbs/90_tutorial.depth.ipynb ...
 """
-import base64, io, subprocess, sys, time
+import base64, io, os, subprocess, sys, time
 from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 from PIL import Image
 
+os.environ.pop('MPLBACKEND', None)    # a backend set in the shell, such as Agg, would leave the notebooks without pictures
 root = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(root/'docs'))
 from outputs import text_of

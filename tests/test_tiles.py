@@ -1,6 +1,7 @@
 "Training on tiles of large pictures: what lies in each, the split, and the way back to the picture"
 import numpy as np
 import pandas as pd
+import warnings
 import pytest
 import torch
 from fastai.vision.all import *
@@ -345,6 +346,20 @@ def test_a_learner_knows_its_tiles(large, tmp_path):
     again = load_bundle(tmp_path/'bundle').predict_tiles(path/'0.png')
     assert np.allclose([o['box'] for o in again], [o['box'] for o in want], atol=1e-2)
     assert loaded.evaluate_tiles(learn.dls.pictures[1])==found
+
+def test_a_whole_picture_is_told(large):
+    "`predict` and `predict_df` of a picture larger than the tiles warn, and name `predict_tiles`; a tile does not"
+    path,df = large
+    learn = learner(loaders(large))
+    file = path/df.file[0]
+    words = 'trained on tiles of 128 pixels.*predict_tiles'
+    with pytest.warns(UserWarning, match=words): learn.predict(file)
+    with pytest.warns(UserWarning, match=words): learn.predict_df(df.head(2))
+    with warnings.catch_warnings(record=True) as seen, learn.no_bar():
+        warnings.simplefilter('always')
+        learn.predict(PILImage.create(file).crop((0,0,128,128)))
+        learn.predict_tiles(file)
+    assert not [w for w in seen if 'tiles' in str(w.message)]
 
 def test_true_objects_score_one(large):
     "evaluate_tiles of a learner that answers with the truth"
