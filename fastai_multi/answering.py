@@ -52,8 +52,8 @@ def warn_of_whole_pictures(
     large = [s for s in sizes if max(s)>tiles.size]
     if not large: return
     w,h = large[0]
-    warnings.warn(f'This learner was trained on tiles of {tiles.size} pixels, and {len(large)} of {len(sizes)} pictures '
-                  f'are larger (the first is {w} x {h}): its item transforms cut or shrink them. '
+    warnings.warn(f'This learner was trained on tiles of {tiles.size} pixels, and {len(large)} of {len(sizes)} '
+                  f'pictures are larger (the first is {w} x {h}): its item transforms cut or shrink them. '
                   'learn.predict_tiles(picture) predicts a large picture tile by tile.', stacklevel=3)
 
 # %% ../nbs/77c_answering.ipynb #34b8efa7
