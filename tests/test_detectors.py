@@ -164,7 +164,7 @@ def finding(table, shapes):
         learn.tasks['objects'].threshold = .05
     return res
 
-@pytest.mark.parametrize('family', ['fasterrcnn'])
+@pytest.mark.parametrize('family', FAMILIES)
 def test_answers(finding, family, tmp_path):
     "What predict, predict_df, get_preds and show_results read; and the same answers in a fresh process"
     learn = finding[family]
@@ -175,7 +175,7 @@ def test_answers(finding, family, tmp_path):
     df = learn.predict_df(learn.dls.train.items.iloc[:3], num_workers=0)
     assert len(df)==3
     preds,targs,losses = learn.get_preds(with_loss=True)
-    assert preds.objects.box.shape==(8,100,4) and losses.isfinite().all()
+    assert preds.objects.box.shape==(8,learn.tasks['objects'].detector.most,4) and losses.isfinite().all()
     raw,_ = learn.get_preds(act=noop)
     torch.testing.assert_close(learn.loss_func.activation(raw).objects.box, preds.objects.box, equal_nan=True)
     assert learn.evaluate()['valid_loss']==pytest.approx(learn.evaluate()['valid_loss'])
@@ -234,3 +234,116 @@ def test_a_crowd_is_no_background(table, shapes, family):
     y.objects.crowd[:] = 1
     loss(pred.objects, y.objects)
     assert float(loss.parts['classes'])==0
+
+def test_classes_that_nobody_looked_for(table, shapes):
+    "FCOS and RetinaNet leave them out; a Faster R-CNN says why it cannot"
+    kinds = sorted({o['kind'] for r in table.objects for o in r})
+    halves = ['|'.join(kinds[:2]), '|'.join(kinds[2:])]
+    df = table.assign(seen=[halves[i%2] for i in range(len(table))])
+    rows = [[{k: v for k,v in o.items() if k in ('box','kind')} for o in r] for r in df.objects]
+    boxes = pd.DataFrame([dict(file=f, **o) for f,r in zip(df.file, rows) for o in r])
+    seen = boxes.file.map(df.set_index('file').seen)
+    boxes = boxes[[k in s for k,s in zip(boxes.kind, seen)]]
+    boxes[['x1','y1','x2','y2']] = boxes.box.tolist()
+    boxes = boxes.drop(columns='box')
+    dls = loaders(df.drop(columns='objects'), shapes, dict(objects=ObjectsBlock(kind=CategoryBlock)), objects=boxes,
+                  columns=dict(objects=dict(looked_for='seen')), bs=8)
+    for family in ('fcos','retinanet'):
+        learn = learner(dls, detector(family, 4))
+        x,y = dls.valid.one_batch()
+        pred = learn.model.eval()(x).map(torch.clone)
+        v = learn.loss_func(pred, y)
+        unseen = (y.objects.looked_for==0)[:,None].expand_as(pred.objects.logits)
+        pred.objects.logits[unseen] += 3
+        torch.testing.assert_close(learn.loss_func(pred, y), v)
+    with pytest.raises(ValueError, match='only some classes were looked for. Adopt a RetinaNet or an FCOS'):
+        learner(dls, detector('fasterrcnn', 4)).fit(1)
+
+def frozen(model):
+    "Batch norms as torchvision freezes them in trained detectors"
+    for name,m in list(model.backbone.body.named_modules()):
+        if not isinstance(m, nn.BatchNorm2d): continue
+        parent,_,last = name.rpartition('.')
+        new = torchvision.ops.FrozenBatchNorm2d(m.num_features)
+        new.running_mean += .1
+        setattr(model.backbone.body.get_submodule(parent), last, new)
+    return model
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_fine_tune(table, shapes, family):
+    "The detector's own parameters are a group that is frozen first; frozen norms stay; new classes are new layers"
+    dls = dls_of(table.iloc[:40], shapes)
+    learn = learner(dls, AdoptedDetector(frozen(detector(family, 4)), categories=['circle','square','tree','house']),
+                    pretrained=True)
+    groups = learn.model.named_groups()
+    assert 'objects detector' in groups and 'early trunk' in groups
+    assert not any(p.requires_grad for p in groups['objects detector'])
+    norms = [m for m in learn.model.modules() if isinstance(m, torchvision.ops.FrozenBatchNorm2d)]
+    own = [p.clone() for p in groups['objects detector']]
+    learn.fit(1)
+    assert all(torch.equal(a, b) for a,b in zip(own, groups['objects detector']))
+    learn.fine_tune(1, freeze_epochs=1)
+    assert not all(torch.equal(a, b) for a,b in zip(own, groups['objects detector']))
+    assert len(norms)==4 and all(torch.equal(m.running_mean, torch.full_like(m.running_mean, .1)) for m in norms)
+
+@pytest.mark.parametrize('cb', [UncertaintyWeighting, GradientBalance, partial(GradientBalance, level='parameters'),
+                                TaskMonitor], ids=str)
+def test_balancing(table, shapes, cb):
+    learn = learner(dls_of(table.iloc[:40], shapes), detector('fasterrcnn', 4))
+    before = [p.clone() for p in learn.model.heads['objects'].parameters()]
+    learn.fit(1, cbs=cb())
+    assert np.isfinite(learn.recorder.values[-1][0])
+    moved = [not torch.equal(a, b) for a,b in zip(before, learn.model.heads['objects'].parameters())]
+    assert all(moved)
+    assert 'objects' in str(learn.task_report(n_batches=1))
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_half_precision(table, shapes, family):
+    learn = learner(dls_of(table.iloc[:40], shapes), detector(family, 4), precision='bf16')
+    learn.fit(1)
+    assert np.isfinite(learn.recorder.values[-1][:2]).all()
+
+def test_depth_of_other_outputs(table, shapes):
+    dls = dls_of(table.iloc[:40], shapes)
+    learn = learner(dls, detector('retinanet', 4), depth=dict(colour=2), split=1)
+    learn.fit(1)
+    assert np.isfinite(learn.recorder.values[-1][0])
+    with pytest.raises(ValueError, match='reads all stages'): learner(dls, detector('retinanet', 4), depth=2)
+    with pytest.raises(ValueError, match="leave it out of `heads`"):
+        learner(dls, detector('retinanet', 4), heads=dict(objects=dict(width=32)))
+    with pytest.raises(ValueError, match='multiples of 32'):
+        learner(dls_of(table.iloc[:40], shapes, item_tfms=Resize(50)), detector('retinanet', 4)).fit(1)
+    only = loaders(table, shapes, dict(kind=CategoryBlock))
+    with pytest.raises(ValueError, match='holds objects'): learner(only, detector('retinanet', 4))
+
+# Weights
+
+def test_weights_from_a_file(table, shapes, tmp_path):
+    "A constructor with a state dict: the learner's head holds its weights; categories keep the rows of their classes"
+    builder = torchvision.models.detection.fasterrcnn_mobilenet_v3_large_320_fpn
+    model = builder(weights=None, weights_backbone=None, num_classes=6)
+    torch.save(model.state_dict(), tmp_path/'detector.pth')
+    dls = dls_of(table.iloc[:40], shapes)
+    names = ['__background__','star','circle','square','triangle','tree']
+    given = AdoptedDetector(builder, names, weights=tmp_path/'detector.pth')
+    learn = learner(dls, given, pretrained=True)
+    vocab = list(dls.vocab['objects.kind'])
+    own = model.roi_heads.box_predictor
+    new = learn.model.heads['objects'].roi.box_predictor
+    for i,c in enumerate(vocab):
+        torch.testing.assert_close(new.cls_score.weight[i+1], own.cls_score.weight[names.index(c)])
+        torch.testing.assert_close(new.bbox_pred.bias[4*i+4:4*i+8], own.bbox_pred.bias[4*names.index(c):][:4])
+    direct = learner(dls, builder, weights=tmp_path/'detector.pth', pretrained=True)
+    a = direct.model.heads['objects'].neck.state_dict()
+    for n,v in model.backbone.fpn.state_dict().items(): torch.testing.assert_close(a[n], v)
+    assert direct.model.encoders['image'].pretrained
+
+def test_the_users_detector_stays(table, shapes):
+    "Two learners of one detector share no weights with each other or with it"
+    dls = dls_of(table.iloc[:40], shapes)
+    model = detector('fcos', 4)
+    before = {n: v.clone() for n,v in model.state_dict().items()}
+    one,two = learner(dls, model),learner(dls, model)
+    one.fit(1)
+    assert not {id(p) for p in one.model.parameters()} & {id(p) for p in two.model.parameters()}
+    for n,v in model.state_dict().items(): assert torch.equal(before[n], v)
