@@ -6,7 +6,7 @@ import pytest, torch
 from fastai.vision.all import *
 from fastai_multi import *
 from fastai_multi.distributed import *
-from small_models import save_bert
+from small_models import save_bert, save_siglip
 from tests import together
 
 pytest.importorskip('accelerate')
@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 def source(tmp_path_factory):
     path = multi_shapes(tmp_path_factory.mktemp('together')/'shapes', n=24, size=64, seed=0)
     save_bert(path/'bert')
+    save_siglip(path/'siglip')
     return path
 
 @pytest.fixture(scope='module')
@@ -46,7 +47,7 @@ def tensors(x, at=''):
 
 CASES = ['three_outputs', 'no_label_in_one', 'plain_target',
          *[f'weights_{n}' for n in together.WEIGHTINGS if n!='random'], *[f'fusion_{n}' for n in together.MODELS],
-         'bert', 'timm', 'objects', 'stopped', 'resumed']
+         *together.encoders(Path()), 'objects', 'stopped', 'resumed']
 
 @pytest.mark.parametrize('name', CASES)
 def test_as_one_process_with_twice_the_batch(one, two, name):

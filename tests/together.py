@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from fastai.vision.all import *
 from fastai_multi import *
+from fastai_multi.models.awdlstm import AWDLSTMEncoder
 from tests.small_models import WORDS
 
 N = max(num_distrib(), 1)
@@ -53,7 +54,8 @@ def plain(model):
             m.train = stays
         if isinstance(m, nn.modules.dropout._DropoutNd): m.p = 0.
         for k,v in list(vars(m).items()):
-            if isinstance(v, float) and (k in ('p','embed_p','weight_p') or 'dropout' in k): setattr(m, k, 0.)
+            if isinstance(v, float) and (k in ('p','embed_p') or 'dropout' in k): setattr(m, k, 0.)
+        if hasattr(m, 'weight_p'): m.weight_p = 1e-9    # fastai's WeightDropout breaks at 0
     return model
 
 def learner(dls, *args, **kwargs):
@@ -131,28 +133,51 @@ def weighted(name):
 # By fusion, the text encoder
 MODELS = dict(concat='bag', sum='bag', gated='lstm', film='bag', attention='lstm', tokens='bag', late='bag')
 
-def pictured(path, bs=8, text_block=None):
+def pictured(path, bs=8, text='text', **kwargs):
     df = table(24)
     items = pd.read_csv(path/'items.csv')
     df['file'] = items.file[:24]
     df.loc[::5, 'text'] = None
     set_seed(0)
-    return MultiDataLoaders.from_df(df, path, image='file', text='text', outputs=OUTPUTS, valid_col='is_valid',
-                                    bs=bs//N, num_workers=0, item_tfms=Resize(32), text_block=text_block)
+    return MultiDataLoaders.from_df(df, path, image='file', text=text, outputs=OUTPUTS, valid_col='is_valid',
+                                    bs=bs//N, num_workers=0, item_tfms=Resize(32), **kwargs)
 
 def fused(path, fusion):
     neck = None if fusion in ('attention','tokens') else 8    # these read places instead of one vector
     return trained(learner(pictured(path), simple_cnn(2, 4), text=MODELS[fusion], fusion=fusion, neck=neck,
                            pretrained=False, opt_func=SGD))
 
-def encoded(path, arch, text):
-    block = None
-    if text=='bert':
-        text = str(path/'bert')
-        block = PlainTextBlock(tok=text, max_len=32)
-    dls = pictured(path, text_block=block)
+def cnn(): return simple_cnn(2, 4)
+def tokens_of(folder):
+    if folder is None: return {}
+    return dict(text_block=PlainTextBlock(tok=str(folder), max_len=16))
+
+def encoded(path, arch, text='bag', tok=None): # `tok`: the folder of the model whose tokens are read
+    dls = pictured(path, **tokens_of(tok))
     if callable(arch): arch = arch()    # its weights are drawn after the seed is set
+    if callable(text): text = text()
     return trained(learner(dls, arch, text=text, neck=8, pretrained=False, opt_func=SGD))
+
+def lstm_of_fastai(): return partial(AWDLSTMEncoder, emb_sz=8, n_hid=8, n_layers=2)
+
+def dual(path):
+    "The two encoders of one small SigLIP"
+    both = dual_encoders(path/'siglip')
+    dls = pictured(path, **tokens_of(path/'siglip'))
+    return trained(learner(dls, dict(image=both.image), text=both.text, opt_func=SGD))
+
+def with_row(path):
+    dls = pictured(path, text=None, cat_names=['text'], cont_names=list('ab'))
+    return trained(learner(dls, cnn(), neck=8, pretrained=False, opt_func=SGD))
+
+def encoders(path):
+    "What is trained, by the name of the encoder that is tried"
+    bert = path/'bert'
+    return dict(bert=partial(encoded, path, cnn, str(bert), bert),
+                lora=partial(encoded, path, cnn, partial(transformer_encoder, bert, lora=2), bert),
+                awd_lstm=partial(encoded, path, cnn, lstm_of_fastai), dual=partial(dual, path),
+                row=partial(with_row, path), timm=partial(encoded, path, 'test_resnet'),
+                resnet18=partial(encoded, path, partial(resnet18, weights=None)))
 
 # Objects: rows of different lengths in each process
 
@@ -247,9 +272,8 @@ def cases(path, out):
                mixed=mixed)
     res |= {f'weights_{n}': partial(weighted, n) for n in WEIGHTINGS}
     res |= {f'fusion_{n}': partial(fused, path, n) for n in MODELS}
-    res |= dict(bert=partial(encoded, path, partial(simple_cnn, 2, 4), 'bert'),
-                timm=partial(encoded, path, 'test_resnet', 'bag'),
-                objects=partial(objects, path), stopped=partial(stopped_and_saved, out), resumed=partial(resumed, out),
+    res |= encoders(path)
+    res |= dict(objects=partial(objects, path), stopped=partial(stopped_and_saved, out), resumed=partial(resumed, out),
                 fine_tuned=partial(fine_tuned, path))
     if N>1: res['refused'] = partial(refused, out)
     return res
