@@ -4962,6 +4962,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                       'fastai_multi/detectorlosses.py'),
                                              'fastai_multi.detectorlosses.AnchorDetector.boxes': ( 'detectorlosses.html#anchordetector.boxes',
                                                                                                    'fastai_multi/detectorlosses.py'),
+                                             'fastai_multi.detectorlosses.AnchorDetector.every': ( 'detectorlosses.html#anchordetector.every',
+                                                                                                   'fastai_multi/detectorlosses.py'),
                                              'fastai_multi.detectorlosses.AnchorDetector.scores': ( 'detectorlosses.html#anchordetector.scores',
                                                                                                     'fastai_multi/detectorlosses.py'),
                                              'fastai_multi.detectorlosses.AnchorLoss': ( 'detectorlosses.html#anchorloss',

@@ -27,6 +27,9 @@ class AnchorDetector(Detector):
     def boxes(self, one, at, label):
         boxes = self.coder.decode_single(one.deltas[at].float(), one.anchor[at])
         return in_frame(boxes, one['size']).clamp(-1,1)
+    def every(self, pred):
+        boxes = [self.boxes(take_rows(pred, i), slice(None), None) for i in range(len(pred.logits))]
+        return torch.stack(boxes), self.scores(pred)
 
 # %% ../nbs/67b_detectorlosses.ipynb #dt670009
 class AnchorLoss(ObjectsLoss):
