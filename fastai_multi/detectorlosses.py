@@ -48,7 +48,7 @@ class AnchorLoss(ObjectsLoss):
 
     def cells(self, pred):
         "The anchors as centres and sizes, in the frame"
-        return as_cells(in_frame(pred.anchor[0], pred['size'][0]))
+        return as_frame_cells(in_frame(pred.anchor[0], pred['size'][0]))
     def assign(self, pred, boxes):
         "The object assigned to each anchor, negative for none"
         here = ~boxes[:,0].isnan()
