@@ -293,8 +293,8 @@ def untyped(t # A tensor, or a group of them; anything else is returned as it is
            ):
     "`t` without fastai's type"
     if isinstance(t, Named): return t.map(untyped)
-    if torch.compiler.is_exporting(): return t
-    return t.as_subclass(Tensor) if isinstance(t, Tensor) and type(t) is not Tensor else t
+    if type(t) is Tensor or not isinstance(t, Tensor) or torch.compiler.is_exporting(): return t
+    return t.as_subclass(Tensor)
 
 # %% ../nbs/00_core.ipynb #33a3a516
 def map_tensors(f, # A function of a tensor

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['detector_heads', 'body_stages', 'body_encoder', 'check_maps', 'class_numbers', 'check_categories', 'keep_rows',
            'class_layer', 'in_frame', 'in_picture', 'as_frame_cells', 'anchors_of', 'check_multiple', 'DetectorHead',
-           'sizes_of', 'split_anchors', 'FCOSHead', 'AnchorsHead', 'ProposalsHead', 'padded_rows', 'check_predictor',
-           'detector_builders', 'is_detector', 'AdoptedDetector', 'refuse_own_weights', 'head_class_of',
-           'check_backbone', 'n_classes_of', 'built', 'n_classes_in']
+           'sizes_of', 'split_anchors', 'OneStepHead', 'FCOSHead', 'AnchorsHead', 'ProposalsHead', 'padded_rows',
+           'check_predictor', 'detector_builders', 'is_detector', 'AdoptedDetector', 'refuse_own_weights',
+           'head_class_of', 'check_backbone', 'n_classes_of', 'built', 'n_classes_in']
 
 # %% ../../nbs/44b_models.detectors.ipynb #dt440001
 from fastai.torch_basics import *
@@ -196,9 +196,8 @@ def split_anchors(t, n): # `bs,places,anchors*size`; the number of anchors at a 
     return t.unflatten(2, (n,-1)).flatten(1, 2)
 
 # %% ../../nbs/44b_models.detectors.ipynb #dt440021
-class FCOSHead(DetectorHead):
-    "The head of a torchvision `FCOS`"
-    family = 'places'
+class OneStepHead(DetectorHead):
+    "The head of a detector of one step: towers for classes and boxes over all levels"
     predictor = 'objects.cls_logits'
     def take(self, detector, numbers):
         self.anchors = detector.anchor_generator
@@ -210,6 +209,9 @@ class FCOSHead(DetectorHead):
         self.detection = one_step_detection(detector)
         return layer.in_channels
 
+class FCOSHead(OneStepHead):
+    "The head of a torchvision `FCOS`"
+    family = 'places'
     def forward(self, features, maps):
         levels,picture = self.levels(maps)
         levels = list(levels.values())
@@ -228,22 +230,16 @@ def one_step_detection(detector):
                 candidates=detector.topk_candidates*len(detector.anchor_generator.sizes))
 
 # %% ../../nbs/44b_models.detectors.ipynb #dt440024
-class AnchorsHead(DetectorHead):
+class AnchorsHead(OneStepHead):
     "The head of a torchvision `RetinaNet`; `anchor` is in pixels, `size` the height and width of each picture"
     family = 'anchors'
-    predictor = 'objects.cls_logits'
     def take(self, detector, numbers):
-        self.anchors = detector.anchor_generator
-        self.objects = detector.head.classification_head
-        self.boxes = detector.head.regression_head
+        width = super().take(detector, numbers)
+        coder = self.boxes.box_coder
         self.n_anchors = self.objects.num_anchors
-        layer = self.objects.cls_logits
-        self.objects.cls_logits = class_layer(layer, numbers, self.objects.num_classes)
-        self.objects.num_classes = len(numbers)
-        self.detection = dict(one_step_detection(detector), coder=self.boxes.box_coder)
-        self.matching = dict(matcher=detector.proposal_matcher, coder=self.boxes.box_coder,
-                             box_loss=self.boxes._loss_type)
-        return layer.in_channels
+        self.detection['coder'] = coder
+        self.matching = dict(matcher=detector.proposal_matcher, coder=coder, box_loss=self.boxes._loss_type)
+        return width
     def new_layer(self, width, size): return object_layer(width, self.n_anchors*size)
 
     def forward(self, features, maps):
