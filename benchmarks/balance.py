@@ -1,4 +1,4 @@
-"""The cost of balancing: the time of a training step with each method, relative to the plain sum of losses:
+"""Measure what balancing costs: the time of a training step with each method, relative to the plain sum of losses:
 `python -m benchmarks.balance`"""
 import argparse, re, time, warnings
 import torch
@@ -18,7 +18,7 @@ FEATURES = ('sum','upgrad','mgda','pcgrad','gradvac','alignedmtl','imtlg','cagra
 PARAMETERS = ('sum','upgrad','mgda','pcgrad')
 
 class Backward(Callback):
-    "How long the backward pass takes"
+    "Time the backward pass"
     order = 100
     run_valid = False
     def before_fit(self): self.times = []
@@ -30,7 +30,7 @@ def batch(args, n):
     return (torch.randn(args.bs, 3, args.size, args.size), *[torch.randint(10, (args.bs,)) for _ in range(n)])
 
 def started(model, b, n, cbs):
-    "A learner in the middle of a fit; its steps have a learning rate of 0, so that all learners can share one model"
+    "A learner in the middle of a fit. Its learning rate is 0, so all learners can share one model"
     items = list(zip(*b))
     dl = DataLoader(items, bs=len(items), num_workers=0)
     dls = DataLoaders(dl, dl)
@@ -46,7 +46,7 @@ def started(model, b, n, cbs):
     return learn
 
 def by_hand(model, b, agg):
-    "TorchJD without fastai: `mtl_backward` one task at a time, then `jac_to_grad`"
+    "TorchJD without fastai: `mtl_backward` for one output at a time, then `jac_to_grad`"
     from torchjd.autojac import mtl_backward, jac_to_grad
     opt = torch.optim.SGD(model.parameters(), lr=0.)
     lf = nn.CrossEntropyLoss()
@@ -69,7 +69,7 @@ def torchjd_upgrad():
         return UPGrad(projector=dual_cone),'our solver, since quadprog is not installed'
 
 def methods(model, b, n, args):
-    "A function for each method that takes one step, and the callback that times the plain sum's backward pass"
+    "For each method, a function that takes one step; and the callback that times the backward pass of the plain sum"
     res = {}
     back = Backward()
     def add(name, *cbs):
@@ -101,24 +101,24 @@ def measure(args, n):
     t0 = median(times['plain sum'])
     f = 1 - median(back.times[1:])/t0
     floor = f + n*(1-f)
-    print(f'\n{n} outputs: plain sum {t0*1e3:.0f} ms a step, of which backward {1-f:.2f}; floor of exact methods '
+    print(f'\n{n} outputs: plain sum {t0*1e3:.0f} ms per step, backward share {1-f:.2f}; minimum for exact methods '
           f'{floor:.2f}; TorchJD with {how}')
     for k,v in times.items():
         ratio = median(x/y for x,y in zip(v, times['plain sum']))
         exact = k.startswith(('parameters','TorchJD'))
-        print(f'  {k:<26}{ratio:6.2f}' + (f'   {ratio/floor:.2f} of the floor' if exact else ''), flush=True)
+        print(f'  {k:<26}{ratio:6.2f}' + (f'   {ratio/floor:.2f} times the minimum' if exact else ''), flush=True)
 
 def main():
     p = argparse.ArgumentParser(description=__doc__)
     for n,v in dict(size=128, bs=32, rounds=7, threads=1).items(): p.add_argument(f'--{n}', type=int, default=v)
-    p.add_argument('--only', default='', help='a regular expression for the names of the methods')
+    p.add_argument('--only', default='', help='run only the methods whose names match this regular expression')
     p.add_argument('--arch', default='resnet18')
     p.add_argument('--outputs', type=int, nargs='+', default=[2,3,5])
     args = p.parse_args()
     torch.set_num_threads(args.threads)
     warnings.simplefilter('ignore')
     print(f'torch {torch.__version__}, {args.threads} thread(s), {args.arch}, {args.bs} pictures of {args.size} px, '
-          f'{args.rounds} interleaved rounds, medians of ratios to the plain sum of the same round')
+          f'{args.rounds} interleaved rounds, median ratios to the plain sum of the same round')
     for n in args.outputs: measure(args, n)
 
 if __name__ == '__main__': main()

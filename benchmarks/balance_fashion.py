@@ -10,7 +10,7 @@ from benchmarks.fashion import OUTPUTS, loaders, picture_features
 
 OUT = Path(__file__).parent/'results'/'balance_fashion.csv'
 
-# What each method is, as callbacks for a fit; fixed weights are tuned beside the learning rate
+# For each method, the callbacks of a fit. Fixed weights are tuned together with the learning rate
 METHODS = {'sum': [{}], 'fixed weights, tuned': [dict(weights='level'), dict(weights='hard'), dict(weights='easy')],
            'uncertainty': [dict(cb=UncertaintyWeighting)], 'logs of losses': [dict(cb=GeometricMean)],
            'GradNorm': [dict(cb=GradNorm)], 'UPGrad, features': [dict(cb=partial(GradientBalance, 'upgrad'))],
@@ -19,14 +19,14 @@ LRS = [3e-3, 1e-2, 3e-2]
 HARD = ['baseColour', 'season']
 
 def weights_of(kind, learn):
-    "Fixed weights: gradients of one length, or three times as much for the hard outputs, or for the easy ones"
+    "Fixed weights of equal gradient norms, or three times as much for the hard or the easy outputs"
     if kind=='level':
         g = learn.task_report(n_batches=4).table.gradient
         return dict((g.median()/g).round(3))
     return {o: 3. if (o in HARD)==(kind=='hard') else 1. for o in OUTPUTS}
 
 def run(df, path, seed, lr, args, cb=None, weights=None):
-    "Train once; accuracy by output, and seconds"
+    "Train once and return each output's accuracy and the seconds"
     set_seed(seed)
     dls = loaders(df, path, False, False, args.size, args.bs, features='picture')
     learn = multi_learner(dls, {'features': partial(Neck, n_out=args.neck)}, heads={o: dict(p=.25) for o in OUTPUTS})
@@ -39,7 +39,7 @@ def run(df, path, seed, lr, args, cb=None, weights=None):
             'seconds': secs}
 
 def tuned(inner, path, options, args):
-    "The learning rate, and the weights, with the best mean accuracy on a fifth of the training part"
+    "The learning rate and the weights with the best mean accuracy on a fifth of the training split"
     tried = [(run(inner, path, 100, lr, args, **o)['mean'], lr, o) for o in options for lr in LRS]
     return max(tried, key=lambda t: t[0])[1:]
 
@@ -71,7 +71,7 @@ def main():
     print(summary(pd.DataFrame(rows)).to_string())
 
 def summary(runs):
-    "Mean and standard deviation over seeds, in per cent, by method; and seconds relative to the sum's"
+    "Mean and standard deviation over seeds in per cent, and time relative to the plain sum, for each method"
     g = runs.groupby('method', sort=False)
     m,s = g[[*OUTPUTS,'mean']].mean()*100,g[[*OUTPUTS,'mean']].std()*100
     res = m.round(1).astype(str)+' ± '+s.round(1).astype(str)

@@ -1,9 +1,10 @@
-"""Photos, three quarters of them with a caption, read by MiniLM: `python -m benchmarks.captions`
+"""Train on photos of which three quarters have a caption, read by MiniLM: `python -m benchmarks.captions`
 
-`coco_mini`: tags, and counts of objects and of persons, from the photo and its first caption, which 85 of 356 photos
-lack. Each learner trains with `fine_tune(5)` as in `benchmarks.defaults`, with three seeds. Then `modality_check` measures
-what each output loses without an input, and with the input of another item. The rows go to benchmarks/results/captions.csv (scores by way and seed) and
-captions_check.csv (the check of each seed)."""
+On `coco_mini`, the learners predict tags and the numbers of objects and persons from the photo and its first caption;
+85 of the 356 photos have no caption. Each learner trains with `fine_tune(5)` as in `benchmarks.defaults`, with three
+seeds. Then `modality_check` measures what each output loses without an input, and with the input of another item. The
+rows are written to benchmarks/results/captions.csv (scores by way and seed) and captions_check.csv (the check of each
+seed)."""
 import argparse
 import warnings
 from fastai.vision.all import *
@@ -17,7 +18,7 @@ HERE = Path(__file__).resolve().parent/'results'
 WAYS = ('photo', 'caption by MiniLM', 'photo and bag of words', 'photo and MiniLM')
 
 def learner_of(way):
-    "README's call on the inputs of a way"
+    "The learner from the README's call, with the inputs of `way`"
     df,given = read_set('coco')
     path = given.pop('path')
     options = {}
@@ -35,14 +36,14 @@ def learner_of(way):
     return multi_learner(dls, arch, **options)
 
 def trained(way, seed, epochs=EPOCHS):
-    "The learner, fine-tuned"
+    "The learner of `way` after `fine_tune`"
     set_seed(seed)
     learn = learner_of(way)
     with learn.no_bar(), learn.no_logging(): learn.fine_tune(epochs)
     return learn
 
 def append(rows, out):
-    "Add rows to a file"
+    "Append rows to a CSV file"
     pd.DataFrame(rows).to_csv(out, mode='a', header=not out.exists(), index=False, float_format='%.4f')
 
 def is_done(way, seed, out):
@@ -51,7 +52,7 @@ def is_done(way, seed, out):
     return bool(((table.way==way) & (table.seed==seed)).any())
 
 def measure(way, seed, args):
-    "The scores of a way; with both inputs and MiniLM also the check"
+    "Write the scores of a way; with both inputs and MiniLM, write the check too"
     out = args.folder/'captions.csv'
     if is_done(way, seed, out): return
     learn = trained(way, seed, args.epochs)
@@ -64,13 +65,13 @@ def measure(way, seed, args):
     print(way.ljust(24), seed, {o: round(v, 3) for o,v in scores.items()}, flush=True)
 
 def show(folder):
-    "Mean and spread of the scores over seeds, and the means of the check"
+    "Print the mean and the spread of the scores over seeds, and the means of the check"
     table = pd.read_csv(folder/'captions.csv')
-    print('\nmean average precision of tags; minus the mean absolute error of counts')
+    print('\nmean average precision of tags; negative mean absolute error of counts')
     stats = table.groupby(['way','output'], sort=False).metric.agg(['mean','std'])
     print(stats.apply(lambda r: f"{r['mean']:.3f} ± {r['std']:.3f}", axis=1).unstack()[table.output.unique()].to_string())
     check = pd.read_csv(folder/'captions_check.csv')
-    print('\nmodality_check, means over seeds')
+    print('\nmodality_check: means over seeds')
     by = ['output','input','change','score']
     print(check.groupby(by, sort=False)[['unchanged','changed','difference','low','high']].mean().round(3).to_string())
 

@@ -1,6 +1,8 @@
-"""Predict the category and the box of the largest object from a photo and its caption: `python -m benchmarks.coco` (overfits 16 items,
-then trains on all). With `python -m benchmarks.coco --objects`, it predicts all objects and the tags of
-the photo; it trains on 32 photos with at most `--most` objects and measures on the same photos."""
+"""Predict the category and the box of the largest object from a photo and its caption: `python -m benchmarks.coco`
+
+The script overfits 16 items, then trains on all. With `python -m benchmarks.coco --objects`, the learner predicts all
+objects and the tags of the photo: it trains on 32 photos with at most `--most` objects and is scored on the same
+photos."""
 import argparse, time
 import pandas as pd, torch
 from fastai.vision.all import *
@@ -8,7 +10,7 @@ from fastai_multi import *
 from benchmarks.data import data_path
 
 def largest(path):
-    "A row for each photo that has a caption and an object: its file, caption, and the largest object's label and box"
+    "A row for each photo with a caption and an object: its file, its caption, and the largest object's label and box"
     images = pd.read_csv(path/'images.csv')
     boxes = pd.read_csv(path/'boxes.csv')
     boxes = boxes[boxes.iscrowd==0].assign(area=lambda b: (b.x2-b.x1)*(b.y2-b.y1))
@@ -23,7 +25,7 @@ def loaders(df, path, valid_col=None, size=96, bs=16, **kwargs):
                                     item_tfms=Resize(size, 'squish'), num_workers=0, **kwargs)
 
 def overfit(path, n=16, epochs=100, lr=3e-3, weights=None, seed=0):
-    "A learner fitted to `n` items, on which it is also judged"
+    "A learner that trains and validates on the same `n` items"
     set_seed(seed)
     df = largest(path).iloc[:n]
     df = pd.concat([df.assign(is_valid=False), df.assign(is_valid=True)], ignore_index=True)
@@ -34,7 +36,7 @@ def overfit(path, n=16, epochs=100, lr=3e-3, weights=None, seed=0):
     return learn
 
 def with_objects(path, n, most):
-    "The first `n` photos with a caption and 1 to `most` objects, and their objects; tags are the classes of a photo"
+    "The first `n` photos with a caption and 1 to `most` objects, and these objects; a photo's tags are its classes"
     images = pd.read_csv(path/'images.csv').dropna(subset=['caption'])
     boxes = pd.read_csv(path/'boxes.csv').rename(columns=dict(iscrowd='crowd'))
     counts = images.file.map(boxes.file.value_counts()).fillna(0)
@@ -44,7 +46,7 @@ def with_objects(path, n, most):
     return images.assign(tags=images.file.map(tags)), boxes
 
 def overfit_objects(path, n=32, most=6, epochs=100, lr=3e-3, weights=None, seed=0, size=160):
-    "A learner fitted to the objects and tags of `n` photos, on which it is also judged"
+    "A learner of objects and tags that trains and validates on the same `n` photos"
     set_seed(seed)
     images,boxes = with_objects(path, n, most)
     print(f'{len(images)} photos, {len(boxes)} objects of {boxes.label.nunique()} classes', flush=True)
@@ -71,9 +73,9 @@ def main_objects(args, path, weights):
 def main():
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument('--epochs', type=int, default=10)
-    p.add_argument('--pictures', type=Path, help='folder for the pictures of show_batch and show_results')
-    p.add_argument('--objects', action='store_true', help='all objects and tags of 32 photos')
-    p.add_argument('--most', type=int, default=6, help='objects of a photo')
+    p.add_argument('--pictures', type=Path, help='save the pictures of show_batch and show_results in this folder')
+    p.add_argument('--objects', action='store_true', help='predict all objects and the tags of 32 photos')
+    p.add_argument('--most', type=int, default=6, help='the most objects that a photo may have')
     args = p.parse_args()
     torch.set_num_threads(2)
     path = data_path('coco_mini')

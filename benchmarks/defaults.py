@@ -1,11 +1,12 @@
-"""README's plain call on development sets, beside simple baselines: `python -m benchmarks.defaults [SET …]`
+"""Compare README's plain call with simple baselines on development sets: `python -m benchmarks.defaults [SET …]`
 
-    python -m benchmarks.defaults                        every set and every way, with three seeds
-    python -m benchmarks.defaults --ablate               also the default without each of its parts
-    python -m benchmarks.defaults --jobs 16              rows in 16 processes, on a GPU if there is one
-    python -m benchmarks.defaults --table                only the tables of the rows measured so far
+    python -m benchmarks.defaults                        run every set and every way, with three seeds
+    python -m benchmarks.defaults --ablate               also run the default without each of its parts
+    python -m benchmarks.defaults --jobs 16              use 16 processes, and a GPU if there is one
+    python -m benchmarks.defaults --table                print the tables of the rows measured so far
 
-A row is one set, way, seed and output. Rows that are already in benchmarks/results/defaults.csv (`--out`) are not run again."""
+Each row has one set, way, seed and output. Rows that are already in benchmarks/results/defaults.csv (`--out`) are not
+run again."""
 import argparse
 import csv
 import multiprocessing
@@ -36,11 +37,11 @@ WITH_TEXT = ('coco', 'fashion', 'drawn')
 BOTH = ('image', 'text')
 EPOCHS = 5
 
-# The default, and what one may change of it
+# The default, and the changes to it
 
 class Change:
-    "What a run does otherwise than the default"
-    def __init__(self, learner=None, # Arguments of `multi_learner`, or a function from loaders to them
+    "What a run changes in the default"
+    def __init__(self, learner=None, # Arguments of `multi_learner`, or a function of the loaders that returns them
                  tune=None, # Arguments of `fine_tune`
                  start=None): # Called with the learner before training
         self.learner = learner or {}
@@ -52,7 +53,7 @@ class Change:
         return self.learner
 
 def forget_prior(learn):
-    "Heads as usual elsewhere: zero biases, random last layers"
+    "Start the heads in the usual way: with zero biases and random last layers"
     for head in linear_heads(learn).values():
         nn.init.zeros_(head.wide.bias)
         wake(head)
@@ -65,36 +66,36 @@ def forget_scales(learn):
     if hasattr(learn.loss_func, 'scales'): learn.loss_func.scales = NoScales()
 
 def without_terms(dls):
-    "A bag of words without TF-IDF terms beside it"
+    "Read the text as a bag of words, without the TF-IDF terms"
     part = describe(dls).inputs.get('text')
     if part is None: return {}
     return dict(text=BagEncoder(part.c, pad_id=part.pad_id))
 
 class LiveBatchNorm(Callback):
-    "Takes `FrozenBatchNorm` away"
+    "Remove `FrozenBatchNorm`"
     order = -50
     def before_fit(self): self.learn.remove_cbs([cb for cb in self.learn.cbs if isinstance(cb, FrozenBatchNorm)])
 
 class LinearOnly(Callback):
-    "Keeps the hidden layers of heads at zero"
+    "Keep the hidden layers of heads at zero"
     def _clear(self):
         for head in linear_heads(self.learn).values(): nn.init.zeros_(head.layers[-1].weight)
     def after_step(self): self._clear()
 
 class TenthRate(Callback):
-    "Lets the hidden layers of all heads count a tenth"
+    "Reduce the weight of the hidden layers of all heads to a tenth"
     def before_fit(self):
         for head in linear_heads(self.learn).values(): head.rate.clamp_(max=.1)
 
 class AllLabels(Callback):
-    "Lets `LabelsAside` put nothing aside"
+    "Stop `LabelsAside` from holding out labels"
     order = -50
     def before_fit(self):
         for cb in self.learn.cbs:
             if isinstance(cb, LabelsAside): cb.names = []
 
 class Average(Callback):
-    "Ends at the mean of the weights over the steps, from the start on"
+    "End with the mean of the weights over all steps"
     order = 80
     def before_fit(self):
         self.n = 0
@@ -112,7 +113,7 @@ class Average(Callback):
         if self.mean is not None: self.learn.model.load_state_dict(self.mean)
 
 class Quiet(Callback):
-    "Lets outputs whose fit was not kept count a tenth"
+    "Reduce the loss of outputs whose fit was not kept to a tenth"
     order = -60
     def before_fit(self):
         for cb in self.learn.cbs:
@@ -151,7 +152,7 @@ CHANGES = {**ABLATIONS, **TRIALS}
 # Runs
 
 def learner_of(name, inputs, n=None, outputs=None, change=None):
-    "README's plain call on some inputs and outputs of a set"
+    "The learner of README's plain call, with some inputs and outputs of a set"
     dls = loaders_of(name, inputs, n, outputs)
     arch = None
     if 'image' in inputs: arch = mobilenet_v2
@@ -160,7 +161,7 @@ def learner_of(name, inputs, n=None, outputs=None, change=None):
     return multi_learner(dls, arch, **options)
 
 def trained(name, seed, inputs=BOTH, n=None, outputs=None, change=None, epochs=EPOCHS):
-    "The learner of a plain call, fine-tuned"
+    "The learner of a plain call after `fine_tune`"
     set_seed(seed)
     learn = learner_of(name, inputs, n, outputs, change)
     tune = dict(epochs=epochs)
@@ -171,17 +172,17 @@ def trained(name, seed, inputs=BOTH, n=None, outputs=None, change=None, epochs=E
     return learn
 
 def train(*args, **kwargs):
-    "The metrics of a plain call, fine-tuned"
+    "The metrics of a plain call after `fine_tune`"
     return metrics_of(trained(*args, **kwargs))
 
 def probed(name, n=None):
-    "The metrics of the probe, before any training"
+    "The metrics of the probe before training"
     learn = learner_of(name, BOTH, n)
     with learn.no_bar(), learn.no_logging(): learn.probe()
     return metrics_of(learn)
 
 class Answer(NamedTuple):
-    "What is said of the validation items in one output, and what is true"
+    "The predictions and the labels of one output on the validation items"
     said:object
     true:object
     part:object
@@ -190,7 +191,7 @@ class Answer(NamedTuple):
 def metrics_by(answers): return {o: a.metric() for o,a in answers.items()}
 
 def constant(name, n=None):
-    "The mean, the base rates, the commonest class, for every item"
+    "Answer every item with the mean, the base rates or the most common class"
     learn = learner_of(name, BOTH, n)
     complete_priors(learn)
     targs = targets_of(learn)
@@ -201,7 +202,7 @@ def constant(name, n=None):
     return res
 
 def linear(name, inputs=BOTH, n=None):
-    "Ridge and logistic regression (scikit-learn) on the frozen features of these inputs"
+    "Ridge and logistic regression of scikit-learn on the frozen features of these inputs"
     learn = learner_of(name, inputs, n)
     with learn.no_bar():
         train = FrozenFeatures(learn)
@@ -221,7 +222,7 @@ def linear(name, inputs=BOTH, n=None):
 def dense(xs): return {k: x.to_dense() if x.is_sparse else x for k,x in xs.items()}
 
 def tfidf(name, n=None):
-    "The same on scikit-learn's TF-IDF of the texts alone"
+    "The same regressions on scikit-learn's TF-IDF of the texts alone"
     learn = learner_of(name, ('text',), n)
     column = read_set(name, n)[1]['text']
     texts = [dl.items[column].fillna('') for dl in (learn.dls.train, learn.dls.valid)]
@@ -235,19 +236,19 @@ def tfidf(name, n=None):
     return res
 
 def targets_of(learn):
-    "The validation targets by output"
+    "The validation labels of each output"
     with learn.no_bar(): targs = learn.get_preds()[1]
     if isinstance(targs, Tensor): return {first(learn.output_parts): targs}
     return targs
 
 def labels_of(dl, output):
-    "Which items of a loader have a label, and the labels of these"
+    "Which items of a loader have a label, and their labels"
     column = dl.column(output)
     here = np.array([column[i] is not absent for i in range(len(column))])
     return here, torch.stack([untyped(column[i]) for i in here.nonzero()[0]])
 
 def fit_linear(part, x, y, x_valid):
-    "What scikit-learn's linear models say of `x_valid`"
+    "What scikit-learn's linear models predict for `x_valid`"
     if isinstance(part, CategoryPart): return fit_classes(x, y, x_valid, part.c)
     if not isinstance(part, TagsPart): return RidgeCV(np.logspace(-2, 3, 11)).fit(x, y).predict(x_valid)
     res = np.zeros((len(x_valid), y.shape[1]))
@@ -256,7 +257,7 @@ def fit_linear(part, x, y, x_valid):
     return res
 
 def fit_classes(x, y, x_valid, n_classes):
-    "Logistic regression; the better of three penalties on a quarter of the items"
+    "Logistic regression with the best of three penalties on a quarter of the items"
     inner = np.random.default_rng(0).random(len(y)) < .25
     best = 30.
     if len(set(y[~inner]))>1:
@@ -268,10 +269,10 @@ def fit_classes(x, y, x_valid, n_classes):
     res[:,model.classes_] = model.predict_proba(x_valid)
     return res
 
-# One row after the other, or several at once
+# Run the rows one after another, or several at once
 
 class Job(NamedTuple):
-    "A set, a way and a seed; for a learner of one output, which one"
+    "A set, a way and a seed, and the output if the learner has only one"
     set:str
     way:str
     seed:str
@@ -280,7 +281,7 @@ class Job(NamedTuple):
     epochs:int=EPOCHS
 
 def run(job):
-    "The metrics of a job by output, and its seconds"
+    "Run a job and return its metrics by output, and its seconds"
     warnings.filterwarnings('ignore')
     start = time.perf_counter()
     res = metrics_of_job(job)
@@ -300,7 +301,7 @@ def metrics_of_job(job):
     return train(name, int(job.seed), change=CHANGES.get(job.way), **given)
 
 def jobs_of(name, seeds, changes, n=None, epochs=EPOCHS):
-    "All jobs of a set"
+    "All jobs for one set"
     given = read_set(name, n)[1]
     has_text = name in WITH_TEXT
     once = ['constant', 'probe', 'linear']
@@ -315,7 +316,7 @@ def jobs_of(name, seeds, changes, n=None, epochs=EPOCHS):
     return res
 
 def read(out):
-    "The table so far"
+    "The rows measured so far"
     if not out.exists(): return pd.DataFrame(columns=COLUMNS)
     return pd.read_csv(out, dtype=dict(seed=str))
 
@@ -336,7 +337,7 @@ def write(out, job, res, seconds):
 def one_thread(): torch.set_num_threads(1)
 
 def run_all(jobs, n_processes, out):
-    "Run the jobs, and keep each one's figures as they come"
+    "Run the jobs and write the figures of each as soon as it is done"
     if n_processes<2:
         for job in jobs: write(out, *run(job))
         return
@@ -345,7 +346,7 @@ def run_all(jobs, n_processes, out):
         for done in as_completed([pool.submit(run, job) for job in jobs]): report(out, done)
 
 def report(out, done):
-    "Keep the figures of a job that is done, or say what it raised"
+    "Write the figures of a job that is done, or print its error"
     error = done.exception()
     if error is None: write(out, *done.result())
     else: print(f'failed: {error!r}', flush=True)
@@ -355,7 +356,7 @@ def report(out, done):
 SIMPLE = ('constant', 'linear', 'linear on image', 'tfidf', 'image', 'text', 'alone')
 
 def summary(table):
-    "For each output the default beside the others, and whether it is as good as the best within two standard errors"
+    "For each output, the default, the others, and whether the default is within two standard errors of the best"
     stats = table.groupby(['set', 'output', 'way'], sort=False).metric.agg(['mean', 'std', 'count']).reset_index()
     rows = []
     for (name,output),ways in stats.groupby(['set', 'output'], sort=False):
@@ -374,7 +375,7 @@ def summary_row(name, output, ways):
     return {**row, 'best other': best, 'gap': gap, 'within': within, 'as good': bool(gap>=-within)}
 
 def change_table(table):
-    "For each output how much better (+) or worse (-) it is with each change than by default, in its own units"
+    "For each output and change, how much better (+) or worse (-) than the default it is, in the metric's units"
     means = table.groupby(['set', 'output', 'way'], sort=False).metric.mean().unstack('way')
     changes = [c for c in CHANGES if c in means]
     return means[changes].sub(means['joint'], axis=0)
@@ -382,20 +383,20 @@ def change_table(table):
 def show(table):
     with pd.option_context('display.width', 250, 'display.max_columns', 50, 'display.float_format', '{:.3f}'.format):
         print(summary(table).to_string(index=False))
-        if any(c in set(table.way) for c in CHANGES): print('\nEach change against the default:\n', change_table(table))
+        if any(c in set(table.way) for c in CHANGES): print('\nEach change minus the default:\n', change_table(table))
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('sets', nargs='*', default=list(SETS))
     p.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
-    p.add_argument('--ablate', action='store_true', help='also the default with each of its parts taken away')
-    p.add_argument('--try', dest='trials', nargs='*', help='also changes by name: '+', '.join(CHANGES))
-    p.add_argument('--only', nargs='*', help='only these ways')
-    p.add_argument('--jobs', type=int, default=1, help='processes')
-    p.add_argument('--n', type=int, help='at most so many items of a set that has many')
+    p.add_argument('--ablate', action='store_true', help='also run the default without each of its parts')
+    p.add_argument('--try', dest='trials', nargs='*', help='also run these changes, or all: '+', '.join(CHANGES))
+    p.add_argument('--only', nargs='*', help='run only these ways')
+    p.add_argument('--jobs', type=int, default=1, help='the number of processes')
+    p.add_argument('--n', type=int, help='use at most this many items of a large set')
     p.add_argument('--epochs', type=int, default=EPOCHS)
     p.add_argument('--out', type=Path, default=RESULTS)
-    p.add_argument('--table', action='store_true', help='measure nothing')
+    p.add_argument('--table', action='store_true', help='print the tables and measure nothing')
     args = p.parse_args()
     if not args.table: measure(args)
     show(read(args.out))
@@ -407,9 +408,9 @@ def measure(args):
     jobs = []
     for name in args.sets: jobs += jobs_of(name, args.seeds, changes, args.n, args.epochs)
     jobs = [j for j in jobs if not is_done(j, table) and (not args.only or j.way in args.only)]
-    jobs.sort(key=lambda j: (j.seed!='-', j.seed))            # a seed of every set before the next seed
-    if 'drawn' in args.sets: read_set('drawn', args.n)        # drawn once, before there are several processes
-    print(f'{len(jobs)} runs to do', flush=True)
+    jobs.sort(key=lambda j: (j.seed!='-', j.seed))            # one seed of all sets before the next seed
+    if 'drawn' in args.sets: read_set('drawn', args.n)        # draw it once, before the processes start
+    print(f'{len(jobs)} runs left', flush=True)
     run_all(jobs, args.jobs, args.out)
 
 if __name__ == '__main__': main()

@@ -1,5 +1,5 @@
-"""The cost of depth: time of forward and backward pass of a ResNet by depth, relative to the whole network and to the
-same truncation written by hand: `python -m benchmarks.depth`"""
+"""What depth costs: the time of a ResNet's forward and backward pass at each depth, relative to the whole
+network and to the same network cut by hand: `python -m benchmarks.depth`"""
 import argparse, time
 import pandas as pd, torch, torchvision
 from pathlib import Path
@@ -12,7 +12,7 @@ from fastai_multi.models.multi import MultiModel
 STEM = ['conv1','bn1','relu','maxpool']
 
 def by_hand(net, depth, n_out):
-    "The stem and the first stages of torchvision's `net`, average pooling and a linear head"
+    "The stem and the first stages of torchvision's `net`, followed by average pooling and a linear head"
     mods = [getattr(net, n) for n in STEM+[f'layer{i+1}' for i in range(depth)]]
     c = [p for n,p in mods[-1].named_parameters() if 'bn' in n][-1].shape[0]
     return nn.Sequential(*mods, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(c, n_out))
@@ -22,7 +22,7 @@ def ours(net, depth, n_out):
                       pool='avg', named=False)
 
 def both(args, depth):
-    "Ours, the one by hand, and that one again as a control: three networks of the same weights"
+    "Our network, the one cut by hand, and that one again as a control: all three have the same weights"
     make = getattr(torchvision.models, args.arch)
     torch.manual_seed(0)
     hand = by_hand(make(weights=None), depth, args.n_out)
@@ -49,7 +49,7 @@ def measure(args):
     nets = {(d,k): m for d in range(1, 5) for k,m in both(args, d).items()}
     took = {k: [] for k in nets}
     for r in range(args.rounds+args.warm):
-        # whoever is timed first in one round is timed last in the next
+        # the network that is timed first in one round is timed last in the next
         order = list(nets) if r%2 else list(nets)[::-1]
         for k in order:
             t,loss = step(nets[k], x, y)
@@ -65,16 +65,16 @@ def main():
     for n,v in dict(size=128, bs=8, rounds=15, warm=2, n_out=10, threads=1).items():
         p.add_argument(f'--{n}', type=int, default=v)
     p.add_argument('--arch', default='resnet18', choices=['resnet18','resnet34','resnet50'])
-    p.add_argument('--out', type=Path, help='also write the table to this file')
+    p.add_argument('--out', type=Path, help='write the table to this file too')
     args = p.parse_args()
     torch.set_num_threads(args.threads)
     print(f'torch {torch.__version__}, {args.threads} thread(s), {args.arch}, {args.bs} pictures of {args.size} px, '
-          f'{args.rounds} interleaved rounds; medians of ratios within a round')
+          f'{args.rounds} interleaved rounds; median ratios within a round')
     res = measure(args)
     print(res.round(3).to_string(index=False))
     if args.out: res.to_csv(args.out, index=False, float_format='%.5g')
     worst = res.to_hand.max()
-    print(f'ours at most {100*(worst-1):+.1f} % beside the same truncation by hand; its control differs from itself '
-          f'by up to {100*(res.control-1).abs().max():.1f} %')
+    print(f'ours takes at most {100*(worst-1):+.1f} % longer than the same network cut by hand; the control differs '
+          f'from its twin by up to {100*(res.control-1).abs().max():.1f} %')
 
 if __name__ == '__main__': main()

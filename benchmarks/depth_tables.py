@@ -1,6 +1,8 @@
-"""Depth and split on real pictures, as tables of numbers in benchmarks/results:
-`python -m benchmarks.depth_tables cifar|fashion|steps` (the first two about twenty minutes each on one CPU core;
-`steps` times a training step of each configuration for the products, in turn)"""
+"""Measure depth and split on real pictures and write the tables to benchmarks/results:
+`python -m benchmarks.depth_tables cifar|fashion|steps`
+
+`cifar` and `fashion` take about twenty minutes each on one CPU core. `steps` times a training step of each
+configuration for the products, in turns."""
 import argparse, time, tempfile
 import pandas as pd, torch
 from statistics import median
@@ -12,14 +14,14 @@ from benchmarks.data import data_path
 
 HERE = Path(__file__).resolve().parent/'results'
 OUTPUTS = ['gender','masterCategory','subCategory','baseColour','season']
-# What is tried on the products. MobileNetV2 has five stages; a fine class needs what stands at the end, a colour
-# perhaps not.
+# The configurations for the products. MobileNetV2 has five stages. A fine-grained class needs the last ones, a colour
+# may not.
 CONFIGS = {'shared': {}, 'depth 4': dict(depth=4),
            'depth by output': dict(depth=dict(gender=5, masterCategory=4, subCategory=5, baseColour=3, season=4)),
            'after': dict(after=dict(subCategory='masterCategory')), 'split 4': dict(split=4), 'split 0': dict(split=0)}
 
 def small(df, src, dst, size):
-    "`df` with its pictures as squares of `size` pixels in `dst`: the same for all runs, so they are made once"
+    "`df` with its pictures resized once, for all runs, to squares of `size` pixels in `dst`"
     for f in df.file:
         to = dst/f
         to.parent.mkdir(parents=True, exist_ok=True)
@@ -27,12 +29,12 @@ def small(df, src, dst, size):
     return df
 
 def save(rows, file):
-    "Write `rows` after each run: a table that was cut short is still a table"
+    "Write `rows` after each run, so that a stopped benchmark leaves a valid table"
     file.parent.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(rows).to_csv(file, index=False, float_format='%.6g')
 
 def begun(file, args):
-    "The rows of a table that is to be gone on with"
+    "The rows of a table to continue"
     return pd.read_csv(file).to_dict('records') if args.resume and file.exists() else []
 
 # CIFAR-10
@@ -41,7 +43,7 @@ ARCHS = {'simple_cnn': (simple_cnn, [2,3,4,6]), 'simple_cnn, bn': (partial(simpl
          'resnet18': (models.resnet18, [1,2,3,4])}
 
 def cifar_items(path, n):
-    "File, class and whether it is of the test part; `n` training pictures, as many of each class"
+    "The file, class and split of `n` training pictures, equally many of each class, and of the test pictures"
     rows = [(str(f.relative_to(path)), f.parent.name, part=='test') for part in ('train','test')
             for f in sorted((path/part).glob('*/*.jpg'))]
     df = pd.DataFrame(rows, columns=['file','label','is_valid'])
@@ -70,18 +72,18 @@ def cifar(args):
     means = table[['label_loss','label_accuracy','parameters','multiply_adds','ms']].mean()
     print(means.join(table.label_accuracy.agg(['min','max'])).to_string())
 
-# products
+# Products
 
 def fashion_items(path, limit):
     df = pd.read_csv(path/'items.csv')
     if limit: df = df.sample(limit, random_state=0).reset_index(drop=True)
     df['is_valid'] = df.index.isin(RandomSplitter(0.2, seed=42)(df)[1])
-    # a class that training never sees is no question
+    # the model cannot learn a class that is not in the training split
     for o in OUTPUTS: df.loc[df.is_valid & ~df[o].isin(df[~df.is_valid][o]), o] = np.nan
     return df[['file','is_valid',*OUTPUTS]]
 
 def fashion_learner(df, d, name, seed, args):
-    "The learner of one configuration; the same for a seed, whatever came before"
+    "The learner of one configuration. It depends on the seed alone, not on earlier runs"
     set_seed(seed)
     dls = MultiDataLoaders.from_df(df, d, image='file', outputs={o: CategoryBlock for o in OUTPUTS},
                                    valid_col='is_valid', bs=args.bs, num_workers=0, seed=seed, batch_tfms=Flip())
@@ -89,7 +91,7 @@ def fashion_learner(df, d, name, seed, args):
                          **CONFIGS[name])
 
 def fashion_run(learn, args):
-    "Train; a row of what it scores and what it has"
+    "Train and return a row with the metrics and the size of the model"
     with learn.no_bar(), learn.no_logging():
         learn.fine_tune(args.epochs, args.lr, freeze_epochs=1)
         res = learn.evaluate()
@@ -117,7 +119,7 @@ def fashion(args):
     print(table.mean().drop(columns='seed').join(table.mean_accuracy.agg(['min','max'])).T.to_string())
 
 def steps(args):
-    "Milliseconds of a training step of each configuration, taken in turns so that they can be compared"
+    "Write the milliseconds of a training step of each configuration, timed in turns so that they are comparable"
     path = data_path('fashion')
     took = {}
     with tempfile.TemporaryDirectory() as d:
@@ -145,8 +147,8 @@ def main():
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument('what', choices=['cifar','fashion','steps'])
     p.add_argument('--n', type=int, default=None,
-                   help='training pictures (cifar; 2000), or pictures in all (fashion; 2000)')
-    p.add_argument('--size', type=int, default=None, help='pixels; 32 for cifar, 64 for fashion')
+                   help='training pictures (cifar) or pictures in total (fashion); 2000 by default')
+    p.add_argument('--size', type=int, default=None, help='pixels; by default 32 for cifar and 64 for fashion')
     p.add_argument('--epochs', type=int, default=None)
     p.add_argument('--seeds', type=int, nargs='+', default=[0,1,2])
     p.add_argument('--rounds', type=int, default=9)
@@ -154,7 +156,7 @@ def main():
     p.add_argument('--lr', type=float, default=None)
     p.add_argument('--out', type=Path, default=HERE)
     p.add_argument('--threads', type=int, default=1)
-    p.add_argument('--resume', action='store_true', help='keep the rows that are there, and run what is missing')
+    p.add_argument('--resume', action='store_true', help='keep the rows of the table and run the missing ones')
     p.add_argument('--configs', nargs='+', choices=[*CONFIGS], default=[*CONFIGS])
     args = p.parse_args()
     defaults = dict(cifar=dict(n=2000, size=32, epochs=5, lr=3e-3), fashion=dict(n=2000, size=64, epochs=3, lr=5e-3))

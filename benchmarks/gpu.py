@@ -1,9 +1,9 @@
-"""Training on a GPU, compared with a hand-written loop and with fastai: `python -m benchmarks.gpu`
+"""Compare training on a GPU with a hand-written loop and with fastai: `python -m benchmarks.gpu`
 
-Images a second of a hand-written loop (bf16, channels last, fused AdamW, compiled), of fastai's `vision_learner`, and of
-this package at its defaults, compiled, and in each precision, with the losses by epoch. Then 200 steps of each balancing
-method. Every way runs once in each round, in turn. `--tiny` runs everything on any device in a minute: this only
-shows that the benchmark works; its figures mean nothing."""
+The benchmark measures the images per second and the losses of each epoch for a hand-written loop (bf16, channels last,
+fused AdamW, compiled), for fastai's `vision_learner`, and for this package at its defaults, compiled, and in each
+precision. Then it runs 200 steps of each balancing method. Every way runs once in each round, in turn. `--tiny` runs
+everything on any device in a minute. It only shows that the benchmark works: its figures mean nothing."""
 import argparse, sys, tempfile, time
 import pandas as pd, torch
 from functools import partial
@@ -12,7 +12,7 @@ from fastai.vision.all import *
 from fastai_multi import *
 
 class Throughput(Callback):
-    "Images a second of the training batches after the first ones of an epoch, with the device idle at both ends"
+    "Images per second in the training batches after the first ones of an epoch. The device is idle at both ends"
     order = 100
     def __init__(self, skip): self.skip = skip
     def before_fit(self): self.rates = []
@@ -27,11 +27,11 @@ class Throughput(Callback):
         if self.seen: self.rates.append(self.seen/(now()-self.start))
 
 def now():
-    "The time when the device has nothing left to do"
+    "The time when the device has finished all its work"
     if torch.cuda.is_available(): torch.cuda.synchronize()
     return time.perf_counter()
 
-# What is trained
+# Models and data
 
 def multi_dls(args):
     tfms = dict(item_tfms=Resize(args.size), batch_tfms=aug_transforms())
@@ -51,7 +51,7 @@ def plain(args, half=False):
     if half: learn.to_bf16()
     return learn
 
-# Ways to train it: each gives losses by epoch and images a second
+# Ways to train: each returns the losses by epoch and the images per second
 
 def by_learner(args, make):
     learn = make(args)
@@ -60,7 +60,7 @@ def by_learner(args, make):
     return [float(v[1]) for v in learn.recorder.values], median(speed.rates)
 
 def by_hand(args):
-    "The package's network, losses and batches, in a loop by hand"
+    "The package's network, losses and batches in a hand-written loop"
     learn = multi(args, precision='fp32', channels_last=False)
     device = learn.dls.device
     model = learn.model.to(device, memory_format=torch.channels_last)
@@ -111,7 +111,7 @@ balancing = dict(sum=list, random=RandomWeighting, dwa=DynamicWeightAverage, geo
                  cagrad=partial(GradientBalance, 'cagrad'))
 
 class Steps(Callback):
-    "End a fit after a number of steps, and note their times and losses"
+    "End a fit after a number of steps, and record their times and losses"
     order = 101
     run_valid = False
     def __init__(self, n): self.n = n
@@ -125,7 +125,7 @@ class Steps(Callback):
         if len(self.times)>=self.n: raise CancelFitException
 
 def balanced(args, method):
-    "Milliseconds a step, and the loss of the last steps"
+    "Milliseconds per step, and the loss of the last steps"
     learn = multi(args)
     watch = Steps(args.steps)
     with learn.no_bar(), learn.no_logging(): learn.fit(1000, 1e-3, cbs=[*L(method()), watch])
@@ -138,10 +138,10 @@ def main():
     p.add_argument('--arch', default='resnet18')
     p.add_argument('--lr', type=float, default=3e-3)
     p.add_argument('--path')
-    p.add_argument('--tiny', action='store_true', help='a minute on any device: for a test of this file')
+    p.add_argument('--tiny', action='store_true', help='run for a minute on any device, to test this file')
     args = p.parse_args()
     if args.tiny: vars(args).update(n=60, size=32, bs=8, epochs=1, workers=0, seeds=1, steps=12, skip=1)
-    elif not torch.cuda.is_available(): sys.exit('benchmarks.gpu: there is no GPU here, so nothing was measured')
+    elif not torch.cuda.is_available(): sys.exit('benchmarks.gpu: this machine has no GPU, so nothing was measured')
     args.path = multi_shapes(Path(args.path or tempfile.mkdtemp())/'shapes', n=args.n, size=args.size, seed=0)
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else 'a CPU'
     print(name, 'torch', torch.__version__)
@@ -159,13 +159,13 @@ def print_ways(args):
             print(f"seed {seed} {name:<20} {rate:8.0f} images/s   valid loss by epoch "
                   f"{' '.join(f'{l:.3f}' for l in losses)}", flush=True)
     base = median(r for _,r in rows['by hand'])
-    print('\nimages a second, and relative to the loop by hand (goal of the default: .9)')
+    print('\nimages per second, and relative to the hand-written loop (goal of the default: .9)')
     for name,found in rows.items():
         rate = median(r for _,r in found)
         print(f"  {name:<20} {rate:8.0f}  {rate/base:5.2f}   last loss {' / '.join(f'{l[-1]:.3f}' for l,_ in found)}")
 
 def print_balancing(args):
-    print(f'\n{args.steps} steps of each balancing method: ms a step, relative to the sum, mean loss of the last ten')
+    print(f'\n{args.steps} steps of each balancing method: ms per step, relative to the sum, mean loss of the last ten')
     base = None
     for name,method in balancing.items():
         set_seed(0, reproducible=False)

@@ -1,8 +1,8 @@
-"""Time to make loaders and the first batch, by the number of rows and outputs: `python -m benchmarks.growth` (`--most 1000000`)
+"""Measure the time to make loaders and a first batch, by the number of rows and outputs: `python -m benchmarks.growth`
 
-A table of four numbers, with and without a caption, and 1 to 16 outputs of ten classes. Times are processor
-seconds, the minimum over `--rounds`. The slope is that of a straight line through the logarithms: 1 means linear. The rows go to
-benchmarks/results/growth.csv."""
+The table has four numbers, with or without a caption, 1 to 16 outputs of ten classes, and up to `--most` rows. Times
+are processor seconds, the minimum over `--rounds`. The printed exponent is the slope of a straight line through the
+logarithms: 1 means linear. The rows are written to benchmarks/results/growth.csv."""
 import argparse, gc, resource, time
 from fastai.vision.all import *
 from fastai_multi import *
@@ -12,7 +12,7 @@ FEATURES = [f'x{i}' for i in range(4)]
 WORDS = 'a the red blue green small large circle square bird car house on under beside left right with two'.split()
 
 def table(n, n_outputs, seed=0) -> pd.DataFrame:
-    "Captions of eight words, numbers, classes"
+    "A table of captions of eight words, numbers and classes"
     rng = np.random.default_rng(seed)
     df = pd.DataFrame(rng.normal(size=(n, len(FEATURES))), columns=FEATURES)
     df['caption'] = [' '.join(o) for o in np.array(WORDS)[rng.integers(0, len(WORDS), (n,8))]]
@@ -20,14 +20,14 @@ def table(n, n_outputs, seed=0) -> pd.DataFrame:
     return df
 
 def loaders(df, text):
-    "The loaders of a table"
+    "Loaders of a table"
     outputs = {c: CategoryBlock for c in df if c[0]=='k'}
     column = 'caption' if text else None
     return MultiDataLoaders.from_df(df, image=None, text=column, features=FEATURES, outputs=outputs, bs=64,
                                     num_workers=0, seed=0)
 
 def once(n, n_outputs, text) -> dict:
-    "Seconds for the loaders and for the first batch"
+    "Seconds to make the loaders and to read the first batch"
     df = table(n, n_outputs)
     gc.collect()
     times = [time.process_time()]
@@ -40,11 +40,11 @@ def once(n, n_outputs, text) -> dict:
                 peak_mb=memory)
 
 def best(n_rounds, *args) -> dict:
-    "The quickest of several runs"
+    "The fastest of several runs"
     return min([once(*args) for _ in range(n_rounds)], key=lambda r: r['loaders_s']+r['batch_s'])
 
 def slope(x, y) -> float:
-    "The power of `x` with which `y` grows"
+    "The exponent with which `y` grows in `x`"
     return float(np.polyfit(np.log(x), np.log(y), 1)[0])
 
 def main():
@@ -63,8 +63,8 @@ def main():
     print(res.to_string(index=False, float_format='%.3g'))
     for text in (False,True):
         seen = res[(res.text==text) & (res.outputs==4) & (res['rows']>=10_000)]
-        if len(seen)>1: print(f'text={text}: {slope(seen.rows, seen.loaders_s+seen.batch_s):.2f} in the number of rows')
+        if len(seen)>1: print(f'text={text}: exponent {slope(seen.rows, seen.loaders_s+seen.batch_s):.2f} in rows')
     seen = res[(res.rows==10_000) & ~res.text].sort_values('outputs')
-    print(f'{slope(seen.outputs, seen.loaders_s+seen.batch_s):.2f} in the number of outputs')
+    print(f'exponent {slope(seen.outputs, seen.loaders_s+seen.batch_s):.2f} in outputs')
 
 if __name__=='__main__': main()

@@ -1,12 +1,13 @@
-"""The input path, compared with a bare PIL loop and with plain fastai: `python -m benchmarks.input`
+"""Compare the input path with a bare PIL loop and with plain fastai: `python -m benchmarks.input`
 
-JPEG 320x240, drawn and seeded, to 128 px with a random crop, two outputs, batches of 64 in floats. In each round
-every loop reads all the pictures once, in an order that rotates from round to round; a figure is the median over
-the rounds of the ratio within the round, so that a machine that is busy for a while slows both sides of it. The
-bare loop runs twice in each round: the difference between the two is noise.
+Each loop reads drawn JPEG pictures of 320x240, crops them at random to 128 px and makes batches of 64 with two outputs,
+in floats. In each round every loop reads all the pictures once, and the order of the loops rotates from round to round.
+A figure is the median over the rounds of the ratio within a round, so a machine that is busy for a while slows both
+sides of the ratio. The bare loop runs twice in each round: the difference between the two is noise.
 
-With `--cache`: JPEG 640x480 to 128 and 224 px, without workers, in processor time. It reads the bytes of each batch,
-without batch transforms: with PIL, with torchvision, from a cache in memory, and from a cache on disk."""
+With `--cache`, the pictures are JPEG of 640x480, read at 128 and 224 px without workers, in processor time. The loops
+read the bytes of each batch without batch transforms: with PIL, with torchvision, from a cache in memory, and from a
+cache on disk."""
 import argparse, random, tempfile, time, warnings
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ words = ('a the red blue green small large circle square bird car house on under
          'old new').split()
 
 def draw(path, n, seed=0, scale=1):
-    "`n` JPEG pictures of 320x240, times `scale`, in `path`, and a table of them with captions and labels"
+    "Draw `n` JPEG pictures of 320x240 times `scale` into `path`, and return their table with captions and labels"
     rng = np.random.RandomState(seed)
     for i in range(n):
         im = Image.fromarray(rng.randint(0, 255, (12,16,3), dtype=np.uint8))
@@ -41,7 +42,7 @@ def draw(path, n, seed=0, scale=1):
 def captions(n, rng): return [' '.join(rng.choice(words, rng.randint(5,15))) for _ in range(n)]
 
 class Bare(Dataset):
-    "What one would write without any library: open, crop, resize, tensor"
+    "What you would write without any library: open, crop, resize, make a tensor"
     def __init__(self, path, df, outputs, size=128):
         self.size = size
         self.files = [str(path/f) for f in df.file]
@@ -67,14 +68,14 @@ def epoch_of(dl):
     return epoch
 
 def fastai(path, df, outputs, bs, workers, item_tfms=None):
-    "The same with fastai's own blocks and loader"
+    "The same loop with fastai's own blocks and loader"
     dblock = DataBlock((ImageBlock, *[CategoryBlock for _ in outputs]), n_inp=1, splitter=IndexSplitter([0]),
                        item_tfms=item_tfms or Resize(128), get_x=ColReader('file', pref=path),
                        get_y=[ColReader(o) for o in outputs])
     return epoch_of(dblock.dataloaders(df, bs=bs, num_workers=workers, device='cpu').train)
 
 def ours(path, df, outputs, bs, workers, item_tfms=None, text=None, **kwargs):
-    "The same with this package"
+    "The same loop with this package"
     df = df.assign(is_valid=[True]+[False]*(len(df)-1))
     dls = MultiDataLoaders.from_df(df, path, image='file', text=text,
                                    outputs={o: CategoryBlock if o.startswith('kind') else RegressionBlock
@@ -87,7 +88,7 @@ def reading(path, df, item_tfms, **kwargs):
     "Read the bytes of all training batches of this package, which warms a cache"
     df = df.assign(is_valid=[True]+[False]*(len(df)-1))
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore')    # of what a cache holds where the first crop is random
+        warnings.simplefilter('ignore')    # about what a cache holds if the first crop is random
         dls = MultiDataLoaders.from_df(df, path, image='file', outputs=dict(kind0=CategoryBlock), valid_col='is_valid',
                                        item_tfms=item_tfms, num_workers=0, device='cpu', **kwargs)
     dls.train.before_iter()
@@ -96,7 +97,7 @@ def reading(path, df, item_tfms, **kwargs):
     return epoch
 
 def bare_reading(path, df, size, bs=64):
-    "The bytes of all batches, with PIL and torch alone"
+    "Read the bytes of all batches with PIL and torch alone"
     data = Bare(path, df, ['kind0'], size)
     def epoch():
         order = random.sample(range(len(data)), len(data))
@@ -104,7 +105,7 @@ def bare_reading(path, df, size, bs=64):
     return epoch
 
 def cached(rep, n, n_rounds):
-    "The cache beside decoding, and the decoders beside PIL alone"
+    "Compare the cache with decoding, and the decoders with PIL alone"
     with tempfile.TemporaryDirectory() as tmp:
         path = Path(tmp)
         df = draw(path, n+1, scale=2)
@@ -124,28 +125,28 @@ def one_size(rep, path, df, size, n_rounds):
     loops['torchvision'] = reading(path, df, tfms['crop'], decoder='torchvision')
     loops['torchvision memory'] = reading(path, df, tfms['shrink more'], decoder='torchvision', cache='memory')
     s = timed(loops, n_rounds)
-    print(f"  bare PIL reads {len(df)/median(s['bare']):.0f} pictures a second of the processor")
+    print(f"  bare PIL reads {len(df)/median(s['bare']):.0f} pictures per processor second")
     rep.ratio('bare against itself (the control)', s['bare'], s['bare again'])
-    rep.ratio('fastai_multi at its defaults, against bare PIL', s['bare'], s['crop'], 1.3)
-    rep.ratio("decoder='torchvision', against bare PIL", s['bare'], s['torchvision'], 1.3)
+    rep.ratio('fastai_multi at its defaults, relative to bare PIL', s['bare'], s['crop'], 1.3)
+    rep.ratio("decoder='torchvision', relative to bare PIL", s['bare'], s['torchvision'], 1.3)
     for where in stores:
-        rep.ratio(f"Resize(method='squish'): cache in {where}, against decoding", s['squish'], s[f'squish {where}'], 10)
-        rep.ratio(f'Shrink({size}), Resize: cache in {where}, against decoding', s['shrink'], s[f'shrink {where}'], 10)
-        rep.ratio(f'Shrink({size*5//4}), Resize: cache in {where}, against decoding', s['shrink more'],
+        rep.ratio(f"Resize(method='squish'), {where} cache, vs decoding", s['squish'], s[f'squish {where}'], 10)
+        rep.ratio(f'Shrink({size}), Resize, {where} cache, vs decoding', s['shrink'], s[f'shrink {where}'], 10)
+        rep.ratio(f'Shrink({size*5//4}), Resize, {where} cache, vs decoding', s['shrink more'],
                   s[f'shrink more {where}'])
-        rep.ratio(f'Resize, random (whole pictures): cache in {where}', s['crop'], s[f'crop {where}'])
-    rep.ratio(f"the same of Shrink({size*5//4}) by decoder='torchvision'", s['shrink more'], s['torchvision memory'])
+        rep.ratio(f'Resize, random (whole pictures), {where} cache', s['crop'], s[f'crop {where}'])
+    rep.ratio(f"the same Shrink({size*5//4}) with decoder='torchvision'", s['shrink more'], s['torchvision memory'])
 
 class Invert(Transform):
-    "A user's own transform, unknown to every loader"
+    "A transform of your own, which no loader knows"
     def __init__(self, order): super().__init__(order=order)
     def encodes(self, x:PILImage): return PILImage.create(np.asarray(x)[:,::-1].copy())
 
 def rounds(loops, n_rounds):
-    "Seconds by loop and round; the order rotates"
+    "Seconds of each loop in each round. The order rotates"
     names = list(loops)
     res = {k: [] for k in names}
-    for k in names: loops[k]()    # warm: files in the page cache, targets encoded
+    for k in names: loops[k]()    # warm up: files in the page cache, labels encoded
     for r in range(n_rounds):
         for k in names[r%len(names):]+names[:r%len(names)]:
             t = time.perf_counter()
@@ -158,10 +159,10 @@ def spread(v):
     return f'{median(v):6.3f}   ({q[0]:.3f} to {q[2]:.3f})'
 
 class Report:
-    "Prints lines and remembers whether each target was met"
+    "Print lines and remember which goals were missed"
     def __init__(self): self.missed = []
     def ratio(self, what, num, den, at_least=None):
-        "Speed of `den`'s loop in units of `num`'s: above 1 is faster"
+        "Print the speed of `den`'s loop relative to `num`'s: above 1 is faster"
         v = [a/b for a,b in zip(num, den)]
         if at_least is None: self.line(what, spread(v))
         else: self.line(what, spread(v), median(v)>=at_least, f'at least {at_least}')
@@ -172,16 +173,16 @@ class Report:
         print(f'  {what:<58}{figure:<32}{verdict}', flush=True)
 
 def finish(rep):
-    "Say which targets were missed"
-    print(f"\n{'all targets met' if not rep.missed else 'missed: '+'; '.join(rep.missed)}")
+    "Print which goals were missed"
+    print(f"\n{'all goals met' if not rep.missed else 'missed: '+'; '.join(rep.missed)}")
 
 def main():
     ap = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    ap.add_argument('--n', type=int, default=768, help='pictures an epoch')
+    ap.add_argument('--n', type=int, default=768, help='pictures per epoch')
     ap.add_argument('--rounds', type=int, default=9, help='paired rounds')
     ap.add_argument('--workers', type=int, nargs='*', default=[0,2])
     ap.add_argument('--bs', type=int, default=64)
-    ap.add_argument('--cache', action='store_true', help='time the cache and the decoders instead')
+    ap.add_argument('--cache', action='store_true', help='measure the cache and the decoders instead')
     ap.add_argument('--captions', type=int, default=20000)
     args = ap.parse_args()
     torch.set_num_threads(1)
@@ -193,7 +194,7 @@ def main():
         path = Path(tmp)
         df = draw(path, args.n+1)
         more = [f'kind{k}' for k in range(2,8)]
-        print(f'{args.n} pictures an epoch, {args.rounds} rounds, batches of {args.bs}, one thread; '
+        print(f'{args.n} pictures per epoch, {args.rounds} rounds, batches of {args.bs}, one thread; '
               'median (quartiles) of the ratios within a round')
         for w in args.workers:
             two = ['kind0','kind1']
@@ -210,21 +211,21 @@ def main():
                         'ours, own after': o(two, item_tfms=[Resize(128), Invert(2)])},
                        args.rounds)
             seen = args.n//args.bs*args.bs
-            print(f"\n{w} workers: bare PIL reads {seen/median(r['bare']):.0f} images a second")
+            print(f"\n{w} workers: bare PIL reads {seen/median(r['bare']):.0f} pictures per second")
             print(f"  {'speed relative to the bare loop':<58}")
             rep.ratio('bare against itself (the control)', r['bare'], r['bare again'])
             rep.ratio('plain fastai', r['bare'], r['fastai'])
             rep.ratio('fastai_multi', r['bare'], r['ours'], 0.9)
             rep.ratio('fastai_multi, threads=2', r['bare'], r['ours, two threads'])
-            rep.ratio('fastai_multi, image and text, against image only', r['ours'], r['ours, image and text'],
+            rep.ratio('fastai_multi, image and text, relative to image only', r['ours'], r['ours, image and text'],
                       0.9 if w else 0.95)
-            rep.ratio('padding in place of cropping, against fastai', r['fastai, pad'], r['ours, pad'], 1.5)
-            rep.ratio('a transform of the user\'s before Resize, against fastai', r['fastai, own before'],
+            rep.ratio('padding instead of cropping, relative to fastai', r['fastai, pad'], r['ours, pad'], 1.5)
+            rep.ratio('a transform of your own before Resize, relative to fastai', r['fastai, own before'],
                       r['ours, own before'], 1.)
-            rep.ratio('a transform of the user\'s after Resize, against fastai', r['fastai, own after'],
+            rep.ratio('a transform of your own after Resize, relative to fastai', r['fastai, own after'],
                       r['ours, own after'], 1.)
             ms = [(b-a)/seen/len(more)*1000 for a,b in zip(r['ours'], r['ours, eight outputs'])]
-            rep.line('each further output, ms an item', spread(ms), median(ms)<=0.05, 'at most 0.05')
+            rep.line('each further output, ms per item', spread(ms), median(ms)<=0.05, 'at most 0.05')
         if args.captions:
             many = pd.DataFrame(dict(text=captions(args.captions, np.random.RandomState(1)),
                                      kind0=['a','b']*(args.captions//2)))
@@ -233,7 +234,7 @@ def main():
                                            bs=args.bs, device='cpu')
             s = time.perf_counter()-t
             print()
-            rep.line(f'{args.captions} captions prepared, seconds', f'{s:6.3f}', s<=1.5*args.captions/20000,
+            rep.line(f'{args.captions} captions prepared, in seconds', f'{s:6.3f}', s<=1.5*args.captions/20000,
                      'at most 1.5 for 20000')
     finish(rep)
 

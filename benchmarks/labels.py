@@ -1,13 +1,13 @@
-"""`label_plan` compared with random choice, on drawn sets and on fashion: `python -m benchmarks.labels [SET …]`
+"""Compare `label_plan` with random choice on drawn sets and on fashion: `python -m benchmarks.labels [SET …]`
 
-    python -m benchmarks.labels                  all sets, three budgets, three seeds
-    python -m benchmarks.labels --table          only the table of the rows measured so far
+    python -m benchmarks.labels                  run all sets with three budgets and three seeds
+    python -m benchmarks.labels --table          print the table of the rows measured so far
 
-A learner is probed on a few fully labelled items: linear heads on the frozen features of a pretrained MobileNetV2 and on
-TF-IDF. Then cells of the other training items get their labels, chosen in one of three ways, and a new learner is
-probed. Each output is judged on validation items: accuracy, the average precision of tags, and for numbers how much
-smaller the absolute error is than that of a constant. In `frames`, a drawn set, 60 % of the training pictures are
-copies of 15. Rows that are already in benchmarks/results/labels.csv are not run again."""
+A learner is probed on a few fully labelled items: its linear heads read the frozen features of a pretrained MobileNetV2
+and TF-IDF. Then cells of the other training items, chosen in one of three ways, get their labels, and a new learner is
+probed. Each output is scored on validation items: accuracy for categories, average precision for tags, and for numbers
+how much smaller the absolute error is than that of a constant. In `frames`, a drawn set, 60 % of the training pictures
+are copies of 15. Rows that are already in benchmarks/results/labels.csv are not run again."""
 import argparse
 import csv
 import warnings
@@ -25,7 +25,7 @@ COLUMNS = ['set', 'way', 'budget', 'seed', 'output', 'labels', 'metric']
 SIZES = dict(drawn=600, frames=600, fashion=1000)
 BUDGETS = (150, 300, 600)
 WAYS = ('random', 'least sure', 'label_plan')
-START = 60           # items with all labels at the start
+START = 60           # items that have all labels at the start
 
 def set_of(name):
     "The table of a set and the arguments of `from_df`; `frames` is the drawn set with copies in the training split"
@@ -39,7 +39,7 @@ def set_of(name):
     return df, given
 
 class Pool:
-    "A set whose training labels are hidden, but for those of a few items"
+    "A set whose training labels are hidden, except those of a few items"
     def __init__(self, name, seed):
         self.full,self.given = set_of(name)
         self.path = self.given.pop('path')
@@ -58,7 +58,7 @@ class Pool:
         return res
 
     def learner(self, cells=()):
-        "A learner of the items with a label, probed"
+        "A probed learner of the items with a label"
         df = self.table(cells)
         df = df[df.is_valid | df[list(self.outputs)].notna().any(axis=1)]
         for o,block in self.outputs.items():
@@ -76,7 +76,7 @@ class Pool:
         return [(i, o) for i in hidden for o in self.outputs if pd.notna(self.full.loc[i, o])]
 
     def chosen(self, way, learn, n, seed):
-        "The first `n` cells in this way"
+        "The first `n` cells that this way chooses"
         cells = self.open_cells()
         if way=='random': return [cells[k] for k in np.random.default_rng(seed+100).permutation(len(cells))[:n]]
         hidden = self.table().loc[self.train.difference(self.start)]
@@ -90,7 +90,7 @@ class Pool:
         return sorted([c for c in cells if c[1] in unsure], key=lambda c: -unsure.loc[c])[:n]
 
 def score(pool, learn):
-    "How good each output is on the validation items"
+    "The score of each output on the validation items"
     truth = pool.full[pool.full.is_valid]
     with learn.no_bar(): said = learn.predict_df(truth, with_probs='all')
     res = {}
@@ -109,17 +109,17 @@ def tags_score(probs, truth):
     return float(np.mean(found))
 
 def number_score(said, truth):
-    "How much smaller the mean absolute error is than that of the median"
+    "The share by which the mean absolute error is smaller than that of the median"
     truth = truth.astype(float)
     return float(1-(said.astype(float)-truth).abs().mean()/(truth-truth.median()).abs().mean())
 
 def read(out):
-    "The table so far"
+    "The rows measured so far"
     if not out.exists(): return pd.DataFrame(columns=COLUMNS)
     return pd.read_csv(out)
 
 def write(out, key, cells, res):
-    "Keep the figures of one run"
+    "Write the figures of one run"
     is_new = not out.exists()
     with out.open('a', newline='') as f:
         table = csv.writer(f)
@@ -128,7 +128,7 @@ def write(out, key, cells, res):
     print(*key, f'{np.mean(list(res.values())):.3f}', flush=True)
 
 def measure(name, seed, out):
-    "The runs of one set and seed that are not done yet"
+    "Run what is missing for one set and seed"
     table = read(out)
     done = set(zip(table.set, table.way, table.budget, table.seed))
     keys = [(name, w, b, seed) for w in WAYS for b in BUDGETS]
@@ -139,11 +139,11 @@ def measure(name, seed, out):
     for way in WAYS:
         left = [b for b in BUDGETS if (name, way, b, seed) not in done]
         if not left: continue
-        cells = pool.chosen(way, learn, max(left), seed)    # a plan of equal costs begins with the smaller plan
+        cells = pool.chosen(way, learn, max(left), seed)    # a longer plan begins with the shorter one
         for b in left: write(out, (name, way, b, seed), cells[:b], score(pool, pool.learner(cells[:b])))
 
 def summary(table):
-    "By set, way and budget the mean over outputs: its mean and spread over the seeds, and the gain over random choice"
+    "For each set, way and budget, the mean score's mean and spread over seeds, and its gain over random choice"
     runs = table.groupby(['set','way','budget','seed'], sort=False).metric.mean()
     rows = []
     for (name,way,budget),found in runs.groupby(level=[0,1,2], sort=False):
@@ -159,7 +159,7 @@ def main():
     p.add_argument('sets', nargs='*', default=list(SIZES))
     p.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     p.add_argument('--out', type=Path, default=RESULTS)
-    p.add_argument('--table', action='store_true', help='measure nothing')
+    p.add_argument('--table', action='store_true', help='print the table and measure nothing')
     args = p.parse_args()
     warnings.filterwarnings('ignore')
     if not args.table:

@@ -1,5 +1,5 @@
-"""The ten top losses of `baseColour` on `fashion`, to look at: README's plain call with mobilenet_v2, then a table, a
-picture of the ten and a page to correct them.
+"""Show the ten largest losses of `baseColour` on `fashion`: run README's plain call with mobilenet_v2, then write a
+table, a picture of the ten items and a page to correct them.
 
 Usage: python -m benchmarks.labels_fashion [--seed 0] [--n 800] [--out demo/labels_fashion]"""
 import argparse
@@ -13,7 +13,7 @@ from benchmarks.defaults import trained
 OUTPUT = 'baseColour'
 
 def top_ten(learn, k=10):
-    "The items with the largest loss of `baseColour`: file, title, label, answer with its probability, and the loss"
+    "The items with the largest loss of `baseColour`: their file, title, label, answer with its probability, and loss"
     interp = MultiInterpretation.from_learner(learn)
     losses,places = interp.top_losses(k, output=OUTPUT)
     rows = interp.items.iloc[[int(i) for i in places]]

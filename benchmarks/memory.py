@@ -1,8 +1,8 @@
-"""Peak memory of training, compared with a bare loop: `python -m benchmarks.memory`
+"""Compare the peak memory of training with that of a bare loop: `python -m benchmarks.memory`
 
-A ResNet-18 on drawn pictures of 96 pixels with four outputs, batches of 32, one epoch. Each way runs in its own
-process. A figure is the peak in megabytes, above what the process holds with model and loaders. The bare loop runs
-twice: the difference is noise. The rows go to benchmarks/results/memory.csv."""
+A ResNet-18 trains for one epoch on drawn pictures of 96 pixels, with four outputs and batches of 32. Each way runs in
+its own process. A figure is the peak in megabytes, beyond what the process holds with the model and the loaders. The
+bare loop runs twice: the difference is noise. The rows are written to benchmarks/results/memory.csv."""
 import argparse, resource, subprocess, sys, tempfile, time
 from fastai.vision.all import *
 from fastai_multi import *
@@ -10,7 +10,7 @@ from benchmarks.serve import HERE
 from benchmarks.step import SumOfLosses, TakesTuples, bare_loop, quiet_epoch
 
 def loaders(path):
-    "Pictures and four outputs of classes"
+    "Loaders of pictures with four outputs of classes"
     df = pd.read_csv(path/'items.csv')
     df['side'] = np.where(df.x1<20, 'left', 'right')
     df['size'] = np.where(df.area>df.area.median(), 'large', 'small')
@@ -19,17 +19,17 @@ def loaders(path):
                                     seed=0)
 
 def way(name, learn):
-    "An epoch of training in one of the ways"
+    "Train one epoch in one of the ways"
     if name.startswith('bare'): return bare_loop(learn.model, learn.dls.train)
     if name.startswith('multi_learner'): return quiet_epoch(learn)
     return quiet_epoch(Learner(learn.dls, TakesTuples(learn.model), loss_func=SumOfLosses(), opt_func=learn.opt_func))
 
 def peak() -> float: # Megabytes
-    "The most that this process held until now"
+    "The peak memory of this process so far"
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024
 
 def one_way(name, path) -> tuple: # Megabytes, seconds
-    "What training takes at its peak beyond what was there before, and its time"
+    "The peak memory of training beyond what the process held before, and the processor time"
     learn = multi_learner(loaders(path), resnet18, pretrained=False, checkpoint='checkpoint' in name)
     epoch = way(name, learn)
     before = peak()
@@ -38,7 +38,7 @@ def one_way(name, path) -> tuple: # Megabytes, seconds
     return peak()-before,time.process_time()-start
 
 def apart(name, path) -> dict:
-    "`one_way` in a process of its own"
+    "Run `one_way` in its own process"
     command = [sys.executable, '-m', 'benchmarks.memory', '--way', name, '--path', str(path)]
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     mb,seconds = out.strip().splitlines()[-1].split()

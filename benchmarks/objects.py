@@ -1,9 +1,10 @@
-"""Objects, compared with torchvision's own FCOS: `python -m benchmarks.objects` (blood cells, `bccd`; one core, minutes).
-`python -m benchmarks.objects looked_for`: two halves of a drawn set in which only some classes were annotated, with and
-without the column that says so. `python -m benchmarks.objects shapes`: drawn shapes, a longer training.
+"""Compare objects with torchvision's own FCOS: `python -m benchmarks.objects` (blood cells, `bccd`, minutes on a core)
 
-In the first comparison, both detectors have the same backbone and weights, feature pyramid, towers, pictures, batches, optimizer,
-schedule and seed; mAP of both comes from torchmetrics. `--epochs`, `--size` and `--seeds` change the run.
+In this comparison, both detectors have the same backbone and weights, feature pyramid, towers, pictures, batches,
+optimizer, schedule and seed; torchmetrics computes the mAP of both. `--epochs`, `--size` and `--seeds` change the run.
+
+`python -m benchmarks.objects looked_for` trains on two halves of a drawn set in which only some classes were annotated,
+with and without the column that says so. `python -m benchmarks.objects shapes` trains longer on drawn shapes.
 """
 import argparse, time
 from collections import OrderedDict
@@ -25,7 +26,7 @@ def loaders(size, bs, seed):
                                      seed=seed, item_tfms=Resize(size, ResizeMethod.Squish), bs=bs, num_workers=0)
 
 class Pyramid(nn.Module):
-    "The stages of an encoder and a feature pyramid, as torchvision's detectors take them"
+    "The stages of an encoder and a feature pyramid, in the form that torchvision's detectors take"
     def __init__(self, encoder, width):
         super().__init__()
         self.encoder = encoder
@@ -44,7 +45,7 @@ def torchvision_fcos(encoder, n_classes, size, stats, width):
                 image_std=[1,1,1], score_thresh=.05, anchor_generator=AnchorGenerator(sizes, ((1.,),)*5))
 
 def boxes_in_pixels(y, size):
-    "The targets of a batch as torchvision takes them"
+    "The objects of a batch in the form that torchvision takes"
     w,h = size
     res = []
     for box,kind in zip(y.objects.box, y.objects.kind):
@@ -56,7 +57,7 @@ def boxes_in_pixels(y, size):
 def untyped(t): return t.as_subclass(Tensor)
 
 def train(model, loss_of, dls, epochs, lr):
-    "One loop for both; seconds of a step, the fastest half"
+    "Train either detector, and return the seconds of a step: the mean of the fastest half"
     opt = torch.optim.AdamW(model.parameters(), lr, weight_decay=.01)
     sched = torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=epochs*len(dls.train), pct_start=.25)
     times = []
@@ -75,7 +76,7 @@ def train(model, loss_of, dls, epochs, lr):
     return sum(times)/len(times)
 
 def score(predict, dls, size):
-    "mAP of what `predict` gives for a batch: for each picture boxes in [-1,1], scores and labels"
+    "The mAP of `predict`, which returns boxes in [-1,1], scores and labels for each picture of a batch"
     metric = new_average_precision()
     for x,y in dls.valid:
         with torch.no_grad(): preds = predict(untyped(x))
@@ -107,7 +108,7 @@ def theirs(dls, args, size, weights):
     return step, *score(predict, dls, size)
 
 def drawn(n, folder='/tmp/fastai_multi_objects'):
-    "Drawn shapes: their folder, the pictures' table and the objects' table"
+    "Draw shapes, and return their folder, the table of pictures and the table of objects"
     path = multi_shapes(Path(folder)/str(n), n=n, size=64, seed=0)
     return path, pd.read_csv(path/'items.csv'), pd.read_csv(path/'boxes.csv')
 
@@ -122,7 +123,7 @@ def trained(dls, epochs, seed, width=32, lr=1e-2):
     return learn
 
 def looked_for(epochs, seeds):
-    "mAP50 on fully annotated pictures, with and without the column"
+    "Print the mAP50 on fully annotated pictures, with and without the column"
     path,items,boxes = drawn(360)
     items['seen'] = np.where(items.index%2, 'red|green|blue', 'yellow|pink')
     seen = boxes.file.map(items.set_index('file').seen)
@@ -138,12 +139,13 @@ def looked_for(epochs, seeds):
     print(pd.DataFrame(rows).pivot(index='seed', columns='column', values='map50').describe().loc[['mean','min','max']])
 
 ways = ['full', 'half', 'with_column', 'without']
-small = 100    # pixels: a third of the objects of a picture of 64 by 64 are larger
+small = 100    # pixels: in pictures of 64 by 64, a third of the objects are larger
 
 def shape_loaders(way, n=1000):
-    """Drawn pictures with a class, tags and objects, and the validation pictures with all annotations. `half`: of every
-    other object only box and colour are known. `with_column`: in half of the pictures red, green and blue objects are
-    annotated, in the others yellow and pink ones, and a column says so; `without`: no column says so"""
+    """Loaders of drawn pictures with a class, tags and objects, and a loader of the fully annotated validation pictures
+
+    `half`: every other object has only a box and a colour. `with_column`: in half of the pictures red, green and blue
+    objects are annotated, in the others yellow and pink ones, and a column says so. `without`: no column says so."""
     path,items,boxes = drawn(n)
     boxes['size'] = np.where(boxes.area<small, 'small', 'large')
     columns = dict(kind='label')
@@ -159,7 +161,7 @@ def shape_loaders(way, n=1000):
     return drawn_loaders(path, items, boxes, outputs, columns), valid
 
 def shapes(epochs, seeds, named, width, lr):
-    "mAP50 of the colours, and accuracy of kind and size at the found boxes, beside a class and tags of the picture"
+    "Print the mAP50 of the colours, the accuracy of kind and size at the found boxes, and the scores of class and tags"
     rows = []
     for seed in range(seeds):
         for way in named:

@@ -1,10 +1,10 @@
-"""The default compared with simple models on the same validation items, with the uncertainty from these items:
+"""Compare the default with simple models on the same validation items, with the uncertainty of that choice of items:
 `python -m benchmarks.paired [SET …]`
 
-A validation split of 70 to 200 items measures an accuracy in steps of one item. For each output, the table shows the
-default, the best of the simple models (constant, linear on frozen features of all inputs and of the photo alone,
-TF-IDF), and their difference with its 95 % interval over 2,000 draws of the validation items, the same items for both
-(paired bootstrap). Higher is better: errors count as negative.
+A validation split of 70 to 200 items measures an accuracy only in steps of one item. For each output, the table shows
+the default, the best of the simple models (constant, linear on frozen features of all inputs or of the photo alone,
+TF-IDF), and their difference with its 95 % interval. The interval is a paired bootstrap: 2,000 draws of validation
+items, the same items for both. Higher is better: errors count as negative.
 `as good` says whether the interval includes zero or lies above it."""
 import argparse
 import warnings
@@ -21,13 +21,13 @@ def default(name, seed):
     return {o: Answer(preds[o], targs[o], part) for o,part in learn.output_parts.items()}
 
 def simple(name):
-    "The simple answers by name, each by output"
+    "The answers of the simple models: by name, then by output"
     res = dict(constant=constant(name), linear=linear(name))
     if name in WITH_TEXT: res.update({'linear on image': linear(name, ('image',)), 'tfidf': tfidf(name)})
     return res
 
 def differences(one, other, n=2000, seed=0):
-    "How much better `one` is than `other` on `n` draws of the same items; a draw without any label counts for nothing"
+    "How much better `one` is than `other` on `n` draws of the same items, without the draws that have no label"
     rng = np.random.default_rng(seed)
     n_items = len(one.true)
     res = []
@@ -38,7 +38,7 @@ def differences(one, other, n=2000, seed=0):
     return np.array(res)[np.isfinite(res)]
 
 def rows_of(name, seed, n=2000):
-    "A row for each output of a set"
+    "The rows of a set, one for each output"
     ways = simple(name)
     for o,answer in default(name, seed).items():
         metrics = {w: answers[o].metric() for w,answers in ways.items()}

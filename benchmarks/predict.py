@@ -1,8 +1,8 @@
-"""The cost of `predict`, compared with the model alone, and of `predict_df`, compared with a bare loop: `python -m benchmarks.predict`
+"""Compare `predict` with a call of the model alone, and `predict_df` with a bare loop: `python -m benchmarks.predict`
 
-A small model of a picture of 64 px and a text, with three outputs. In each round each way runs once, in an order that
-rotates; a figure is the median over the rounds, in processor milliseconds. The model runs twice in each round: the
-difference between the two is noise. The rows go to benchmarks/results/predict.csv."""
+A small model reads a picture of 64 px and a text, and has three outputs. Each way runs once in each round, and the
+order rotates. A figure is the median over the rounds, in processor milliseconds. The model runs twice in each round:
+the difference between the two is noise. The rows are written to benchmarks/results/predict.csv."""
 import argparse, tempfile
 from fastai.vision.all import *
 from fastai_multi import *
@@ -12,23 +12,23 @@ from benchmarks.serve import HERE, trained
 from benchmarks.ways import beside, rounds
 
 class Unknown(Callback):
-    "A callback that `predict` does not know: it takes the long way, through fastai's validation"
+    "A callback that `predict` does not know, so that it runs fastai's validation loop"
     def after_pred(self): pass
 
 def inputs(learn, b):
-    "The inputs of a batch, as the model takes them"
+    "The inputs of a batch in the form that the model takes"
     return name_batch(b[:learn.dls.n_inp], (), learn.description)[0]
 
 def call(learn, b):
-    "Run the model on a batch, and nothing else"
+    "Run only the model on a batch"
     with torch.no_grad(): return learn.model(*inputs(learn, b))
 
 def long_way(learn, item):
-    "The prediction by fastai's validation loop"
+    "Predict with fastai's validation loop"
     with learn.added_cbs([Unknown()]): return learn.predict(item)
 
 def one_item(learn, path, df, n_rounds) -> pd.DataFrame:
-    "`predict` beside the call of the model on a batch that is there"
+    "Compare `predict` with a call of the model on a batch that is already read"
     row = df.iloc[0]
     item = (path/row.file, row.caption)
     loaded = (PILImage.create(item[0]), row.caption)
@@ -41,7 +41,7 @@ def one_item(learn, path, df, n_rounds) -> pd.DataFrame:
     return beside(rounds(ways, n_rounds), 'model')
 
 def many_items(learn, df, n_rounds, bs=64) -> pd.DataFrame:
-    "`predict_df` beside a loop over the same loader that keeps nothing: milliseconds a row"
+    "Compare `predict_df` with a loop over the same loader that keeps nothing, in milliseconds per row"
     def loop():
         for b in learn.dls.test_dl(df, bs=bs): call(learn, b)
     ways = {'loop, a row': loop, 'loop again, a row': loop, 'predict_df, a row': partial(learn.predict_df, df, bs=bs)}

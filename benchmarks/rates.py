@@ -1,7 +1,8 @@
-"""The learning rate that `lr_find` suggests, compared with a sweep of rates: `python -m benchmarks.rates [SET …]`
+"""Compare the learning rate that `lr_find` suggests with a sweep of rates: `python -m benchmarks.rates [SET …]`
 
-These learners read only the texts and have no probe. The figures are the rate that `lr_find` suggests, and the validation loss (each output's divided by
-that of its constant answer, on average) after a few epochs at rates three times apart."""
+The learners read only the texts and have no probe. The figures are the rate that `lr_find` suggests, and the validation
+loss after a few epochs at rates that differ by a factor of three. Each output's loss is divided by that of its constant
+answer, and the figure is the mean over outputs."""
 import argparse
 import warnings
 import pandas as pd
@@ -16,12 +17,12 @@ def learner(name, seed):
     return multi_learner(loaders_of(name, ('text',)))
 
 def cost(learn):
-    "The mean over outputs of the validation loss, 1 for a constant answer of the training items"
+    "The mean of the outputs' validation losses, each relative to the constant answer from the training items"
     scores = learn.evaluate()
     return float(np.mean([scores[f'{n}_loss']*learn.loss_func.scales[n] for n in learn.tasks]))
 
 def sweep(name, seed, epochs):
-    "The suggested rate, and the cost after training at each rate"
+    "Print the suggested rate, and the cost after training at each rate"
     learn = learner(name, seed)
     with learn.no_bar(), learn.no_logging():
         found = learn.lr_find(show_plot=False, suggest_funcs=(valley, slide))

@@ -1,8 +1,8 @@
-"""Requests to the service from several clients at once: memory, errors, times, batches:
-`python -m benchmarks.serve` (10,000 requests, a few minutes; `--requests`, `--clients`)
+"""Measure memory, errors, times and batches of the service while several clients send requests:
+`python -m benchmarks.serve` (10,000 requests in a few minutes; see `--requests` and `--clients`)
 
-The service runs in its own process, from a bundle, as `python -m fastai_multi.serve` starts it. A row of
-benchmarks/results/serve.csv after each thousand requests: memory of the service, errors, and milliseconds from
+The service runs from a bundle in its own process, as `python -m fastai_multi.serve` starts it. After each thousand
+requests, a row of benchmarks/results/serve.csv records the memory of the service, the errors, and the milliseconds from
 request to answer."""
 import argparse, asyncio, re, socket, subprocess, sys, tempfile, time
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from fastai_multi import *
 HERE = Path(__file__).resolve().parent/'results'
 
 def trained(path):
-    "A small learner of pictures and captions"
+    "A small trained learner of pictures and captions"
     dls = MultiDataLoaders.from_csv(path, image='file', text='caption', label_delim='|', item_tfms=Resize(64), bs=16,
                                     outputs=dict(kind=CategoryBlock, tags=MultiCategoryBlock, box=BBoxBlock),
                                     columns=dict(box=['x1','y1','x2','y2']), num_workers=0, seed=0)
@@ -27,7 +27,7 @@ def free_port():
         return s.getsockname()[1]
 
 def wait_until_up(url, process, seconds=90):
-    "Wait for the service; raise if it ended"
+    "Wait until the service answers. Raise an error if it ends before"
     import httpx
     end = time.perf_counter()+seconds
     while time.perf_counter()<end:
@@ -36,11 +36,11 @@ def wait_until_up(url, process, seconds=90):
             if httpx.get(f'{url}/healthz').status_code==200: return
         except httpx.TransportError: pass
         time.sleep(.2)
-    raise TimeoutError(f'The service was not up within {seconds} seconds.')
+    raise TimeoutError(f'The service did not start within {seconds} seconds.')
 
 @contextmanager
 def serving(bundle):
-    "A service in a process of its own; gives its address and its process"
+    "A service in its own process; yields its address and its process"
     port = free_port()
     process = subprocess.Popen([sys.executable, '-m', 'fastai_multi.serve', str(bundle), '--port', str(port)])
     url = f'http://127.0.0.1:{port}'
@@ -57,7 +57,7 @@ def memory(process) -> float: # Megabytes
     return int(out.stdout)/1024
 
 async def client(url, todo, items, times, statuses):
-    "One client: takes a number, sends that item, waits for the answer"
+    "One client, which takes a number, sends that item and waits for the answer"
     import httpx
     async with httpx.AsyncClient(timeout=60) as http:
         while todo:
@@ -71,7 +71,7 @@ async def client(url, todo, items, times, statuses):
             statuses.append(status)
 
 async def send(url, items, n, clients):
-    "Send `n` requests from several clients at once; returns milliseconds and statuses"
+    "Send `n` requests from several clients at once, and return milliseconds and statuses"
     times = []
     statuses = []
     todo = list(range(n))
@@ -79,13 +79,13 @@ async def send(url, items, n, clients):
     return times, statuses
 
 def batches(url):
-    "How many batches were predicted, and how many items were in them"
+    "The number of predicted batches, and of the items in them"
     import httpx
     text = httpx.get(f'{url}/metrics').text
     return [float(re.search(rf'^predict_batch_size_{n} (\S+)$', text, re.M)[1]) for n in ('count','sum')]
 
 def load(url, process, items, requests=10_000, clients=16, every=1000) -> pd.DataFrame:
-    "A row after each `every` requests: memory in MB, errors, milliseconds, requests a second, items in a batch"
+    "A row after each `every` requests: memory in MB, errors, milliseconds, requests per second, items per batch"
     rows = [dict(requests=0, memory_mb=memory(process))]
     done = 0
     while done<requests:

@@ -1,4 +1,4 @@
-"The development sets of `benchmarks.defaults`, read as README shows, and one figure for each output"
+"Read the development sets of `benchmarks.defaults` as the README does, and compute one metric for each output"
 import numpy as np
 import pandas as pd
 from sklearn.metrics import average_precision_score
@@ -10,7 +10,7 @@ from fastai_multi.rowmetrics import box_iou
 from benchmarks.data import data_path
 
 def split(df, share, seed=0):
-    "`df` with a random share of its rows for validation"
+    "`df` with a random share of its rows marked for validation"
     df['is_valid'] = np.random.default_rng(seed).random(len(df)) < share
     return df
 
@@ -27,8 +27,8 @@ def fashion(n):
     classes = ['gender', 'masterCategory', 'subCategory', 'baseColour', 'season']
     df = pd.read_csv(data_path('fashion')/'items.csv')
     df = split(df.sample(n or len(df), random_state=0).reset_index(drop=True), .25)
-    df.loc[df.title.isin(df[~df.is_valid].title), 'is_valid'] = False          # no title stands on both sides
-    for c in classes:                                        # a class that training never saw is no label
+    df.loc[df.title.isin(df[~df.is_valid].title), 'is_valid'] = False          # no title is in both splits
+    for c in classes:                                        # a class that is not in the training split is no label
         seen = set(df[~df.is_valid][c].dropna())
         df[c] = [v if v in seen else None for v in df[c]]
     outputs = {**{c: CategoryBlock for c in classes}, 'year': RegressionBlock}
@@ -58,7 +58,7 @@ def cifar(n):
 FILLER = ' This picture was drawn by a program and says nothing else of interest to anybody.'
 
 def drawn(n):
-    "Drawn pictures; one caption of five is many times longer than the others"
+    "The table of drawn pictures. One caption in five is many times longer than the others"
     path = Path('demo')/f'defaults_{n}'
     if not (path/'items.csv').exists(): multi_shapes(path, n=n, size=64, seed=0)
     df = split(pd.read_csv(path/'items.csv'), .25)
@@ -71,12 +71,12 @@ def drawn(n):
 SETS = dict(coco=(coco, None), bccd=(bccd, None), fashion=(fashion, 800), cifar=(cifar, 2000), drawn=(drawn, 600))
 
 def read_set(name, n=None):
-    "The table of a development set, at most so many items where it has many, and the arguments of `from_df`"
+    "The table of a development set (a large set has at most `n` items) and the arguments of `from_df`"
     make,usual = SETS[name]
     return make(n or usual)
 
 def loaders_of(name, inputs=('image','text'), n=None, outputs=None):
-    "The loaders of a development set as README makes them, with some of its inputs and outputs"
+    "The loaders of a development set as the README makes them, with some of its inputs and outputs"
     df,given = read_set(name, n)
     path = given.pop('path')
     if outputs is not None:
@@ -89,7 +89,7 @@ def loaders_of(name, inputs=('image','text'), n=None, outputs=None):
     return MultiDataLoaders.from_df(df, path, valid_col='is_valid', num_workers=0, **given)
 
 def metric_of(pred, targ, part):
-    "Accuracy, mean average precision, minus the mean absolute error in the user's units, or mean overlap of boxes"
+    "Accuracy, mean average precision, negative mean absolute error in your units, or mean IoU of boxes"
     pred = np.asarray(pred)
     targ = np.asarray(targ)
     if isinstance(part, CategoryPart):
@@ -104,7 +104,7 @@ def metric_of(pred, targ, part):
     return float(box_iou(tensor(pred), tensor(targ)).mean())
 
 def metrics_of(learn):
-    "A metric by output on the validation items; more is better"
+    "One metric for each output on the validation items; higher is better"
     with learn.no_bar(): preds,targs = learn.get_preds()
     if isinstance(preds, Tensor): return {n: metric_of(preds, targs, p) for n,p in learn.output_parts.items()}
     return {n: metric_of(preds[n], targs[n], part) for n,part in learn.output_parts.items()}

@@ -1,9 +1,10 @@
-"""The cost of a training step, compared with fastai's `Learner` and with a bare loop: `python -m benchmarks.step`
+"""Compare the time of a training step with fastai's `Learner` and with a bare loop: `python -m benchmarks.step`
 
-A tiny model of eight numbers and 1 to 16 outputs of four classes, batches of 32, so that the overhead outside the model shows.
-Four ways do the same with the same model and loader: this package; fastai's `Learner` with a loss that sums the
-outputs' cross-entropies; a bare loop of PyTorch; and the bare loop again, the control. Medians of interleaved rounds,
-each an epoch, in processor milliseconds for a step. The rows go to benchmarks/results/step.csv."""
+A tiny model reads eight numbers and has 1 to 16 outputs of four classes. Batches have 32 items, so that the overhead
+outside the model shows. Four ways train the same model with the same loader: this package; fastai's `Learner` with a
+loss that sums the outputs' cross-entropies; a bare loop of PyTorch; and the bare loop again, as a control. The figures
+are processor milliseconds per step: medians over interleaved rounds of one epoch each. The rows are written to
+benchmarks/results/step.csv."""
 import argparse
 from fastai.vision.all import *
 from fastai_multi import *
@@ -13,7 +14,7 @@ from benchmarks.serve import HERE
 from benchmarks.ways import beside, rounds
 
 def table(n_outputs, n=2048, seed=0) -> pd.DataFrame:
-    "Eight numbers, and outputs of four classes"
+    "A table of eight numbers and outputs of four classes"
     rng = np.random.default_rng(seed)
     df = pd.DataFrame(rng.normal(size=(n,8)).astype('f4'), columns=[f'x{i}' for i in range(8)])
     for k in range(n_outputs): df[f'k{k}'] = rng.integers(0, 4, n).astype(str)
@@ -27,23 +28,23 @@ def loaders(n_outputs):
                                     bs=32, num_workers=0, seed=0)
 
 class SumOfLosses(nn.Module):
-    "The cross-entropies of all outputs, summed"
+    "The sum of the outputs' cross-entropies"
     def forward(self, preds, *targets): return sum(F.cross_entropy(p, t) for p,t in zip(preds, flat_tensors(targets)))
 
 def flat_tensors(x):
-    "The tensors in nested tuples"
+    "All tensors in nested tuples, as a list"
     if isinstance(x, (tuple,list)): return [t for o in x for t in flat_tensors(o)]
     return [untyped(x)]
 
 class TakesTuples(nn.Module):
-    "The model as a plain `Learner` calls it"
+    "The model, called as a plain `Learner` calls it"
     def __init__(self, model):
         super().__init__()
         self.model = model
     def forward(self, x): return tuple(self.model(untyped(x)))
 
 def bare_loop(model, dl):
-    "An epoch without any library"
+    "Train one epoch without any library"
     opt = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     loss_func = SumOfLosses()
     def epoch():
@@ -56,13 +57,13 @@ def bare_loop(model, dl):
     return epoch
 
 def quiet_epoch(learn):
-    "An epoch of a learner, without a bar"
+    "Train one epoch of a learner, without a progress bar"
     def epoch():
         with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3)
     return epoch
 
 def steps(n_outputs, n_rounds, **options) -> pd.DataFrame:
-    "A row for each way"
+    "Time each way; a row for each"
     dls = loaders(n_outputs)
     learn = multi_learner(dls, None, **options)
     plain = Learner(dls, TakesTuples(deepcopy(learn.model)), loss_func=SumOfLosses(), opt_func=learn.opt_func)

@@ -1,10 +1,12 @@
-"""Turning texts into numbers, and a step of a text model, compared with the same without this package: `python -m benchmarks.text`
+"""Compare tokenizing and a step of a text model with the same work without this package: `python -m benchmarks.text`
 
-20,000 captions: those of coco_mini, repeated, if it is installed, or else random words. One thread. In each round
-every way does all its work once, in an order that rotates; a ratio is the median over rounds of the ratio within the
-round. The way at the top of each table runs twice: the difference between the two is noise. The limits: the
-default tokenizer takes at most 1.5 s; a Hugging Face tokenizer at most 1.2 times as long as `tokenizers` alone; a step
-of MiniLM at most 1.1 times as long as the same model in a bare loop. The rows go to benchmarks/results/text.csv."""
+There are 20,000 captions: those of coco_mini, repeated, if it is installed, or else random words. Everything runs in
+one thread. In each round every way does all its work once, and the order rotates. A ratio is the median over rounds of
+the ratio within a round. The way at the top of each table runs twice: the difference between the two is noise.
+
+The goals: the default tokenizer takes at most 1.5 s; a Hugging Face tokenizer takes at most 1.2 times as long as
+`tokenizers` alone; a step of MiniLM takes at most 1.1 times as long as the same model in a bare loop. The rows are
+written to benchmarks/results/text.csv."""
 import argparse
 import os
 os.environ['TOKENIZERS_PARALLELISM'] = 'false'
@@ -23,13 +25,13 @@ HERE_OWN = 'the default tokenizer, words and column'
 HERE = Path(__file__).resolve().parent/'results'
 
 def captions(n):
-    "`n` captions; those of coco_mini come more than once"
+    "`n` captions. Those of coco_mini repeat"
     try: found = list(pd.read_csv(data_path('coco_mini')/'captions.csv').caption)
     except FileNotFoundError: found = drawn_captions(n, np.random.RandomState(0))
     return [found[i%len(found)] for i in range(n)]
 
 def tokenizers_alone(texts):
-    "The numbers of texts by the package `tokenizers`, one at a time and all in one call"
+    "Functions that turn texts into numbers with the package `tokenizers`, one at a time and all in one call"
     from tokenizers import Tokenizer
     tok = Tokenizer.from_file(str(Path(minilm())/'tokenizer.json'))
     tok.no_padding()
@@ -39,7 +41,7 @@ def tokenizers_alone(texts):
     return one_by_one, in_one_call
 
 def tokenizer_table(n, n_rounds) -> pd.DataFrame:
-    "Seconds of each way to turn texts into numbers"
+    "The seconds of each way to turn texts into numbers"
     texts = captions(n)
     one_by_one,in_one_call = tokenizers_alone(texts)
     hf = text_part(tok=minilm())
@@ -57,13 +59,13 @@ def tokenizer_table(n, n_rounds) -> pd.DataFrame:
     return res.drop(columns='over_ms')
 
 def text_part(**kwargs):
-    "What turns the texts of a loader into numbers"
+    "The part that turns the texts of a loader into numbers"
     return PlainTextBlock(**kwargs).make_part('text', True)
 
 def check_same(mine, theirs):
-    if mine!=theirs: raise AssertionError('The numbers of this package differ from those of tokenizers.')
+    if mine!=theirs: raise AssertionError("This package's numbers differ from those of tokenizers.")
 
-# A step
+# Training steps
 
 def learner_of(texts, bs=32):
     "A learner of four classes that fine-tunes MiniLM on texts"
@@ -75,7 +77,7 @@ def learner_of(texts, bs=32):
     return learn
 
 def bare_loop(model, batches):
-    "An epoch over batches without any library"
+    "Train on the batches once without any library"
     opt = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     def epoch():
         model.train()
@@ -87,31 +89,31 @@ def bare_loop(model, batches):
     return epoch
 
 def epoch_of(learn):
-    "An epoch of a learner, without a bar"
+    "Train one epoch of a learner, without a progress bar"
     def epoch():
         with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-5)
     return epoch
 
 def step_table(n_steps, n_rounds) -> pd.DataFrame:
-    "Milliseconds of a training step of MiniLM"
+    "The milliseconds of a training step of MiniLM"
     learn = learner_of(captions(32*n_steps+1))
     loop = bare_loop(deepcopy(learn.model), learn.dls.train)
     ways = {'bare loop': loop, 'bare loop again': loop, 'multi_learner': epoch_of(learn)}
     return beside(rounds(ways, n_rounds), 'bare loop', n_steps)
 
 def verdicts(tokens, steps):
-    "By bound whether it is kept"
+    "For each goal, whether it is met"
     seconds = tokens.set_index('what').seconds[HERE_OWN]
     hf = tokens.set_index('what').ratio[HERE_HF]
     step = steps.set_index('what').ratio['multi_learner']
-    return {f'default tokenizer {seconds:.2f} s, at most 1.5': seconds<=1.5,
-            f'Hugging Face tokenizer {hf:.2f} times tokenizers alone, at most 1.2': hf<=1.2,
-            f'step {step:.3f} times the bare loop, at most 1.1': step<=1.1}
+    return {f'the default tokenizer takes {seconds:.2f} s, at most 1.5': seconds<=1.5,
+            f'a Hugging Face tokenizer takes {hf:.2f} times as long as tokenizers alone, at most 1.2': hf<=1.2,
+            f'a step takes {step:.3f} times as long as in the bare loop, at most 1.1': step<=1.1}
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--captions', type=int, default=20000)
-    parser.add_argument('--steps', type=int, default=8, help='training steps of each way in a round')
+    parser.add_argument('--steps', type=int, default=8, help='the training steps of each way in a round')
     parser.add_argument('--rounds', type=int, default=7)
     parser.add_argument('--out', type=Path, default=HERE/'text.csv')
     args = parser.parse_args()
@@ -121,6 +123,6 @@ def main():
     steps = step_table(args.steps, args.rounds)
     print(steps.to_string(index=False, float_format='%.4g'))
     pd.concat([tokens, steps]).to_csv(args.out, index=False, float_format='%.4g')
-    for what,kept in verdicts(tokens, steps).items(): print('kept: ' if kept else 'missed: ', what)
+    for what,kept in verdicts(tokens, steps).items(): print('met: ' if kept else 'missed: ', what)
 
 if __name__ == '__main__': main()

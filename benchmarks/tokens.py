@@ -1,13 +1,13 @@
-"""`fusion='tokens'` compared with `'concat'` on the drawn set, by learning rate: the mean and the spread of the validation loss.
+"""Compare the validation loss of `fusion='tokens'` with that of `'concat'` on the drawn set, by learning rate.
 
-`python -m benchmarks.tokens` takes about two minutes of one core; `--shared` compares one encoder for
-two pictures with two encoders."""
+`python -m benchmarks.tokens` prints means and spreads, and takes about two minutes on one core. With `--shared` it
+compares one encoder for two pictures with two encoders."""
 import argparse, tempfile, warnings
 from fastai.vision.all import *
 from fastai_multi import *
 
 def drawn(n=360):
-    "A drawn table with a second picture, and marks of validation rows"
+    "A drawn table with a second picture and marked validation rows"
     path = multi_shapes(Path(tempfile.mkdtemp())/'shapes', n=n, size=48, seed=0)
     df = pd.read_csv(path/'items.csv')
     df['valid'] = np.arange(n)%4==3
@@ -16,7 +16,7 @@ def drawn(n=360):
     return path,df
 
 def loss(dls, seed, lr, epochs, **kwargs):
-    "The loss of the validation items after a training"
+    "The validation loss after training"
     set_seed(seed)
     learn = multi_learner(dls, **kwargs)
     with learn.no_bar(), learn.no_logging():
@@ -29,7 +29,7 @@ def loaders(path, df, seed, **kwargs):
                                     device='cpu', **kwargs)
 
 def by_rate(path, df, seeds):
-    "Rows of both fusions, for a bag of words and for an LSTM, at three rates"
+    "The rows of both fusions, with a bag of words and with an LSTM, at three rates"
     outputs = dict(kind=CategoryBlock, colour=CategoryBlock, area=NumberBlock)
     for text,bn,lrs in (('bag', True, (1e-3,4e-3,1e-2)), ('lstm', False, (4e-3,))):
         for lr in lrs:
@@ -40,7 +40,7 @@ def by_rate(path, df, seeds):
                 yield dict(text=text, lr=lr, way=fusion), found
 
 def by_share(path, df, seeds):
-    "Rows of two pictures with an encoder each, and with one"
+    "The rows of two pictures with one encoder each, and with a shared one"
     outputs = dict(kind=CategoryBlock, back_kind=CategoryBlock)
     for share in (None, True):
         cnn = partial(simple_cnn, depth=3, width=16, bn=True)

@@ -1,10 +1,10 @@
-"Time several ways to do one thing in interleaved rounds, in processor time"
+"Time several ways to do the same thing in interleaved rounds, in processor time"
 import time
 from statistics import median
 import pandas as pd
 
-def rounds(ways:dict, n:int, clock=time.process_time) -> dict: # Functions by name; how many rounds
-    "Seconds of each way in each round; the order rotates. By the time of the processor, other work is not in it"
+def rounds(ways:dict, n:int, clock=time.process_time) -> dict: # Functions by name; the number of rounds
+    "The seconds of each way in each round. The order rotates, and processor time leaves out other programs"
     names = list(ways)
     res = {k: [] for k in names}
     for k in names: ways[k]()
@@ -16,8 +16,8 @@ def rounds(ways:dict, n:int, clock=time.process_time) -> dict: # Functions by na
             res[k].append(clock()-start)
     return res
 
-def beside(seconds:dict, base:str, n_items:int=1) -> pd.DataFrame: # What `rounds` gave; a way; items of one call
-    "A row for each way: milliseconds an item, and what it takes beyond `base` in the same round, as medians"
+def beside(seconds:dict, base:str, n_items:int=1) -> pd.DataFrame: # From `rounds`; a way; items of one call
+    "A row for each way: median milliseconds per item, in total and beyond `base` in the same round"
     rows = []
     for name,s in seconds.items():
         over = median(a-b for a,b in zip(s, seconds[base]))
