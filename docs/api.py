@@ -14,20 +14,20 @@ DEFS = ast.FunctionDef,ast.AsyncFunctionDef,ast.ClassDef
 # The source
 
 def module_file(module):
-    "`fastai_multi.data.parts` -> its file"
+    "The file of a module, given a name such as `fastai_multi.data.parts`"
     return (root/Path(*module.split('.'))).with_suffix('.py')
 
 @lru_cache
 def source(module): return module_file(module).read_text(encoding='utf-8')
 
 def _patched(o):
-    "Class of a function under `@patch`, which writes it as the type of its first argument"
+    "The class that a function under `@patch` extends: the type of its first argument"
     is_patch = any(ast.unparse(d).startswith('patch') for d in o.decorator_list)
     return ast.unparse(o.args.args[0].annotation) if is_patch and not isinstance(o, ast.ClassDef) else ''
 
 @lru_cache
 def nodes(module):
-    "Every class, function, method and patched method of a module by its dotted name"
+    "All classes, functions, methods and patched methods of a module, by dotted name"
     found = {}
     for o in ast.parse(source(module)).body:
         if not isinstance(o, DEFS): continue
@@ -37,14 +37,14 @@ def nodes(module):
 
 @lru_cache
 def comments(module):
-    "Line -> comment"
+    "The comments of a module, by line"
     toks = tokenize.generate_tokens(io.StringIO(source(module)).readline)
     return {t.start[0]: t.string.lstrip('# ').strip() for t in toks if t.type==tokenize.COMMENT}
 
 def first_line(o): return min([o.lineno, *[d.lineno for d in o.decorator_list]])
 
 def constants(module):
-    "The names of a module's `__all__` that are neither class nor function: name -> its value and comment"
+    "The value and the comment of each name in a module's `__all__` that is neither a class nor a function"
     found = {}
     names = importlib.import_module(module).__all__
     for o in ast.parse(source(module)).body:
@@ -55,14 +55,14 @@ def constants(module):
 # Signatures
 
 def init_node(cls):
-    "Where the parameters of a class are written, if in this package"
+    "The node that defines the parameters of a class, if it is in this package"
     for c in cls.__mro__:
         if not c.__module__.startswith(lib.name): return
         for n in ('__init__', '__new__'):
             if n in c.__dict__: return nodes(c.__module__).get(f'{c.__name__}.{n}')
 
 def written(node):
-    "Parameter -> (annotation, default) as the source writes them"
+    "The annotation and the default of each parameter, as the source writes them"
     if node is None: return {}
     a = node.args
     res = {}
@@ -78,7 +78,7 @@ def _type(t):
     return t.__name__
 
 def _value(v):
-    "A default of a parameter that is not in our source"
+    "The default of a parameter that is defined outside this package"
     if hasattr(v, '__name__'): return v.__name__
     return repr(v) if isinstance(v, (str,int,float,bool,type(None),tuple,list,dict)) else f'{type(v).__name__}()'
 
@@ -88,7 +88,7 @@ def parameters(obj, node=None):
     except (ValueError,TypeError): return []
     wrote = written(node)
     res = []
-    # what fastai's `funcs_kwargs` adds: a keyword for every method that may be replaced
+    # fastai's `funcs_kwargs` adds a keyword for every method that you may replace
     events = getattr(obj, '_methods', ())
     for n,p in sig.parameters.items():
         if n in events and n not in wrote: continue
@@ -102,7 +102,7 @@ def parameters(obj, node=None):
 STARS = {inspect.Parameter.VAR_POSITIONAL: '*', inspect.Parameter.VAR_KEYWORD: '**'}
 
 def signature(obj, node=None):
-    "The signature in one line, as the source writes types and defaults"
+    "The signature in one line, with types and defaults as the source writes them"
     parts = []
     ps = parameters(obj, node)
     last = None
@@ -122,14 +122,14 @@ def signature(obj, node=None):
 # Parameters
 
 def explained(obj, node=None, module=None):
-    "Parameter -> its comment, `return` too"
+    "The comment of each parameter, and of `return`"
     function = maker_of(obj) if inspect.isclass(obj) else function_of(obj)
     if function is not None: d = Explainer(importlib.import_module(lib.name)).comments(function)
     if function is None or not d: d = fields(obj)
     return d
 
 def fields(obj):
-    "Field of a dataclass -> its comment"
+    "The comment of each field of a dataclass"
     if not hasattr(obj, '__dataclass_fields__'): return {}
     return {n: v.get('docment') or '' for n,v in docments(obj, full=True).items()}
 
@@ -138,7 +138,7 @@ def cell(s): return re.sub(r'(?<!\\)\|', r'\\|', s)
 def code(s): return f'``{cell(s)}``' if '`' in s else f'`{cell(s)}`' if s else ''
 
 def table(obj, node=None, module=None):
-    "The parameters' comments as a table, or nothing when there is not one"
+    "The comments of the parameters as a table, or nothing if there are none"
     d = explained(obj, node, module)
     rows = []
     own = written(node)
@@ -154,7 +154,7 @@ def table(obj, node=None, module=None):
     return '\n'.join([line(heads), line(['---']*4), *map(line, rows)])
 
 def summary(obj):
-    "First line of its own docstring"
+    "The first line of an object's own docstring"
     if inspect.isclass(obj) and not obj.__dict__.get('__doc__'): return ''
     if isinstance(obj, (classmethod,staticmethod)): obj = obj.__func__
     return plain_docstring(inspect.getdoc(obj)).strip().split('\n')[0]
@@ -166,7 +166,7 @@ def directive(kind, head, body, module, level):
     return f'{fence}{{py:{kind}}} {head}\n:module: {module}\n\n{body}\n{fence}'
 
 def locate(name, module):
-    "The object that `name` is in `module`, the module that defines it, and its node in the source"
+    "The object called `name` in `module`, the module that defines it, and its node in the source"
     obj = importlib.import_module(module)
     for n in name.split('.'): obj = inspect.getattr_static(obj, n) if inspect.isclass(obj) else getattr(obj, n)
     raw = obj
@@ -176,7 +176,7 @@ def locate(name, module):
     return obj,raw,home,nodes(home).get(name)
 
 def methods(cls, module, apart=()):
-    "The documented public methods that a class defines itself, without those which have a place of their own"
+    "The documented public methods that a class defines itself, without those that are shown elsewhere"
     for n,m in cls.__dict__.items():
         f = m.__func__ if isinstance(m, (classmethod,staticmethod)) else m.fget if isinstance(m, property) else m
         if n.startswith('_') or not inspect.isfunction(f) or f'{cls.__name__}.{n}' in apart: continue
@@ -184,7 +184,7 @@ def methods(cls, module, apart=()):
         if node and (f.__doc__ or any(v for v in explained(f, node, module).values())): yield n
 
 def inherited(cls):
-    "A table of the methods that a class has from other classes of ours, with links to where they are explained"
+    "A table of the methods that a class inherits from this package's classes, with links to their descriptions"
     rows = []
     seen = set(vars(cls))
     for base in cls.__mro__[1:]:
@@ -198,12 +198,12 @@ def inherited(cls):
     return '\n'.join(['| from other modules | |', '|---|---|', *rows])
 
 def is_public(cls):
-    "Whether a class has a place on a page of ours"
+    "Whether one of our pages shows a class"
     if not cls.__module__.startswith(f'{lib.name}.'): return False
     return cls.__name__ in importlib.import_module(cls.__module__).__all__
 
 def markdown(name, module, apart=(), level=8):
-    "All that a page says of `name`, as MyST. `apart`: methods which are shown elsewhere"
+    "The text of a page about `name`, as MyST. `apart`: methods that are shown elsewhere"
     obj,raw,home,node = locate(name, module)
     body = [plain_docstring(inspect.getdoc(obj))] if not inspect.isclass(obj) or obj.__dict__.get('__doc__') else []
     if inspect.isclass(obj):

@@ -1,6 +1,6 @@
-"""The site, from the notebooks: `python docs/build.py` (or `make docs`) writes it to _docs/ and checks its links.
+"""Build the site from the notebooks: `python docs/build.py` (or `make docs`) writes it to _docs/ and checks its links.
 
-The build executes no notebook: pages show stored outputs. It fails if there is a warning or a dead link."""
+The build runs no notebook: the pages show the stored outputs. It fails if there is a warning or a dead link."""
 import argparse, io, shutil, sys, time, warnings
 from pathlib import Path
 
@@ -9,24 +9,24 @@ root = here.parent
 sys.path.insert(0, str(here))
 
 def build(out, jobs):
-    "Stage the pages and run Sphinx over them -> number of pages, warnings"
-    # torch's to fastai, when it is imported
+    "Stage the pages, run Sphinx on them, and return the number of pages and the warnings"
+    # torch warns when fastai is imported
     warnings.filterwarnings('ignore', message='`torch.jit', category=FutureWarning)
     import stage
     from sphinx.application import Sphinx
     pages = stage.stage()
     said = io.StringIO()
-    html = stage.build.parent/'html'     # MyST-NB puts a folder of its own beside it
+    html = stage.build.parent/'html'     # MyST-NB creates a folder next to it
     for d in (out, html, stage.build.parent/'doctrees'): shutil.rmtree(d, ignore_errors=True)
     app = Sphinx(stage.build, here, html, stage.build.parent/'doctrees', 'html', freshenv=True, status=None,
                  warning=said, parallel=jobs)
     app.build(force_all=True)
-    # names the folder it was made in: the one thing that differs from machine to machine
+    # this file names the build folder, the only thing that differs between machines
     (html/'.buildinfo').unlink(missing_ok=True)
     shutil.move(html, out)
     import fastai_multi
     objects = {n.rpartition('.')[2] for n in app.env.get_domain('py').objects}
-    lost = [f'{n} is a public name and stands on no page' for n in fastai_multi.__all__ if n not in objects]
+    lost = [f'{n} is a public name, but no page shows it' for n in fastai_multi.__all__ if n not in objects]
     return pages,[l for l in said.getvalue().splitlines() if l.strip()] + lost
 
 def main():

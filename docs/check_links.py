@@ -1,4 +1,4 @@
-"""Check that the page, the anchor and the picture of every link on the built site exist.
+"""Check that the page, the anchor and the picture of every link on the built site exist:
 `python docs/check_links.py [FOLDER]`"""
 import sys
 from html.parser import HTMLParser
@@ -6,7 +6,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 class Page(HTMLParser):
-    "What a page links to, and what can be linked to in it"
+    "The links and the anchors of a page"
     def __init__(self, text):
         super().__init__()
         self.links = []
@@ -24,7 +24,7 @@ class Page(HTMLParser):
         if tag=='img' and 'alt' not in a: self.unlabelled.append(a.get('src', '')[:80])
 
 def check(site):
-    "-> pages, links checked, a line for each that is dead"
+    "Return the number of pages, the number of checked links, and a line for each dead link"
     site = Path(site).resolve()
     pages = {p: Page(p.read_text(encoding='utf-8')) for p in sorted(site.rglob('*.html')) if '_static' not in p.parts}
     n = 0
@@ -35,7 +35,7 @@ def check(site):
         dead += [f'{name}: the anchor {a!r} is there twice' for a in page.repeated]
         for link in page.links:
             u = urlsplit(link)
-            if u.scheme or u.netloc: continue    # elsewhere, or a picture within the page
+            if u.scheme or u.netloc: continue    # on another site, or a picture inside the page
             n += 1
             to = (p.parent/unquote(u.path)).resolve() if u.path else p
             if to.is_dir(): to /= 'index.html'

@@ -1,4 +1,4 @@
-"Sphinx over the pages that `stage` wrote: see build.py"
+"Configure Sphinx for the pages that `stage` writes. build.py runs it"
 import ast, re, sys
 from pathlib import Path
 
@@ -19,7 +19,7 @@ language = 'en'
 highlight_language = 'python3'
 pygments_style = 'default'
 
-# Notebooks as they are stored, in the Markdown that they are written in
+# Show notebooks as they are stored, in their own Markdown
 nb_execution_mode = 'off'
 nb_output_stderr = 'remove'
 nb_merge_streams = True
@@ -62,7 +62,7 @@ html_theme_options = dict(logo=dict(text=project, image_light='_static/mark.svg'
 copybutton_selector = 'div.cell_input pre, div.highlight-python pre, div.highlight-sh pre, div.highlight-bash pre'
 
 def tags(module):
-    "Name -> its lines in the source of a module, methods under `@patch` too"
+    "The source lines of each name in a module, including methods under `@patch`"
     return {n: ('class' if isinstance(o, ast.ClassDef) else 'def', api.first_line(o), o.end_lineno)
             for n,o in api.nodes(module).items()}
 
@@ -76,24 +76,24 @@ def viewcode_source(app, module): return api.source(module),tags(module)
 # Names
 
 def own_names(env):
-    "Every way to write a name of this package -> (page, anchor)"
+    "The page and the anchor for every way to write a name of this package"
     d = {}
     for full,o in sorted(env.get_domain('py').objects.items()):
         parts = full.split('.')
         for i in range(len(parts)): d.setdefault('.'.join(parts[i:]), set()).add((o.docname, o.node_id, o.objtype))
     found = {}
     for n,os in d.items():
-        # a method alone, as `show`, names nothing
+        # a method name alone, such as `show`, is ambiguous
         tops = ({o for o in os if o[2] in ('function','class','data')} if '.' not in n
                 else {o for o in os if o[2]!='module'})
         if len(tops)==1: found[n] = next(iter(tops))[:2]
     return found
 
 def address(app, name, docname):
-    "-> (address, whether it is ours)"
+    "The address of a name, and whether it belongs to this package"
     if not hasattr(app.env, 'own_names_'): app.env.own_names_ = own_names(app.env)
     first,_,rest = name.partition('.')
-    # `learn.fit` is a method of a learner
+    # `learn.fit` is a method of `MultiLearner`
     if first in links.VARIABLES and rest: name = f'{links.VARIABLES[first]}.{rest}'
     names = [name]
     if first in links.VARIABLES: names.append(f'Multi{name}')
@@ -103,7 +103,7 @@ def address(app, name, docname):
     return links.elsewhere(name),False
 
 class LinkNames(SphinxPostTransform):
-    "Make a link of each `name` in code type that this package, fastai or another library documents: once in a section"
+    "Link each `name` in code type that this package, fastai or another library documents, once per section"
     default_priority = 20
     def run(self):
         seen = {}
@@ -125,7 +125,7 @@ class LinkNames(SphinxPostTransform):
             if isinstance(n, cls): return n
     def section(self, n): return self.within(n, (addnodes.desc,nodes.section))
     def is_about(self, n, name):
-        "A name in its own description, a parameter in the first column of its table"
+        "Whether a name is in its own description, or a parameter in the first column of its table"
         entry = self.within(n, nodes.entry)
         if self.within(n, addnodes.desc) and entry is not None and entry.parent.index(entry)==0: return True
         while d := self.within(n, addnodes.desc):
@@ -134,7 +134,7 @@ class LinkNames(SphinxPostTransform):
         return False
 
 def missing_reference(app, env, node, content):
-    "Types in signatures, by their short name"
+    "Resolve the short names of types in signatures"
     if node.get('refdomain')!='py': return None
     uri,ours = address(app, node['reftarget'], node.get('refdoc', env.docname))
     if not uri: return None
@@ -142,7 +142,7 @@ def missing_reference(app, env, node, content):
     ref += content
     return ref
 
-# Formulas: as MathML, which browsers draw themselves. No script, and nothing fetched from elsewhere.
+# Write formulas as MathML, which browsers draw themselves: this needs no script and no download.
 
 def mathml(self, node, display):
     from latex2mathml.converter import convert
@@ -154,7 +154,7 @@ def mathml(self, node, display):
 # Languages
 
 def in_its_language(app, page, template, context, doctree):
-    "Say the language of a page, and where it is to be read in the other"
+    "Mark the language of a page, and link to the page in the other language"
     name = page.removeprefix('ko/')
     if f'ko/{name}' not in app.env.found_docs: return
     if page!=name: context['language'] = 'ko'

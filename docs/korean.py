@@ -1,6 +1,7 @@
-"""The Korean pages: the English notebooks with the prose of korean.md.
+"""Make the Korean pages from the English notebooks and the prose of korean.md.
 
-`python docs/korean.py` lists what is stale or missing, with `--seen` it writes the digests of the English text."""
+`python docs/korean.py` lists stale and missing translations. With `--seen` it also stores the digests of the English
+text."""
 import hashlib, json, re, sys
 from pathlib import Path
 
@@ -13,7 +14,7 @@ def text_of(source): return source if isinstance(source, str) else ''.join(sourc
 def digest(source): return hashlib.sha256(text_of(source).encode()).hexdigest()[:8]
 
 def translations():
-    "Notebook -> cell's id -> (digest of the English text, Korean text)"
+    "By notebook and cell id, the digest of the English text and the Korean text"
     parts = re.split(r'^<!-- notebook (\S+) -->$', file.read_text(encoding='utf-8'), flags=re.M)
     found = {}
     for name,body in zip(parts[1::2], parts[2::2]):
@@ -24,7 +25,7 @@ def translations():
 def names(): return [*translations()]
 
 def with_comments(code, pairs):
-    "`code` with the comments that `pairs` translates, a line each: English → Korean"
+    "`code` with translated comments. Each line of `pairs` is a translation: English → Korean"
     for line in pairs.splitlines():
         english,_,korean = line.partition(' → ')
         if code.count(f'# {english}')!=1: raise ValueError(f'korean.md: no comment "# {english}" in:\n{code}')
@@ -32,7 +33,7 @@ def with_comments(code, pairs):
     return code
 
 def translate(name, cells):
-    "Put the Korean text into `cells` of the notebook `name`; cells that say nothing in Korean are left out"
+    "Put the Korean text into the `cells` of the notebook `name`, and drop cells whose Korean text is empty"
     said = translations()[name]
     kept = []
     for c in cells:
@@ -49,7 +50,7 @@ def cells_of(name): return json.loads((nbs/name).read_text(encoding='utf-8'))['c
 def is_comment(cell): return re.fullmatch(r'<!--.*-->', text_of(cell['source']).strip())
 
 def faults():
-    "What is stale or missing, a line each"
+    "A line for each stale or missing translation"
     found = []
     for name,said in translations().items():
         cells = {c['id']: c for c in cells_of(name)}
@@ -62,7 +63,7 @@ def faults():
     return found
 
 def mark_seen():
-    "Write the digest of the English text behind each cell's id"
+    "Write the digest of the English text after the id of each cell"
     text = file.read_text(encoding='utf-8')
     for name,said in translations().items():
         cells = {c['id']: c for c in cells_of(name)}
@@ -74,4 +75,4 @@ def mark_seen():
 
 if __name__=='__main__':
     if '--seen' in sys.argv: mark_seen()
-    print('\n'.join(faults()) or 'All translated cells are of the present English text')
+    print('\n'.join(faults()) or 'All translations match the current English text')

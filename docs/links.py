@@ -1,5 +1,5 @@
-"""Find the documentation of names of other libraries. For fastai and fastcore, the index that nbdev puts into each
-package has the addresses; the others are listed here by hand, because a build reaches no network to fetch their
+"""Find the documentation of names of other libraries. The index that nbdev puts into fastai and fastcore has their
+addresses. The names of other libraries are listed here by hand, because a build has no network to fetch their
 inventories. `tests/test_site.py` checks that each name exists in the installed library."""
 import importlib, re
 from functools import lru_cache
@@ -9,7 +9,7 @@ from nbdev.doclinks import NbdevLookup
 TORCH = 'https://docs.pytorch.org/docs/stable/'
 VISION = 'https://docs.pytorch.org/vision/stable/'
 
-# (the module that has the names, its short name, the page of one) -> names
+# By (module of the names, its short name, page of one name), the names
 BY_HAND = {
     ('torch.nn', 'nn', TORCH+'generated/torch.nn.{}.html'):
         '''Module Sequential ModuleList ModuleDict Parameter Linear Conv2d BatchNorm1d BatchNorm2d LayerNorm
@@ -36,21 +36,21 @@ BY_HAND = {
 ONE_BY_ONE = {'torch.Tensor': TORCH+'tensors.html', 'Tensor': TORCH+'tensors.html',
               'torch.utils.data.DataLoader': TORCH+'data.html#torch.utils.data.DataLoader',
               'PIL.Image': 'https://pillow.readthedocs.io/en/stable/reference/Image.html',}
-# Names that stand alone without their module: what is a word of its own, or an ordinary function, is linked only as
-# `nn.Linear` or `torch.save`
+# Names that are linked even without their module. Ordinary words and functions are linked only in the form `nn.Linear`
+# or `torch.save`
 BARE = set('''
     Module Sequential ModuleList ModuleDict Parameter MultiheadAttention EmbeddingBag CrossEntropyLoss
     BCEWithLogitsLoss MSELoss L1Loss SmoothL1Loss cross_entropy DistributedSampler AdamW resnet18 resnet34 resnet50
     mobilenet_v2 mobilenet_v3_small mobilenet_v3_large efficientnet_b0 convnext_tiny vit_b_16 swin_t densenet121
     generalized_box_iou complete_box_iou DataFrame Series ndarray Path partial
 '''.split())
-# Words of our prose that are also names in fastai or fastcore
+# Words of our prose that happen to be names in fastai or fastcore
 NOT_MEANT = set('''
     encodes decodes maps requires_grad text image box kind label tags area noop params store_attr test_eq copy L stop
     first last add sub mul truediv eq ne lt le gt ge in_ is_ not_ true null range_of
 '''.split())
 
-# Classes whose methods prose names without them: `predict` is ours, `lr_find` is fastai's
+# The prose names the methods of these classes without the class: `predict` is ours, `lr_find` is fastai's
 METHODS_OF = ['MultiLearner', 'MultiDataLoaders']
 VARIABLES = dict(learn='Learner', dls='DataLoaders')
 OF_LEARNER = '''
@@ -61,7 +61,7 @@ OF_FASTAI = {**dict.fromkeys(OF_LEARNER, 'Learner'), **dict.fromkeys(['show_batc
 
 @lru_cache
 def by_hand():
-    "Every way to write a name listed above -> its address"
+    "The address for every way to write a name listed above"
     d = dict(ONE_BY_ONE)
     for (mod,short,page),names in BY_HAND.items():
         for n in names.split():
@@ -73,7 +73,7 @@ def by_hand():
 def nbdev_lookup(): return NbdevLookup(strip_libs=('fastai','fastcore'), incl_libs=('fastai','fastcore'))
 
 def elsewhere(name):
-    "Address of the documentation of a name that another library owns, or nothing"
+    "The address of the documentation of another library's name, or nothing"
     if name in NOT_MEANT: return None
     name = (f'{OF_FASTAI[name]}.{name}' if name in OF_FASTAI and nbdev_lookup().doc(f'{OF_FASTAI[name]}.{name}')
             else name)

@@ -1,5 +1,5 @@
 """Write the page of measured results: the section of index.ipynb, then every table in benchmarks/results with the
-command that made it"""
+command that makes it"""
 import ast, re, shutil
 from pathlib import Path
 
@@ -9,9 +9,9 @@ from fastcore.nbio import read_nb
 root = Path(__file__).resolve().parent.parent
 results = root/'benchmarks'/'results'
 
-# How a table is shown: its title, `by` which columns the other ones are averaged (over seeds), which columns are `only`
-# shown, the `command` where the script's introduction names another, a `text`.
-# A table without an entry is shown as it is: what may be averaged, nobody but its author knows.
+# How to show each table: its `title`; the columns `by` which the others are averaged over seeds; the columns that are
+# `only` shown; the `command`, if the script's docstring names another; and a `text`.
+# A table without an entry is shown unchanged, because only its author knows what to average.
 TABLES = dict(defaults=dict(title='What the default learns', by=['set','output','way'], only=['metric'],
                             command='python -m benchmarks.defaults',
                             text='Higher is better: accuracy, mean average precision, IoU, and the negative mean '
@@ -64,7 +64,7 @@ TABLES = dict(defaults=dict(title='What the default learns', by=['set','output',
                          text='Memory, errors and times after each thousand requests from 16 clients'),)
 
 def section(index):
-    "The text under `## Measured` in index.ipynb, with its headings as they are"
+    "The text under `## Measured` in index.ipynb, with its headings unchanged"
     inside = False
     found = []
     for c in read_nb(index).cells:
@@ -75,7 +75,7 @@ def section(index):
     return '\n\n'.join(filter(None, found))
 
 def made_by(file):
-    "The command for a table and its script's docstring: a script that mentions it, or whose name begins its name"
+    "The command and the docstring of a table's script: one that mentions it, or whose name is the start of the table's"
     scripts = {p: p.read_text(encoding='utf-8')
                for p in sorted((root/'benchmarks').glob('*.py'), key=lambda p: (-len(p.stem), p.stem))}
     speak = ([p for p,t in scripts.items() if re.search(rf'\b{file.stem}\b', t)]
@@ -86,7 +86,7 @@ def made_by(file):
     return None,''
 
 def figures(col):
-    "A column as text: all its figures with as many decimals as the largest wants"
+    "A column as text. All its figures have as many decimals as the largest one needs"
     if not pd.api.types.is_numeric_dtype(col): return ['' if pd.isna(v) else str(v).replace('|', r'\|') for v in col]
     top = col.abs().max()
     whole = (col.dropna() % 1 == 0).all()

@@ -1,4 +1,4 @@
-"List what is missing in the documentation of the public names: `python docs/names.py`"
+"List what the documentation of the public names lacks: `python docs/names.py`"
 import ast, inspect, sys
 from functools import lru_cache
 from pathlib import Path
@@ -13,7 +13,7 @@ def notebooks(): return {m: nb for nb in sorted(stage.nbs.glob('*.ipynb')) if (m
 
 @lru_cache
 def homes():
-    "Public name -> the module whose `__all__` has it"
+    "The module whose `__all__` has each public name"
     import fastai_multi
     return {n: m for m in notebooks() for n in stage.public(m) if n in fastai_multi.__all__}
 
@@ -29,7 +29,7 @@ def used(cell, name):
                for o in cell.parsed_() or [] for n in ast.walk(o))
 
 def example(name):
-    "Is there a cell below the definition of `name`, shown on its page and run in CI, that uses it?"
+    "Whether a cell below the definition of `name` uses it, is shown on its page and runs in CI"
     defined = False
     for c in read_nb(notebooks()[homes()[name]]).cells:
         if c.cell_type!='code': continue
@@ -40,7 +40,7 @@ def example(name):
     return False
 
 def unexplained(name):
-    "Parameters without a comment, of those that this package writes, not those that `delegates` brings along"
+    "The parameters without a comment that this package defines, without those that `delegates` adds"
     obj,raw,home,node = api.locate(name, homes().get(name.split('.')[0]))
     if isinstance(obj, property) or not callable(obj): return []
     if inspect.isclass(obj): node = api.init_node(obj)
@@ -60,7 +60,7 @@ def public_methods(name):
     return [f'{name}.{n}' for n in api.methods(obj, home)] if inspect.isclass(obj) else []
 
 def report():
-    "Each fault, and the names that have it"
+    "The names with each fault"
     import fastai_multi
     names = fastai_multi.__all__
     found = {n: unexplained(n) for n in homes() if not is_constant(n)}

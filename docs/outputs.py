@@ -2,11 +2,11 @@
 import base64, re
 
 def text_of(x):
-    "Notebooks keep a text as it is or as a list of lines"
+    "The text of a notebook field, which is a string or a list of lines"
     return x if isinstance(x, str) else ''.join(x)
 
 def as_on_screen(text):
-    "What a terminal shows of `text` in the end: a progress bar that was written over is gone"
+    "What a terminal finally shows of `text`, without overwritten progress bars"
     lines = []
     for line in text.split('\n'):
         screen = ''
@@ -15,9 +15,9 @@ def as_on_screen(text):
     return '\n'.join(lines)
 
 def lift_picture(cells, write):
-    """Put the first picture among the outputs where a cell says `<!-- picture -->`, and out of its own cell
+    """Move the first picture of the outputs from its own cell to the cell that has `<!-- picture -->`
 
-    `write` takes its bytes and returns its address."""
+    `write` takes the picture's bytes and returns its address."""
     wanted = next((c for c in cells if c['cell_type']=='markdown' and '<!-- picture -->' in text_of(c['source'])), None)
     if wanted is None: return
     for c in cells:

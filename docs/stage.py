@@ -1,8 +1,8 @@
-"""From the notebooks to the pages that Sphinx reads: nbdev's own processing, then what MyST-NB needs.
+"""Turn the notebooks into the pages that Sphinx reads: run nbdev's own processing, then add what MyST-NB needs.
 
-nbdev's `proc_nbs` runs a chain of processors over each notebook. One of them executes the exported cells again, to
-ask the new definitions for their documentation. Here the same chain asks the exported package, which CI holds to be
-the same: no cell is executed, and the pages are there in seconds where `proc_nbs` takes a minute and a half."""
+nbdev's `proc_nbs` runs a chain of processors over each notebook. One of them runs the exported cells again, to read the
+documentation of the new definitions. Here the same chain reads the exported package, which CI keeps equal to the
+notebooks. So no cell runs, and staging takes seconds, while `proc_nbs` takes a minute and a half."""
 import ast, importlib, re, shutil
 from configparser import ConfigParser
 from pathlib import Path
@@ -21,11 +21,11 @@ nbs = root/'nbs'
 settings = ConfigParser(delimiters='=')
 settings.read(root/'settings.ini', encoding='utf-8')
 settings = settings['DEFAULT']
-# Where the repository is to be seen: `git_url` of settings.ini, or what nbdev makes of pyproject.toml. Nothing while it
-# has no public place; the site then shows the sources itself.
+# The address of the repository: `git_url` of settings.ini, or what nbdev reads from pyproject.toml. It is empty while
+# the repository has no public address; the site then shows the sources itself.
 git_url = (settings.get('git_url') or get_config(root).git_url or '').rstrip('/')
 branch = get_config(root).branch
-# by the number of a group's first notebook
+# by the number of the first notebook in the group
 GROUPS = {0: 'Core and data', 30: 'Models', 48: 'Training', 68: 'Learner', 80: 'Results'}
 PROJECT = {'CONTRIBUTING.md': 'contributing', 'CHANGELOG.md': 'changelog'}
 
@@ -34,15 +34,15 @@ def module_of(nb):
     m = _default_exp(read_nb(nb))
     return m and f'fastai_multi.{m}'
 def group_of(nb):
-    "The group that the number of a notebook belongs to"
-    number = int(nb.name[:2])    # a letter may follow it, as in fastai's own: 04a is between 04 and 05
+    "The group of a notebook, by its number"
+    number = int(nb.name[:2])    # a letter may follow, as in fastai's own notebooks: 04a is between 04 and 05
     return GROUPS[max(n for n in GROUPS if n<=number)]
 def at_git(path): return f'{git_url}/blob/{branch}/{path}'
 
 # Processors
 
 class own_show_docs(Processor):
-    "Replace each `show_doc` cell by what `api` says of the name; constants too, which nbdev leaves out"
+    "Replace each `show_doc` cell by the text of `api` about the name, and do the same for constants, unlike nbdev"
     def begin(self):
         self.module = self.nb.module_
         if not self.module: return
@@ -61,19 +61,19 @@ class own_show_docs(Processor):
                                   if self.module and self.known(n)) or None
     def known(self, name):
         obj = getattr(importlib.import_module(self.module), name.split('.')[0], None)
-        # fastai's dispatched ones, as `show_batch`, are registered and not exported
+        # fastai registers dispatched functions such as `show_batch`, so they are not exported
         return obj is not None and type(obj).__name__!='Function'
 
 def clean_html(h):
-    """A table without the style sheet that pandas and fastai send with each, its numbers in four digits; a heading such
-    as `kind_accuracy` may break after `_`, so that a table of epochs fits"""
+    """A table without the style sheet that pandas and fastai add, with numbers in four digits. A heading such as
+    `kind_accuracy` may break after `_`, so that a table of epochs fits"""
     h = re.sub(r'<(style|script)\b.*?</\1>', '', h, flags=re.S)
     h = re.sub(r'(?<=<td>)-?\d+\.\d{5,}(?=</td>)', lambda m: f'{float(m[0]):.4g}', h)
     h = re.sub(r'(?<=<th>)[^<]+(?=</th>)', lambda m: m[0].replace('_', '_<wbr>'), h)
     return re.sub(r' border="1"| class="dataframe"', '', h)
 
 class tidy_outputs(Processor):
-    "Stored outputs as a page wants them; Quarto's directives for MyST-NB; a text for who cannot see the picture"
+    "Clean stored outputs, translate Quarto's directives for MyST-NB, and give pictures alternative texts"
     def cell(self, cell):
         if cell.cell_type!='code': return
         d = cell.directives_
@@ -103,7 +103,7 @@ class tidy_outputs(Processor):
                              mystnb=dict(image=dict(alt=self.alt(cell)), code_prompt_show='Tests',
                                          code_prompt_hide='Tests'))
     def only_tests(self, cell):
-        "A cell that makes nothing: it says what holds, and the prose has said it already"
+        "Whether a cell only tests: the prose has already said what it tests"
         calls = [o.value for o in cell.parsed_() or [] if isinstance(o, ast.Expr) and isinstance(o.value, ast.Call)]
         return calls and len(calls)==len(cell.parsed_()) and all(ast.unparse(c.func).startswith('test_') for c in calls)
     def alt(self, cell):
@@ -113,7 +113,7 @@ class tidy_outputs(Processor):
         return f'Picture made by {last if len(last)<120 else last[:120]+" …"}'.replace('\n', ' ')
 
 class page_links(Processor):
-    "Turn links between notebooks and to files of the repository into links between pages"
+    "Turn links to notebooks and files of the repository into links between pages"
     def cell(self, cell):
         if cell.cell_type!='markdown': return
         cell.source = links(re.sub(r'^#\|.*\n', '', cell.source, flags=re.M))
@@ -122,7 +122,7 @@ class page_links(Processor):
         if not self.nb.below_: cell.source = re.sub(r'^\| `([\w.]+)` \|', module, cell.source, flags=re.M)
 
 class search_entries(Processor):
-    "`<!-- index: gpu, fp16 -->` in a cell of text: a search for one of these finds the page first"
+    "Make a search find a page first by the words of `<!-- index: gpu, fp16 -->` in one of its text cells"
     def cell(self, cell):
         if cell.cell_type!='markdown': return
         def entries(m):
@@ -131,7 +131,7 @@ class search_entries(Processor):
         cell.source = re.sub(r'<!-- index: (.*?) -->\n', entries, cell.source, flags=re.S)
 
 class title_first(Processor):
-    "The sentence under a title, marked as what it is; for a module its names below, for a tutorial where to get it"
+    "Mark the sentence under a title, and add a module's names or a link to a tutorial's notebook"
     def begin(self):
         cell = next((c for c in self.nb.cells if c.cell_type=='markdown' and re.match(r'# \S', c.source.lstrip())),
                     None)
@@ -144,27 +144,27 @@ class title_first(Processor):
             at += 1
         for name in reversed(LEADING.get(self.nb.module_, [])): self.lead(name, at)
     def lead(self, name, at):
-        "Move what the page says of `name` to the top"
+        "Move the text about `name` to the top of the page"
         cell = next(c for c in self.nb.cells if re.search(rf'\{{py:\w+\}} {name}\(', c.source or ''))
         self.nb.cells.remove(cell)
         self.nb.cells.insert(at, cell)
 
 class top_picture(Processor):
-    "The picture that `<!-- picture -->` wants"
+    "Put a picture in the place of `<!-- picture -->`"
     def begin(self): lift_picture(self.nb.cells, self.write)
     def write(self, picture):
         (build/'files'/'top.png').write_bytes(picture)
         return 'files/top.png'
 
 class Pages(FilterDefaults):
-    "nbdev's chain of processors, without what is Quarto's, and with our own way to documentation"
+    "nbdev's chain of processors without those for Quarto, and with our own way to read documentation"
     def base_procs(self):
         quarto = FrontmatterProc,insert_warning,clean_show_doc,add_links,add_fold
         return [own_show_docs if p is exec_show_docs else p for p in super().base_procs()
                 if p not in quarto] + [top_picture, tidy_outputs, page_links, search_entries, title_first]
 
 def links(md):
-    "Links as the notebooks and the README write them -> as the staged pages do"
+    "Rewrite links of the notebooks and the README as links of the staged pages"
     md = md.replace('](README.ko.md)', '](ko/index.ipynb)')
     def to(m):
         url,_,frag = m[2].partition('#')
@@ -188,7 +188,7 @@ def links(md):
     return re.sub(r'(\])\(([^)\s]+)\)', to, md)
 
 def korean_links(md):
-    "Links of a Korean page, which stands in a folder of its own: to Korean pages where there are some"
+    "Rewrite the links of a Korean page, which is in its own folder, to Korean pages where they exist"
     ours = [page_of(nbs/n) for n in korean.names()]
     def to(m):
         name,_,frag = m[1].partition('#')
@@ -204,14 +204,14 @@ def korean_links(md):
 build = root/'build'/'docs'/'pages'
 
 def get_it(nb):
-    "Where a notebook is to be had"
+    "A link to a notebook"
     if git_url: return f'[`{nb.name}`]({at_git(f"nbs/{nb.name}")})'
     shutil.copy2(nb, build/'files'/nb.name)
     return f'{{download}}`{nb.name} <files/{nb.name}>`'
 
 def public(module): return importlib.import_module(module).__all__
 
-# What a user calls first: it opens the page of its module
+# What you call first comes first on the page of its module
 LEADING = {'fastai_multi.learner': ['multi_learner'], 'fastai_multi.data.loaders': ['MultiDataLoaders']}
 
 def name_row(module, n):
@@ -220,7 +220,7 @@ def name_row(module, n):
     return f'| {{py:obj}}`~{module}.{n}` | {api.cell(s)} |'
 
 def names_table(module):
-    "Public names of a module, each with its sentence: what a notebook needs, then the rest behind a fold"
+    "The public names of a module, each with its sentence: first those that a notebook needs, then the others, folded"
     import fastai_multi
     names = sorted(public(module), key=lambda n: n not in LEADING.get(module, []))
     table = lambda names: '\n'.join(['| name | what it is |', '|---|---|', *[name_row(module, n) for n in names]])
@@ -231,7 +231,7 @@ def names_table(module):
             f'package</summary>\n\n{table(rest)}\n\n</details>')
 
 def below(nb, module):
-    "What stands below the title of a notebook"
+    "The text below the title of a notebook"
     if module:
         return (f':::{{py:module}} {module}\n:::\n\n{{.made}}\nModule `{module}`, written by the notebook {get_it(nb)}.'
                 f'\n\n:::{{container}} names\n{names_table(module)}\n:::')
@@ -259,7 +259,7 @@ def picture(nb):
                 f.write_bytes(base64.b64decode(''.join(o['data']['image/png'])))
                 return f'files/{f.name}'
 
-# Tutorials that are looked into, not read through
+# Tutorials for looking things up, not for reading from start to end
 LOOK_UP = 'cheatsheet','plainfastai','questions','glossary','gallery'
 def is_look_up(nb): return nb.stem.rpartition('.')[2] in LOOK_UP
 
@@ -276,7 +276,7 @@ def tutorials_page(tutorials):
     look_up = [nb for nb in tutorials if is_look_up(nb)]
     parts = ['# Tutorials\n\n{.lead}\nOne tutorial for each task. Each is a notebook that CI runs from top to bottom.']
     parts += [story(nb, f'{i+1}. ') for i,nb in enumerate(read)]
-    if not tutorials: parts.append('None is written yet.')
+    if not tutorials: parts.append('There are none yet.')
     if look_up: parts += ['## To look things up', *map(story, look_up)]
     parts.append(toctree([page_of(nb) for nb in read], caption='Tutorials'))
     if look_up: parts.append(toctree([page_of(nb) for nb in look_up], caption='To look things up'))
@@ -296,13 +296,13 @@ def api_page(modules):
     return '\n\n'.join(parts)
 
 def in_order(tutorials, index):
-    "In the order in which index.ipynb names them; after these the ones that it does not, by name"
+    "The tutorials in the order of index.ipynb, then those that it does not name, by name"
     text = '\n'.join(c.source for c in read_nb(index).cells if c.cell_type=='markdown')
     at = {nb: text.find(nb.name) for nb in tutorials}
     return sorted(tutorials, key=lambda nb: (at[nb]<0, at[nb], nb.name))
 
 def put(n, page, last=''):
-    "Write a notebook as the page `page`; `last` is what its last cell says"
+    "Write a notebook as the page `page`, with `last` as its last cell"
     Pages()(n)
     for c in n.cells:
         for k in [k for k in c if k.endswith('_')]: del c[k]
@@ -330,7 +330,7 @@ def put_korean(nb):
     put(n, f'ko/{page_of(nb)}', toctree(others, caption='튜토리얼') if front else '')
 
 def stage():
-    "Write all pages anew; returns their number"
+    "Write all pages anew, and return their number"
     shutil.rmtree(build, ignore_errors=True)
     (build/'files').mkdir(parents=True)
     notebooks = sorted(nbs.glob('*.ipynb'))
@@ -344,7 +344,7 @@ def stage():
         n.korean_ = False
         n.module_ = modules.get(nb)
         n.below_ = below(nb, modules.get(nb)) if nb!=index else ''
-        # the bar of the site leads to Korean
+        # the navigation bar of the site links to Korean
         if nb==index: n.cells[:] = [c for c in n.cells if c.source!='[한국어](README.ko.md)']
         if nb!=index and nb.name in korean.names(): n.below_ += f'\n\n{{.made}}\n[한국어](ko/{page_of(nb)}.ipynb)'
         put(n, page_of(nb), toctree([f'{t} <{p}>' for p,t in top.items()]) if nb==index else '')
