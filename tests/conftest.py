@@ -1,4 +1,4 @@
-"Fixtures of several test files: one drawn data set, and the real data if they are installed"
+"Fixtures for several test files: a drawn data set, and the real data if they are installed"
 import random
 import numpy as np
 import pytest, torch
@@ -9,12 +9,12 @@ torch.set_num_threads(2)
 
 @pytest.fixture(scope='session')
 def shapes(tmp_path_factory):
-    "A small drawn set, made once"
+    "The folder of a small drawn data set, made once per session"
     return multi_shapes(tmp_path_factory.mktemp('data')/'shapes', n=80, size=64, seed=0)
 
 @pytest.fixture(scope='session')
 def real():
-    "The folder of a real data set by name, or a skip that says why"
+    "Return the folder of a real data set by name, or skip the test and say why"
     def _get(name):
         try: return data_path(name)
         except FileNotFoundError as e: pytest.skip(str(e))
@@ -22,20 +22,20 @@ def real():
 
 @pytest.fixture(autouse=True)
 def one_state():
-    "Every test starts from the same random state, whatever ran before it"
+    "Start every test from the same random state, whatever ran before it"
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
 
 @pytest.fixture
 def one_thread():
-    "Small pictures: more threads only wait for each other"
+    "Use one thread: with small pictures, several threads only wait for each other"
     n = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(n)
 
 def pytest_collection_modifyitems(items):
-    "fastai's star import brings fastcore's `test_eq` and its like along, which are no tests of ours"
+    "Drop fastcore's `test_eq` and similar functions, which fastai's star import brings and which are not our tests"
     items[:] = [i for i in items
                 if getattr(i, 'function', None) is None or i.function.__module__.startswith(('tests','test_'))]

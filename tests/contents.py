@@ -1,5 +1,5 @@
-"""The contents of the random tables in `tests/random_tables.py`: for each kind of input and output, its cells, their meaning,
-and the batch, the decoded item and the answer that must result. Nothing here uses the package to read."""
+"""The contents of the random tables in `tests/random_tables.py`: for each kind of input and output, its cells, their
+meaning, and the batch, the decoded item and the answer that they must give. Nothing here reads with the package."""
 import math, tempfile
 from collections import Counter
 from pathlib import Path
@@ -13,27 +13,27 @@ from fastai.vision.data import BBoxBlock, MaskBlock, PointBlock
 from fastai_multi import *
 
 class Wrong(AssertionError):
-    "What was read or predicted differs from the table"
+    "The package read or predicted something that differs from the table"
 
 def check(good, note):
     if not good: raise Wrong(note)
 
 def near(a, b, tol=1e-4):
-    "Whether numbers are equal within rounding, NaN equal to NaN"
+    "Whether numbers are equal within rounding. NaN equals NaN"
     a = np.asarray(a, dtype=np.float64)
     b = np.asarray(b, dtype=np.float64)
     return a.shape==b.shape and np.allclose(a, b, rtol=tol, atol=tol, equal_nan=True)
 
-# Pictures and masks, drawn once
+# Pictures and masks, drawn once per process
 
 SIZES = [(24,16), (16,24), (20,20), (31,12), (13,29), (40,26), (17,18)]
 N_PICTURES = 28
-N_CLASSES = 3    # in masks
+N_CLASSES = 3    # of a mask
 
 def picture_size(i): return SIZES[i%len(SIZES)]
 
 def draw_pictures(folder):
-    "Pictures of different sizes, none square-only, and a mask for each"
+    "Draw pictures of different sizes and shapes, and a mask for each"
     rng = np.random.default_rng(0)
     (folder/'pics').mkdir()
     (folder/'masks').mkdir()
@@ -51,7 +51,7 @@ def draw_pictures(folder):
 _folder = None
 
 def pictures_folder():
-    "The folder of the pictures, drawn when first asked for"
+    "The folder of the pictures, which are drawn at the first call"
     global _folder
     if _folder is None:
         _folder = tempfile.TemporaryDirectory(prefix='tables')
@@ -59,7 +59,7 @@ def pictures_folder():
     return Path(_folder.name)
 
 class Window:
-    "The part of a picture that `Resize` shows on validation data, worked out again"
+    "The part of a picture that `Resize` shows on validation data, computed independently"
     def __init__(self, method, size, shown):
         w,h = size
         sw,sh = shown
@@ -73,46 +73,46 @@ class Window:
         self.shown = shown
         self.size = size
     def to_unit(self, points):
-        "Points in pixels of the file as -1..1 of what is shown"
+        "Convert points from pixels of the file to -1..1 of the shown part"
         return (np.asarray(points, dtype=np.float64)-self.corner)/self.cut*2-1
     def to_pixels(self, points):
-        "The inverse"
+        "Convert points from -1..1 of the shown part to pixels of the file"
         return (np.asarray(points, dtype=np.float64)+1)/2*self.cut+self.corner
     def look(self, im, resample):
-        "The picture as it is shown"
+        "The shown part of the picture"
         x,y = self.corner
         return im.crop((x, y, x+self.cut[0], y+self.cut[1])).resize(self.shown, resample)
 
-# What a table holds: one class for each kind of column. `cells` makes the columns, and `values` is what they mean
+# Contents: one class for each kind of column. `cells` makes the columns, and `values` holds what they mean
 
 MISSING = [None, float('nan'), pd.NA]
 MISSING_TEXTS = [None, float('nan'), pd.NA, '', '  ']
 
 class Content:
-    "A kind of input or output: its cells, what they mean, and how a batch and an answer must look"
+    "A kind of input or output: its cells, what they mean, and the batch and the answer that they must give"
     is_input = False
     spatial = False
     def __init__(self, case, name):
         self.case = case
         self.name = name
-        self.values = []          # for each row what its cells mean, or `None`
+        self.values = []          # for each row, what its cells mean, or `None`
         self.columns = {}         # the table's columns
         self.make(case.rng)
     @property
     def one(self): return next(iter(self.columns))
     def holes(self, rng, p=.2):
-        "For each row whether its cell is empty; never in all rows of the training split"
+        "Whether the cell of each row is empty. At least one training row has a value"
         if rng.random()<.5: p = 0.
         res = [rng.random()<p for _ in range(self.case.n)]
         for i in self.case.always: res[i] = False
         return res
     def reading(self):
-        "The columns as the factory takes them"
+        "The columns in the form that the factory takes"
         cols = list(self.columns)
         if len(cols)==1: return cols[0]
         return cols
     def said(self):
-        "How a message calls it"
+        "The name of this content in messages"
         if self.is_input or not self.case.bare: return repr(self.name)
         return self.kind
     def check_answer(self, answer, pred, row): pass
@@ -147,9 +147,9 @@ class PictureInput(Content):
     def check_batch(self, t, rows):
         for o,r in zip(t, rows):
             i = self.values[r]
-            if i is None: check(bool(o.isnan().all()), f'{self.name}: row {r} has no picture, and pixels in the batch')
+            if i is None: check(bool(o.isnan().all()), f'{self.name}: row {r} has no picture, but the batch has pixels')
             elif self.case.method!='pad':
-                check(np.abs(o.numpy()-self.look(i)).max()<=1.01/255, f'{self.name}: other pixels in row {r}')
+                check(np.abs(o.numpy()-self.look(i)).max()<=1.01/255, f'{self.name}: the pixels of row {r} differ')
 
 WORDS = dict(latin='red green blue tall small round old new house tree'.split(),
              greek='μικρό μεγάλο σπίτι δέντρο'.split(), russian='красный зелёный дом дерево'.split(),
@@ -174,7 +174,7 @@ class TextInput(Content):
         if (self.min_freq,self.max_len)!=(2,256):
             case.options['text_block'] = PlainTextBlock(min_freq=self.min_freq, max_len=self.max_len)
         case_words = [[w.upper() if rng.random()<.1 and w.isascii() else w for w in v or ()] for v in self.values]
-        if len(self.values)>3 and rng.random()<.2:    # two columns, joined
+        if len(self.values)>3 and rng.random()<.2:    # two joined columns
             one,two = zip(*[(v[:len(v)//2], v[len(v)//2:]) for v in case_words])
             cols = dict(first=one, second=two)
             self.columns = {case.column_name(rng, f'{self.name} {k}', True): [self.cell(rng, v) for v in vs]
@@ -189,11 +189,12 @@ class TextInput(Content):
     def check_batch(self, t, rows):
         known = self.known()
         vocab = self.case.part(self.name).vocab
-        check(set(vocab)-{'xxpad','xxunk'}==known, f'{self.name}: vocabulary {list(vocab)} for {sorted(known)}')
+        check(set(vocab)-{'xxpad','xxunk'}==known,
+              f'{self.name}: the vocabulary is {list(vocab)}, but the texts have {sorted(known)}')
         for ids,r in zip(t.tolist(), rows):
             expected = [w if w in known else 'xxunk' for w in (self.values[r] or ())[:self.max_len]]
             found = [vocab[i] for i in ids]
-            check(found==expected+['xxpad']*(len(found)-len(expected)), f'{self.name}: row {r} reads {found}')
+            check(found==expected+['xxpad']*(len(found)-len(expected)), f'{self.name}: row {r} reads as {found}')
 
 class FeaturesInput(Content):
     is_input = True
@@ -219,10 +220,10 @@ class FeaturesInput(Content):
         for o,r in zip(t.numpy(), rows):
             expected = self.values[r]
             if expected is None: expected = [math.nan]*len(o)
-            check(near(o, np.float32(expected)), f'{self.name}: row {r} reads {o}, and the table {expected}')
+            check(near(o, np.float32(expected)), f'{self.name}: row {r} reads as {o}, but the table has {expected}')
 
 def numeric_cells(rng, cells, whole):
-    "Numbers, some of them `None`, as a column of any type that holds them"
+    "A column of numbers, of any type that can hold them and `None`"
     has_holes = any(v is None for v in cells)
     types = ['float64', 'float32', 'object', 'Float64']
     small = all(v is None or abs(v)<2**31 for v in cells)
@@ -240,7 +241,7 @@ CLASSES = [['cup','car','tree'], ['a','b'], ['0','1','10'], ['001','01','1'], [1
            ['true','True'], ['🙂','🚗'], ['A','a']]
 
 def same_class(found, v):
-    "Whether an answer is the class `v`, a text for a text and a number for a number"
+    "Whether an answer is the class `v` and has its type: a text or a number"
     return found==v and isinstance(found, str)==isinstance(v, str)
 
 class CategoryOutput(Content):
@@ -271,24 +272,24 @@ class CategoryOutput(Content):
     def check_batch(self, t, rows):
         vocab = self.vocab()
         seen = {self.values[r] for r in self.case.train_rows}-{None}
-        check(len(vocab)==len(seen), f'{self.name}: the classes {vocab} for {seen}')
+        check(len(vocab)==len(seen), f'{self.name}: the classes are {vocab}, but the table has {seen}')
         for o,r in zip(t.tolist(), rows):
             v = self.values[r]
-            if v is None: check(o==-100, f'{self.name}: row {r} has no label, and class {o}')
-            else: check(o>=0 and same_class(vocab[o], v), f'{self.name}: row {r} is {v!r}, and reads {o} of {vocab}')
+            if v is None: check(o==-100, f'{self.name}: row {r} has no label, but reads as class {o}')
+            else: check(o>=0 and same_class(vocab[o], v), f'{self.name}: row {r} is {v!r}, but reads as {o} of {vocab}')
     def check_decoded(self, o, r): self.check_same(o, self.values[r], r)
     def check_same(self, o, v, r):
-        if v is None: check(is_nothing(o), f'{self.name}: row {r} has no label, and decodes to {o!r}')
-        else: check(same_class(o, v), f'{self.name}: row {r} is {v!r}, and decodes to {o!r}')
+        if v is None: check(is_nothing(o), f'{self.name}: row {r} has no label, but decodes to {o!r}')
+        else: check(same_class(o, v), f'{self.name}: row {r} is {v!r}, but decodes to {o!r}')
     def check_answer(self, answer, pred, row):
         check(near(pred.sum(), 1.), f'{self.name}: probabilities sum to {float(pred.sum())}')
         best = self.vocab()[int(pred.argmax())]
-        check(same_class(answer, best), f'{self.name}: answers {answer!r} where {best!r} is most probable')
+        check(same_class(answer, best), f'{self.name}: the answer is {answer!r}, but {best!r} is most probable')
     def check_metric(self, found, preds, rows):
         here = [(p,r) for p,r in zip(preds, rows) if self.values[r] is not None]
         if not here: return
         share = np.mean([same_class(self.vocab()[int(p.argmax())], self.values[r]) for p,r in here])
-        check(near(found[f'{self.name}_accuracy'], share), f'{self.name}: accuracy {found} by hand {share}')
+        check(near(found[f'{self.name}_accuracy'], share), f'{self.name}: the accuracy is {found}, but {share} by hand')
 
 def is_nothing(o): return o is None or type(o).__name__=='Absent' or isinstance(o, float) and math.isnan(o)
 
@@ -308,7 +309,7 @@ class TagsOutput(Content):
         else: cells = [self.listed(rng, v) for v in self.values]
         self.columns = {case.column_name(rng, self.name): cells}
     def delimited(self, rng, v):
-        "With the delimiter alone for no tags, and an empty cell for no label"
+        "A cell of tags: the delimiter alone means no tags, and an empty cell means no label"
         self.case.options['label_delim'] = '|'
         if v is None: return rng.choice(MISSING_TEXTS)
         return rng.choice(['|',' | ']).join(sorted(v)) or '|'
@@ -322,19 +323,20 @@ class TagsOutput(Content):
             self.columns[c] = cells
     def check_batch(self, t, rows):
         vocab = list(self.case.part(self.name).vocab)
-        check(sorted(vocab)==sorted(self.classes), f'{self.name}: the tags {vocab} for {self.classes}')
+        check(sorted(vocab)==sorted(self.classes),
+              f'{self.name}: the tags are {vocab}, but the table has {self.classes}')
         for o,r in zip(t.numpy(), rows):
             v = self.values[r]
             expected = [math.nan if v is None else float(c in v) for c in vocab]
-            check(near(o, expected), f'{self.name}: row {r} has {v}, and reads {o} of {vocab}')
+            check(near(o, expected), f'{self.name}: row {r} has {v}, but reads as {o} of {vocab}')
     def check_decoded(self, o, r):
         v = self.values[r]
-        if v is None: check(is_nothing(o), f'{self.name}: row {r} has no label, and decodes to {o!r}')
-        else: check(not is_nothing(o) and set(o)==v, f'{self.name}: row {r} has {v}, and decodes to {o!r}')
+        if v is None: check(is_nothing(o), f'{self.name}: row {r} has no label, but decodes to {o!r}')
+        else: check(not is_nothing(o) and set(o)==v, f'{self.name}: row {r} has {v}, but decodes to {o!r}')
     def check_answer(self, answer, pred, row):
         vocab = list(self.case.part(self.name).vocab)
         expected = {c for c,p in zip(vocab, pred.tolist()) if p>.5}
-        check(set(answer)==expected, f'{self.name}: answers {answer!r} where {expected} are probable')
+        check(set(answer)==expected, f'{self.name}: the answer is {answer!r}, but {expected} are probable')
         check(0<=float(pred.min()) and float(pred.max())<=1, f'{self.name}: probabilities {pred}')
 
 SCALES = [(0,1), (100,30), (-3,.01), (1e5,1e4), (0,1e-3), (5,0), (1e6,3e5), (1.7e9,50), (1e12,1e3)]    # mean, spread
@@ -362,7 +364,7 @@ class NumberOutput(Content):
             self.columns[name] = numeric_cells(rng, cells, whole)
         self.values = [self.as_stored(i) for i in range(case.n)]
     def as_stored(self, i):
-        "The numbers of row `i` as the columns hold them, which may be rounded to their type"
+        "The numbers of row `i` as the columns hold them, which may round them to their type"
         cells = [list(c)[i] for c in self.columns.values()]
         numbers = [math.nan if pd.isna(v) else float(v) for v in cells]
         if all(map(math.isnan, numbers)): return None
@@ -379,27 +381,28 @@ class NumberOutput(Content):
             expected = [math.nan]*self.k
             if self.values[r] is not None: expected = (np.array(self.values[r])-mean)/std
             rounding = float(1e-6*abs(mean/std).max())+1e-4
-            check(near(o, expected, rounding), f'{self.name}: row {r} reads {o}, and the table {expected}')
+            check(near(o, expected, rounding), f'{self.name}: row {r} reads as {o}, but the table has {expected}')
     def check_decoded(self, o, r):
         v = self.values[r]
-        if v is None: check(is_nothing(o), f'{self.name}: row {r} has no label, and decodes to {o!r}')
-        else: check(self.is_close(o, v), f'{self.name}: row {r} is {v}, and decodes to {o!r}')
+        if v is None: check(is_nothing(o), f'{self.name}: row {r} has no label, but decodes to {o!r}')
+        else: check(self.is_close(o, v), f'{self.name}: row {r} is {v}, but decodes to {o!r}')
     def is_close(self, o, v):
-        "Equal as far as single precision goes in units of the standard deviation"
+        "Whether numbers are equal within single precision, in units of the standard deviation"
         mean,std = self.statistics()
         return near((np.reshape(o, -1)-mean)/std, (np.array(v)-mean)/std, 1e-4)
     def in_units(self, pred):
         mean,std = self.statistics()
         return pred.reshape(-1).numpy()*std+mean
     def check_answer(self, answer, pred, row):
-        check(np.isfinite(np.reshape(answer, -1)).all(), f'{self.name}: answers {answer}')
-        check(near(np.reshape(answer, -1), self.in_units(pred)), f'{self.name}: answers {answer} for {pred}')
+        check(np.isfinite(np.reshape(answer, -1)).all(), f'{self.name}: the answer is {answer}')
+        check(near(np.reshape(answer, -1), self.in_units(pred)),
+              f'{self.name}: the answer is {answer} for the prediction {pred}')
     def check_metric(self, found, preds, rows):
         off = [self.in_units(p)-self.values[r] for p,r in zip(preds, rows) if self.values[r] is not None]
         off = np.array(off)
         if not off.size or np.isnan(off).any(): return
         mae = abs(off).mean()
-        check(near(found[f'{self.name}_mae'], mae, 1e-3), f'{self.name}: {found}, by hand {mae}')
+        check(near(found[f'{self.name}_mae'], mae, 1e-3), f'{self.name}: the error is {found}, but {mae} by hand')
 
 class BoxOutput(Content):
     kind = 'box'
@@ -434,19 +437,20 @@ class BoxOutput(Content):
         for o,r in zip(t.numpy(), rows):
             expected = self.expected(r)
             if expected is None: expected = [math.nan]*4
-            check(near(o, expected, 1e-3), f'{self.name}: row {r} reads {o}, and the table {expected}')
+            check(near(o, expected, 1e-3), f'{self.name}: row {r} reads as {o}, but the table has {expected}')
     def check_decoded(self, o, r):
         v = self.expected(r)
-        if v is None: return check(is_nothing(o), f'{self.name}: row {r} has no box, and decodes to {o!r}')
+        if v is None: return check(is_nothing(o), f'{self.name}: row {r} has no box, but decodes to {o!r}')
         w,h = self.case.shown
         expected = (v+1)/2*[w,h,w,h]
-        check(near(np.reshape(o, -1), expected, 1e-2), f'{self.name}: row {r} decodes to {o}, and is {expected}')
+        check(near(np.reshape(o, -1), expected, 1e-2), f'{self.name}: row {r} decodes to {o}, but is {expected}')
     def check_answer(self, answer, pred, row):
-        if not self.case.has_picture[row]: return check(is_nothing(answer), f'{self.name}: a place in no picture')
+        if not self.case.has_picture[row]: return check(is_nothing(answer), f'{self.name}: a box without a picture')
         window = self.case.window(self.case.pictures[row])
         expected = window.to_pixels(pred.numpy().reshape(-1,2))
         expected = np.clip(expected, 0, window.size).reshape(-1)
-        check(near(np.reshape(answer, -1), expected, 1e-2), f'{self.name}: answers {answer}, in pixels {expected}')
+        check(near(np.reshape(answer, -1), expected, 1e-2),
+              f'{self.name}: the answer is {answer}, but {expected} in pixels')
 
 class PointsOutput(BoxOutput):
     kind = 'points'
@@ -478,10 +482,10 @@ class PointsOutput(BoxOutput):
         for o,r in zip(t.numpy(), rows):
             expected = self.expected(r)
             if expected is None: expected = np.full((self.n,2), math.nan)
-            check(near(o, expected, 1e-3), f'{self.name}: row {r} reads {o}, and the table {expected}')
+            check(near(o, expected, 1e-3), f'{self.name}: row {r} reads as {o}, but the table has {expected}')
     def check_decoded(self, o, r):
         v = self.expected(r)
-        if v is None: return check(is_nothing(o), f'{self.name}: row {r} has no points, and decodes to {o!r}')
+        if v is None: return check(is_nothing(o), f'{self.name}: row {r} has no points, but decodes to {o!r}')
         check(near(o, (v+1)/2*self.case.shown, 1e-2), f'{self.name}: row {r} decodes to {o}')
 
 class MaskOutput(Content):
@@ -499,17 +503,18 @@ class MaskOutput(Content):
         for o,r in zip(t.numpy(), rows):
             i = self.values[r]
             if i is None or not self.case.has_picture[r]:
-                check((o==-100).all(), f'{self.name}: row {r} has no mask, and classes {set(o.flatten())}')
+                check((o==-100).all(), f'{self.name}: row {r} has no mask, but reads as classes {set(o.flatten())}')
             elif self.case.method!='pad':
                 im = Image.open(pictures_folder()/'masks'/f'{i}.png')
                 expected = np.asarray(self.case.window(i).look(im, Image.NEAREST))
-                check((o==expected).all(), f'{self.name}: other classes in row {r}')
+                check((o==expected).all(), f'{self.name}: the classes of row {r} differ')
     def check_decoded(self, o, r): pass
     def check_answer(self, answer, pred, row):
-        check(bool((torch.as_tensor(answer)==pred.argmax(0)).all()), f'{self.name}: not the most probable classes')
+        check(bool((torch.as_tensor(answer)==pred.argmax(0)).all()),
+              f'{self.name}: the answer does not have the most probable classes')
 
 class ObjectsOutput(Content):
-    "Any number of objects, none included, some without a class or a number; some pictures that nobody looked at"
+    "Any number of objects, even none. Some lack a class or a number, and some pictures were not annotated"
     kind = 'objects'
     spatial = True
     classes = ['cup','car','tree']
@@ -537,7 +542,7 @@ class ObjectsOutput(Content):
         if self.has_classes: res['what'] = what
         return res
     def some(self, rng, picture, row):
-        "0 to 4 objects; values of some are missing"
+        "0 to 4 objects, some with missing values"
         res = []
         for _ in range(rng.choice([0,0,1,2,3,4])):
             o = self.one_object(rng, picture, rng.choice(self.classes))
@@ -551,7 +556,7 @@ class ObjectsOutput(Content):
         if form=='lists' and v: return {n: [o[n] for o in v] for n in v[0]}
         return [dict(o) for o in v]
     def expected(self, r):
-        "The objects whose boxes can be seen, with these boxes from -1 to 1; `None` if nobody looked"
+        "The visible objects with their boxes in -1..1; `None` if the picture was not annotated"
         if self.values[r] is None or not self.case.has_picture[r]: return None
         window = self.case.window(self.case.pictures[r])
         res = []
@@ -568,40 +573,45 @@ class ObjectsOutput(Content):
             one = {n: v[k] for n,v in vals.items()}
             expected = self.expected(r)
             looked = not bool(one['looked_for'].isnan().all())
-            check(looked==(expected is not None), f'{self.name}: row {r}, looked at: {looked}, and the table {expected}')
+            check(looked==(expected is not None),
+                  f'{self.name}: row {r} reads as annotated: {looked}, but the table has {expected}')
             here = ~one['box'].isnan().any(-1)
             want = expected or []
-            check(int(here.sum())==len(want), f'{self.name}: row {r} has {len(want)} objects, and reads {one["box"]}')
+            check(int(here.sum())==len(want),
+                  f'{self.name}: row {r} has {len(want)} objects, but reads as {one["box"]}')
             if not want: continue
             boxes = np.array([o['box'] for o in want])
-            check(near(one['box'][here].numpy(), boxes, 1e-3), f'{self.name}: row {r} reads {one["box"]}, not {boxes}')
+            check(near(one['box'][here].numpy(), boxes, 1e-3),
+                  f'{self.name}: row {r} reads as {one["box"]}, not {boxes}')
             self.check_members({n: v[here] for n,v in one.items() if n!='looked_for'}, want, r)
     def check_members(self, one, want, r):
         if self.has_classes:
             vocab = list(self.case.part(self.name).classes)
             found = [None if i==-100 else vocab[i] for i in one['what'].tolist()]
-            check(found==[o['what'] for o in want], f'{self.name}: row {r} reads {found} for {want}')
+            check(found==[o['what'] for o in want], f'{self.name}: row {r} reads as {found}, not {want}')
         if self.has_numbers:
             mean,std = self.statistics()
             sizes = [math.nan if o['size'] is None else (o['size']-mean)/std for o in want]
-            check(near(one['size'].reshape(-1).numpy(), sizes, 1e-3), f'{self.name}: row {r} reads {one["size"]}')
+            check(near(one['size'].reshape(-1).numpy(), sizes, 1e-3), f'{self.name}: row {r} reads as {one["size"]}')
     def check_decoded(self, o, r):
         expected = self.expected(r)
         rows = self.case.part(self.name).rows(o)
-        if expected is None: return check(is_nothing(rows), f'{self.name}: row {r} has no objects, and decodes to {rows}')
-        check(len(rows)==len(expected), f'{self.name}: row {r} decodes to {rows}, and is {expected}')
+        if expected is None: return check(is_nothing(rows),
+                                          f'{self.name}: row {r} has no objects, but decodes to {rows}')
+        check(len(rows)==len(expected), f'{self.name}: row {r} decodes to {rows}, but is {expected}')
         for found,want in zip(rows, expected):
             if self.has_classes and want['what'] is not None:
-                check(found['what']==want['what'], f'{self.name}: row {r} decodes to {rows}, and is {expected}')
+                check(found['what']==want['what'], f'{self.name}: row {r} decodes to {rows}, but is {expected}')
     def check_answer(self, answer, pred, row):
-        "A list of dicts, or the same by column: inside the picture, the most confident first"
-        if not self.case.has_picture[row]: return check(is_nothing(answer), f'{self.name}: objects in no picture')
+        "Check a list of dicts, or its columns: boxes are inside the picture, and the most confident object is first"
+        if not self.case.has_picture[row]: return check(is_nothing(answer), f'{self.name}: objects without a picture')
         by_column = answer
         if isinstance(answer, list): by_column = {n: [o[n] for o in answer] for n in ('box','score')}
         boxes = np.reshape(by_column['box'], (-1,4))
         w,h = picture_size(self.case.pictures[row])
-        check(bool((boxes>=-1e-3).all() and (boxes<=np.array([w,h,w,h])+1e-2).all()), f'{self.name}: beyond {w,h}: {boxes}')
-        check(bool((boxes[:,2:]>=boxes[:,:2]).all()), f'{self.name}: corners {boxes}')
+        check(bool((boxes>=-1e-3).all() and (boxes<=np.array([w,h,w,h])+1e-2).all()),
+              f'{self.name}: boxes beyond the picture of {w,h}: {boxes}')
+        check(bool((boxes[:,2:]>=boxes[:,:2]).all()), f'{self.name}: swapped corners: {boxes}')
         scores = list(by_column['score'])
         check(scores==sorted(scores, reverse=True), f'{self.name}: scores {scores}')
 
@@ -613,7 +623,8 @@ class WeightColumn(Content):
         self.columns = {self.case.column_name(rng, self.name): numeric_cells(rng, self.values, False)}
     def check_batch(self, t, rows):
         expected = [1. if self.values[r] is None else self.values[r] for r in rows]
-        check(near(t.flatten().numpy(), expected), f'{self.name}: reads {t.flatten().tolist()}, the table {expected}')
+        check(near(t.flatten().numpy(), expected),
+              f'{self.name}: the batch has {t.flatten().tolist()}, but the table has {expected}')
 
 INPUTS = dict(image=PictureInput, text=TextInput, features=FeaturesInput)
 OUTPUTS = [CategoryOutput, TagsOutput, NumberOutput, BoxOutput, PointsOutput, MaskOutput, ObjectsOutput]

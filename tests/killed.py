@@ -1,6 +1,6 @@
 """Kill trainings at random moments and resume them: `python -m tests.killed FOLDER` prints a JSON row for each.
 
-Every training runs in a fork of this process, which imports the packages once."""
+Every training runs in a fork of this process, so the packages are imported only once."""
 import json, os, random, signal, sys, time
 from functools import partial
 from pathlib import Path
@@ -29,12 +29,12 @@ BALANCERS = dict(
     trackers=lambda: [SaveModelCallback(), ReduceLROnPlateau(patience=1)])
 
 def loaders(path, n_workers, text):
-    "Drawn pictures, augmented, in random order"
+    "Loaders of drawn pictures, augmented and in random order"
     return MultiDataLoaders.from_csv(path, 'items.csv', image='file', text=text, bs=4, seed=0, num_workers=n_workers,
         outputs=dict(kind=CategoryBlock, area=RegressionBlock), item_tfms=Resize(32), batch_tfms=aug_transforms(size=24))
 
 def train(path, name, file, n_workers=0, start=0):
-    "One training, whole or what is left of it; its weights go to `file`"
+    "Run one training, or the rest of it, and write its weights to `file`"
     torch.set_num_threads(1)
     set_seed(start)
     text = 'caption' if name=='probe' else None
@@ -47,7 +47,7 @@ def train(path, name, file, n_workers=0, start=0):
     torch.save([p.detach() for p in learn.model.parameters()], file)
 
 def in_fork(*args, **kwargs):
-    "The id of a process that trains"
+    "Start a process that trains, and return its id"
     pid = os.fork()
     if pid: return pid
     try:
@@ -60,24 +60,24 @@ def in_fork(*args, **kwargs):
 def wait(pid): return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 def killed_at(share, path, name, part, n_workers, start):
-    "Whether a training was killed after its first epoch, when so much of the rest had passed"
+    "Kill a training `share` of its first epoch's time after that epoch; return whether it was still running"
     state = part.parent/'models'/part.name
     pid = in_fork(path, name, part, n_workers, start)
     begun = time.time()
     while not state.exists():
-        if time.time()-begun>60: raise TimeoutError(f'{name}: no epoch within a minute')
+        if time.time()-begun>60: raise TimeoutError(f'{name}: no epoch ended within a minute')
         time.sleep(.002)
     time.sleep(share*(time.time()-begun))
     os.kill(pid, signal.SIGKILL)
     return wait(pid)==-signal.SIGKILL and state.exists()
 
 def killed(path, out, name, share, n_workers=0):
-    "How far a training that was killed and went on ends from an uninterrupted one"
+    "How far the weights of a killed and resumed training are from those of an uninterrupted one"
     whole = out/f'{name}_whole.pth'
     part = out/f'{name}_part.pth'
     assert wait(in_fork(path, name, whole, n_workers))==0, name
-    while not killed_at(share, path, name, part, n_workers, 0): share = share/2    # it was over before
-    assert wait(in_fork(path, name, part, n_workers, start=7))==0, name           # from other random numbers
+    while not killed_at(share, path, name, part, n_workers, 0): share = share/2    # the training had already ended
+    assert wait(in_fork(path, name, part, n_workers, start=7))==0, name           # starts from other random numbers
     a,b = (torch.load(o) for o in (whole, part))
     return dict(name=name, difference=max(float((x-y).abs().max()) for x,y in zip(a,b)), workers=n_workers,
                 left=[o.name for o in (out/'models').glob(f'*{name}*')])

@@ -1,4 +1,4 @@
-"""Single mistakes in a random table or in its arguments, and the words that the error must contain"""
+"""Mistakes in a random table or its arguments, one at a time, and the words that the error must contain"""
 import math
 import numpy as np, pandas as pd, torch
 from fastai.data.block import CategoryBlock
@@ -7,7 +7,7 @@ from fastai_multi import *
 from tests.contents import pictures_folder
 
 class Mistake:
-    "A mistake: `make(case, rng)` puts it in and returns the words of the error, or `None` where it does not apply"
+    "A mistake: `make(case, rng)` makes it and returns the words of the error, or `None` if it does not apply"
     def __init__(self, make, stage):
         self.make = make
         self.name = make.__name__
@@ -23,14 +23,14 @@ def in_table(f):
     return f
 
 def in_learner(f):
-    "Register a mistake in the use of a learner: its `make` returns also the call that must fail"
+    "Register a mistake in the use of a learner. Its `make` also returns the call that must fail"
     LEARNER_MISTAKES.append(Mistake(f, 'learner'))
     return f
 
 # Cells
 
 def set_cell(case, column, r, value):
-    "Put one value into the table, whatever it is"
+    "Put any value into a cell of the table"
     cells = list(case.df[column])
     cells[r] = value
     res = np.empty(len(cells), dtype=object)
@@ -38,23 +38,23 @@ def set_cell(case, column, r, value):
     case.df[column] = pd.Series(res, index=case.df.index, dtype=object)
 
 def label(case, r):
-    "How a message names row `r`"
+    "The name of row `r` in messages"
     v = case.df.index[r]
     return repr(v.item() if hasattr(v, 'item') else v)
 
 def output_of(case, rng, *kinds):
-    "One of the table's outputs (or inputs) of these kinds, or `None`"
+    "One of the table's inputs or outputs of these kinds, or `None`"
     found = [c for c in case.contents() if c.kind in kinds]
     return rng.choice(found) if found else None
 
 def filled_row(case, rng, content, least=1):
-    "A row of which the content has a value, and not the only one of training"
+    "A row where the content has a value, but not the only such training row"
     rows = [r for r in range(case.n) if content.values[r] is not None]
     if len([r for r in rows if r in case.train_rows])<=least: rows = [r for r in rows if r not in case.train_rows]
     return rng.choice(rows) if rows else None
 
 def spoil(case, rng, kinds, values, one_column=False, picture=False, content=None):
-    "Put one of `values` into a cell; the error names the output, the row and the value"
+    "Put one of `values` into a cell. The error must name the output, the row and the value"
     if content is None: content = output_of(case, rng, *kinds)
     if content is None or one_column and len(content.columns)>1: return None
     r = filled_row(case, rng, content)
@@ -128,7 +128,7 @@ def box_beyond_its_picture(case, rng):
     put_box(case, content, r, rng.choice([[x1,y1,x2+50,y2], [x1,y1,x2,y2+50], [x1-50,y1,x2,y2], [x1,y1-50,x2,y2]]))
     return [content.said(), place(case, r), 'beyond']
 def place(case, r):
-    "How a message may name a row: what a transform is set up with is the first item of the training split"
+    "The names of a row in messages: transforms are set up with the first item of the training split"
     if r!=case.train_rows[0]: return label(case, r)
     return label(case, r),'first item of the training split'
 def put_box(case, content, r, box):
@@ -197,7 +197,7 @@ def bad_file(case, rng, name):
 def missing_file(case, rng): return bad_file(case, rng, 'nowhere.png')
 @in_table
 def broken_file(case, rng):
-    if any(c.spatial for c in case.outputs.values()): return None    # its header may be read first, and does not fit
+    if any(c.spatial for c in case.outputs.values()): return None    # the header may raise another error
     return bad_file(case, rng, 'broken.png')
 @in_table
 def text_file(case, rng): return bad_file(case, rng, 'text.png')
@@ -207,7 +207,7 @@ def empty_file(case, rng): return bad_file(case, rng, 'empty.png')
 def folder_for_a_file(case, rng): return bad_file(case, rng, 'a folder.png')
 @in_table
 def number_for_a_file(case, rng):
-    numbers = [] if 'suff' in case.options else [5, 1.5]          # with a suffix numbers are names: 5.png
+    numbers = [] if 'suff' in case.options else [5, 1.5]          # with a suffix, a number is a name: 5.png
     words = spoil(case, rng, ['image'], [*numbers, ['a.png'], {'a': 1}])
     return words and words[:1]
 @in_table
@@ -217,7 +217,7 @@ def missing_mask(case, rng):
 # Arguments
 
 def given(case, words, **kwargs):
-    "Arguments that take the place of the right ones"
+    "Replace arguments of the case"
     case.changed = kwargs
     return words
 
@@ -327,7 +327,7 @@ def same_column_twice(case, rng):
     case.df = pd.concat([case.df, double[[c]].iloc[:,:1]], axis=1)
     return [repr(c)]
 
-# Learners: what returns a call returns the words too
+# Learners: these return the words and the call that must fail
 
 def building(words, **kwargs): return words,lambda case: case.learner(**kwargs)
 def using(words, f): return words,lambda case: f(case.quick_learner())
@@ -410,7 +410,7 @@ def bad_item(case, rng):
     return using([], lambda learn: learn.predict(v))
 @in_learner
 def row_without_column(case, rng):
-    if len(case.inputs)>1: return None      # an input that is left out is missing, and `predict` says so
+    if len(case.inputs)>1: return None      # `predict` accepts a missing input and warns
     c = next(iter(next(iter(case.inputs.values())).columns))
     row = case.df.iloc[0].drop(c)
     return using([str(c)], lambda learn: learn.predict(row))

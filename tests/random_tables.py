@@ -1,5 +1,5 @@
-"""Random tables for the property suite. Each is built, read, decoded and compared with an independent reading. Some are
-trained on, and some contain one mistake, which the error must name.
+"""Random tables for property tests. Each table is built, read, decoded and compared with an independent reading. Some
+also train a learner, and some contain one mistake, which the error must name.
 Usage: python -m tests.random_tables 5000 [first seed]"""
 import linecache, math, random, sys, time, traceback, warnings
 from collections import Counter
@@ -12,10 +12,10 @@ from tests.contents import (INPUTS, N_PICTURES, ODD_NAMES, OUTPUTS, NumberOutput
                             Wrong, check, near, picture_size, pictures_folder)
 from tests.mistakes import LEARNER_MISTAKES, TABLE_MISTAKES
 
-# A table
+# Tables
 
 class Case:
-    "A random table, what it means, and the arguments that it is given with"
+    "A random table, what it means, and the arguments of its loaders"
     def __init__(self, seed):
         rng = random.Random(seed)
         self.rng = rng
@@ -25,7 +25,7 @@ class Case:
         self.has_picture = [False]*self.n
         self.names_used = set()
         self.options = {}
-        self.changed = {}     # arguments of a mistake
+        self.changed = {}     # arguments that a mistake changes
         self.learn = None
         self.make_split(rng)
         self.make_geometry(rng)
@@ -37,7 +37,7 @@ class Case:
         rng.shuffle(rows)
         self.valid_rows = sorted(rows[:n_valid])
         self.train_rows = sorted(rows[n_valid:])
-        self.always = self.train_rows[:3]    # rows that show every class, so that training has seen them
+        self.always = self.train_rows[:3]    # rows with every class, so that training sees all
         self.split = rng.choice(['bool','number','value','values'])
         flags = [r in self.valid_rows for r in range(self.n)]
         forms = dict(bool=flags, number=[int(o) for o in flags], value=['test' if o else 'train' for o in flags],
@@ -55,7 +55,7 @@ class Case:
         self.inputs = {n: INPUTS[n](self, n) for n in INPUTS if n in names}
         kinds = [k for k in OUTPUTS if 'image' in names or not k.spatial]
         kinds = [rng.choice(kinds) for _ in range(rng.choice([1,1,2,3,4]))]
-        self.bare = len(kinds)==1 and rng.random()<.3 and kinds[0] is not ObjectsOutput    # a group has a name
+        self.bare = len(kinds)==1 and rng.random()<.3 and kinds[0] is not ObjectsOutput    # a group needs a name
         self.outputs = {}
         for k in kinds:
             if k is TagsOutput and any(isinstance(o, TagsOutput) for o in self.outputs.values()): k = NumberOutput
@@ -72,7 +72,7 @@ class Case:
         self.names_used.add(name)
         return name
     def column_name(self, rng, name, own=False):
-        "The name of a column: that of the output, or another"
+        "The name of a column, which may differ from the output's"
         if own or rng.random()<.3 or name in INPUTS: name = rng.choice(['{} col','the {}','{}_']).format(name)
         while name in self.names_used and name not in getattr(self, 'outputs', ()): name = f'{name}_'
         return name
@@ -93,7 +93,7 @@ class Case:
         self.df.index = pd.Index(index) if not isinstance(index, range) else index
     def window(self, i): return Window(self.method, picture_size(i), self.shown)
     def arguments(self):
-        "The arguments of `from_df`, without the table"
+        "The arguments of `from_df` except the table"
         res = {n: c.reading() for n,c in self.inputs.items()}
         bs = min(4, len(self.train_rows))
         res |= dict(path=pictures_folder(), bs=bs, num_workers=0, device='cpu', **self.options)
@@ -122,7 +122,7 @@ class Case:
         if name in self.inputs: return next(iter(self.description.inputs.values()))
         return next(iter(self.description.outputs.values()))
     def values_by_name(self, b):
-        "A batch, or an item, as a dict of values by name"
+        "The values of a batch or an item by name"
         xs,ys = b[0],b[1]
         res = {}
         if len(self.inputs)==1: res[next(iter(self.inputs))] = xs
@@ -131,7 +131,7 @@ class Case:
         else: res |= dict(ys.items())
         return res
     def check_loader(self, dl, rows):
-        "Every batch of a loader without shuffling, against the table"
+        "Compare every batch of a loader without shuffling with the table"
         done = 0
         for b in dl:
             vals = self.values_by_name(b)
@@ -142,7 +142,7 @@ class Case:
                 name = c.name if c is not self.weight else 'item_weight'
                 c.check_batch(plain(vals[name]), here)
             for item,r in zip(dl.decode_batch(b, max_n=m), here): self.check_item(item, r)
-        check(done==len(rows), f'{done} items for {len(rows)} rows')
+        check(done==len(rows), f'the loader has {done} items for {len(rows)} rows')
     def check_item(self, item, r):
         decoded = self.values_by_name(item)
         for c in self.outputs.values(): c.check_decoded(decoded[c.name], r)
@@ -160,19 +160,19 @@ class Case:
         learn.remove_cbs([cb for cb in learn.cbs if cb.name=='progress'])
         return learn
     def quick_learner(self):
-        "A learner that is not trained"
+        "An untrained learner"
         if self.learn is None: self.learn = self.learner()
         return self.learn
     def check_training(self):
         torch.manual_seed(self.seed)
         self.learn = learn = self.learner()
         with learn.no_logging(): learn.fit(1, 1e-3)
-        for p in learn.model.parameters(): check(bool(p.isfinite().all()), 'weights that are not finite after a step')
+        for p in learn.model.parameters(): check(bool(p.isfinite().all()), 'some weights are not finite after a step')
         rows = list(range(self.n))
         preds = learn.get_preds(dl=self.dls.test_dl(self.df))[0]
         table = learn.predict_df(self.df)
         check(list(table.columns)==self.answer_columns() or self.bare, f'predict_df has the columns {list(table.columns)}')
-        check(table.index.equals(self.df.index), 'predict_df has another index')
+        check(table.index.equals(self.df.index), 'the index of predict_df differs from that of the table')
         for r in rows: self.check_answers({n: row_of(self.at(preds, n), r) for n in self.outputs}, table.iloc[r], r)
         for r in self.rng.sample(rows, min(2, self.n)): self.check_one(learn, preds, table, r)
         self.check_metrics(learn)
@@ -189,26 +189,26 @@ class Case:
     def check_answers(self, preds, answers, r):
         for n,c in self.outputs.items():
             pred = plain(preds[n])
-            if not isinstance(c, ObjectsOutput):    # these are filled up with NaN
-                check(bool(pred.isfinite().all()), f'{n}: predicts {pred} in row {r}')
+            if not isinstance(c, ObjectsOutput):    # predictions of objects are padded with NaN
+                check(bool(pred.isfinite().all()), f'{n}: the prediction of row {r} is {pred}')
             c.check_answer(self.cell(answers, c), pred, r)
     def cell(self, answers, c):
-        "What a row of `predict_df` says of an output; of objects a dict of its columns"
+        "The cell of an output in `predict_df`. Objects have several columns and give a dict"
         if self.bare: return answers.iloc[0]
         if not isinstance(c, ObjectsOutput): return answers[c.name]
         if answers[f'{c.name}.box'] is None: return None
         return {n: answers[f'{c.name}.{n}'] for n in ('box','score')}
     def check_one(self, learn, preds, table, r):
-        "`predict` says of one row what the others say of all"
+        "Check that `predict` gives one row the same answer as `get_preds` and `predict_df`"
         answer,_,probs = learn.predict(self.df.iloc[r])
         for n,c in self.outputs.items():
             one = plain(self.at(probs, n))
             self.check_same(n, one, plain(row_of(self.at(preds, n), r)))
             c.check_answer(self.at(answer, n), one, r)
     def check_same(self, n, one, many):
-        "`predict` and `get_preds` of an item, tensors or groups of them"
+        "Compare `predict` with `get_preds` for one item. Values are tensors or groups of tensors"
         if not isinstance(one, dict): one,many = {n: one},{n: many}
-        for k,v in one.items(): check(near(v, many[k], 1e-3), f'{n}: predict says {v}, get_preds {many[k]}')
+        for k,v in one.items(): check(near(v, many[k], 1e-3), f'{n}: predict gives {v}, but get_preds gives {many[k]}')
     def check_metrics(self, learn):
         if self.bare or self.weight is not None: return
         found = learn.evaluate()
@@ -218,35 +218,35 @@ class Case:
         weights,scales = learn.loss_func.weights,learn.loss_func.scales
         parts = [weights[n]*scales.get(n, 1.)*found[loss_column(n)] for n in self.outputs]
         if np.isfinite(parts).all():
-            check(near(sum(parts), found['valid_loss'], 1e-3), f'the losses {parts} do not add up: {found}')
+            check(near(sum(parts), found['valid_loss'], 1e-3), f'the sum of the losses {parts} is not {found}')
 
 def plain(t):
-    "A tensor without its type; of a group a dict of them"
+    "A tensor without its subclass, or a dict of tensors for a group"
     if isinstance(t, torch.Tensor): return t.as_subclass(torch.Tensor).cpu()
     return {n: plain(v) for n,v in t.items()}
 
 def row_of(t, r):
-    "An item of a tensor, or of a group of tensors"
+    "One item of a tensor or of a group of tensors"
     if isinstance(t, torch.Tensor): return t[r]
     return t.map(lambda v: v[r])
 
 def loss_column(n):
-    "The column of an output's loss; the total has a name already"
+    "The column of an output's loss. The names of the totals are taken"
     if n=='valid': return 'valid_loss_2'
     return f'{n}_loss'
 
 def mixed(v):
-    "Whether a list of cells needs a column of objects"
+    "Whether a list of cells needs a column of type `object`"
     return not all(type(o) is type(v[0]) and isinstance(o, (int,float,str)) for o in v)
 
-# How a table ends
+# Results
 
 def is_clear(e, words):
-    "Whether an error was raised on purpose by the package, and names what is wrong"
+    "Whether the package raised an error on purpose and names what is wrong"
     frame = traceback.extract_tb(e.__traceback__)[-1]
     ours = '/fastai_multi/' in frame.filename and 'raise ' in linecache.getline(frame.filename, frame.lineno)
     text = str(e)
-    missing = [w for w in words if not any(o in text for o in L(w))]      # one of several ways to say it
+    missing = [w for w in words if not any(o in text for o in L(w))]      # one of several wordings
     if not ours: return f'raised in {frame.filename[-40:]}:{frame.lineno}'
     if len(text.split())<5: return 'not a sentence'
     if missing: return f'does not name {missing}'
@@ -255,18 +255,18 @@ def is_clear(e, words):
 def short(e): return f'{type(e).__name__}: {str(e)[:300]}'
 
 def run_right(seed, train):
-    "Build, read, decode and perhaps train a table without a mistake"
+    "Build, read and decode a table without a mistake, and train on some"
     case = Case(seed)
     try:
         case.build()
         case.check_reading()
         if train and len(case.train_rows)>1: case.check_training()    # batch normalisation needs two items
     except Wrong as e: return 'silently wrong',f'{case.describe()}: {e}'
-    except Exception as e: return 'unclear error',f'{case.describe()}: refused, and nothing is wrong: {short(e)}'
+    except Exception as e: return 'unclear error',f'{case.describe()}: an error, although nothing is wrong: {short(e)}'
     return 'right',case.describe()
 
 def run_mistake(seed, learner):
-    "A table with a mistake in it, or in the use of its learner"
+    "Check a table that has a mistake in it, or in the use of its learner"
     case = Case(seed)
     mistakes = LEARNER_MISTAKES if learner else TABLE_MISTAKES
     call = None
@@ -279,7 +279,7 @@ def run_mistake(seed, learner):
             words,call = made
             case.build()
             case.quick_learner()
-    except Exception as e: return 'unclear error',f'{case.describe()}: refused, and nothing is wrong: {short(e)}'
+    except Exception as e: return 'unclear error',f'{case.describe()}: an error, although nothing is wrong: {short(e)}'
     try:
         if learner: call(case)
         else:
@@ -292,13 +292,13 @@ def run_mistake(seed, learner):
     return 'silently wrong',f'{case.describe()}: {m}: accepted'
 
 def run(seed):
-    "How the table of a seed ends, and a note. Of ten, two have a mistake, and one its learner; one is trained"
+    "The result of a seed's table, and a note. Of ten tables, one trains, two have a mistake, and one's learner has one"
     turn = seed%10
     if turn<7: return run_right(seed, train=turn==0)
     return run_mistake(seed, learner=turn==9)
 
 def run_all(seeds):
-    "Counts of how tables end, and the notes of those that end badly"
+    "Counts of the results, and the notes of the failures"
     counts = Counter({k: 0 for k in ('right','clear error','unclear error','silently wrong')})
     notes = []
     with warnings.catch_warnings():

@@ -1,6 +1,6 @@
-"Functions that measure pictures, for several test files"
+"Functions for several test files that read figures"
 from matplotlib import pyplot as plt
 
 def texts_of_figure():
-    "All that is written in the current figure"
+    "All texts of the current figure"
     return ' '.join(t.get_text() for t in plt.gcf().findobj(plt.Text))

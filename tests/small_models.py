@@ -4,7 +4,7 @@ import pytest
 WORDS = 'a red blue green yellow orange pink purple circle square star triangle on the left right small large'.split()
 
 def save_tokenizer(path, words=WORDS):
-    "A tokenizer of these words; returns how many it knows"
+    "Save a tokenizer of these words, and return its number of tokens"
     import transformers
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     vocab = {w: i for i,w in enumerate(['[PAD]', '[UNK]', '[CLS]', *words, '[SEP]'])}
@@ -18,7 +18,7 @@ def save_tokenizer(path, words=WORDS):
     return len(vocab)
 
 def save_bert(path, words=WORDS, layers=2):
-    "A BERT of a few layers"
+    "Save a BERT with a few layers"
     transformers = pytest.importorskip('transformers')
     config = transformers.BertConfig(vocab_size=save_tokenizer(path, words), hidden_size=16, num_hidden_layers=layers,
                                      num_attention_heads=2, intermediate_size=32, max_position_embeddings=32)

@@ -1,9 +1,9 @@
-"""Print as JSON, in a fresh process, what importing `fastai_multi` does. `test_project.py` runs it with one of the
+"""Print as JSON what importing `fastai_multi` does in a fresh process. `test_project.py` runs this file with one of the
 names in `tasks`."""
 import gc, importlib, json, os, random, re, sys, time, types, warnings
 
 def star(module):
-    "`from module import *` into a namespace of its own"
+    "The namespace after `from module import *`"
     ns = {}
     exec(f'from {module} import *', ns)
     ns.pop('__builtins__')
@@ -11,11 +11,11 @@ def star(module):
 
 def ours(name): return name.split('.')[0] == 'fastai_multi'
 
-# What is looked at: all of fastai and its own libraries, and the classes that people patch
+# What is watched: fastai, its own libraries, and the classes that people patch
 roots = 'fastai', 'fastcore', 'fasttransform', 'fastprogress'
 
 def watched():
-    "`(name, dict)` of each module and class"
+    "The name and the dict of each watched module and class"
     for name,mod in sorted(sys.modules.items()):
         if name.split('.')[0] not in roots or not isinstance(mod, types.ModuleType): continue
         yield name, vars(mod)
@@ -28,11 +28,11 @@ def watched():
         yield f'{c.__module__}.{c.__qualname__}', vars(c)
 
 def shown(o):
-    "`repr` without the addresses that differ between processes"
+    "The `repr` without addresses, which differ between processes"
     return re.sub(r' at 0x[0-9a-f]+', '', repr(o))
 
 def settings():
-    "What is global to the process, as comparable values"
+    "The global settings of the process, as comparable values"
     import locale, logging, matplotlib, multiprocessing, numpy as np, pandas as pd, signal, torch
     from fastcore.foundation import defaults
     return dict(warnings=sorted(map(repr, warnings.filters)), env=dict(os.environ), path=list(sys.path),
@@ -56,7 +56,7 @@ def settings():
                 rc={k: repr(v) for k,v in matplotlib.rcParams.items() if k != 'backend'})
 
 def members(v, depth=2):
-    "Containers by what they hold, all else by itself, so that `v` can be compared after something was added to it"
+    "The members of a container, or the value itself, so that a later comparison sees what was added"
     if depth and isinstance(v, dict): return {id(k): (k, members(x, depth-1)) for k,x in v.items()}
     if depth and type(v) in (list, tuple, set, frozenset): return [members(x, depth-1) for x in v]
     return v
@@ -68,7 +68,7 @@ def same(a, b):
     return isinstance(a, (int, float, str, bool)) and type(a) is type(b) and a == b
 
 def methods(f):
-    "Implementation and signature of each method of a plum function; plum itself fails to resolve some of fastai's"
+    "The implementation and signature of each method of a plum function. plum cannot resolve some of fastai's"
     return [(impl, sig) for impl,sig,_ in f._resolved + f._pending]
 
 def dispatched(ns):
@@ -76,7 +76,7 @@ def dispatched(ns):
     return {k: v for k,v in ns.items() if isinstance(v, Function)}
 
 def own_types(impl, sig):
-    "Does the signature name a type of `fastai_multi`?"
+    "Whether the signature names a type of `fastai_multi`"
     found = False
     todo = list(sig.types if sig else impl.__annotations__.values())
     while todo and not found:
@@ -86,15 +86,15 @@ def own_types(impl, sig):
     return found
 
 class Snapshot:
-    "fastai's modules and classes, its dispatch tables and the process's settings, held to be compared by identity"
+    "A copy of fastai's modules, classes and dispatch tables and of the process's settings, to compare by identity"
     def __init__(self):
-        # holds `v` too, so that no `id` is used again
+        # keeps `v` too, so that Python reuses no `id`
         self.held = {n: {k: (v, members(v)) for k,v in ns.items()} for n,ns in watched()}
         self.tables = {(n,k): methods(f) for n,ns in watched() for k,f in dispatched(ns).items()}
         self.settings = settings()
 
     def differences(self):
-        "What is not as it was, apart from methods for types of `fastai_multi`"
+        "What has changed, except for new methods for types of `fastai_multi`"
         changed = []
         for n,ns in watched():
             if n not in self.held:
@@ -105,14 +105,14 @@ class Snapshot:
                         if k not in old or k not in ns or not same(old[k][1], members(ns[k]))]
             for k,f in dispatched(ns).items():
                 was,now = [[impl for impl,_ in ms] for ms in (self.tables.get((n,k), []), methods(f))]
-                changed += [f'{n}.{k} has lost the method of {m.__module__}' for m in was if m not in now]
-                changed += [f'{n}.{k} has got {m.__module__}.{m.__qualname__}{m.__annotations__}'
+                changed += [f'{n}.{k} lost the method of {m.__module__}' for m in was if m not in now]
+                changed += [f'{n}.{k} gained {m.__module__}.{m.__qualname__}{m.__annotations__}'
                             for m,sig in methods(f) if m not in was and not own_types(m, sig)]
         now = settings()
         return sorted(set(changed)) + [f'setting {k}' for k in now if now[k] != self.settings[k]]
 
 def after(modules):
-    "fastai first: what differs once `fastai_multi` is imported, although all others that it imports were there before"
+    "What importing `fastai_multi` changes in fastai, after all its other imports were made"
     star('fastai.vision.all')
     for m in modules:
         try: importlib.import_module(m)
@@ -120,7 +120,7 @@ def after(modules):
     was = Snapshot()
     star('fastai_multi')
     changed = was.differences()
-    # What the comparison would say of a package that does patch
+    # The differences for a package that does patch
     from fastai.learner import Learner
     from fastai.data.core import show_batch
     Learner.fit = lambda self: None
@@ -133,7 +133,7 @@ def after(modules):
 def _show_anything(x: int, y: str, samples, ctxs=None): pass
 
 def told(v):
-    "What can be said of `v` in every process alike"
+    "A description of `v` that is the same in every process"
     if isinstance(v, (staticmethod, classmethod)): return told(v.__func__)
     if isinstance(v, property): return [told(f) for f in (v.fget, v.fset, v.fdel)]
     if isinstance(v, types.FunctionType):
@@ -144,7 +144,7 @@ def told(v):
     return type(v).__qualname__
 
 def described(_):
-    "fastai as it is after the imports that were made so far"
+    "The state of fastai after the imports made so far"
     return dict(state={n: {k: told(v) for k,v in ns.items() if not k.startswith('__')} for n,ns in watched()},
                 settings=settings())
 
@@ -154,7 +154,7 @@ def before(modules):
     return described(modules)
 
 def without(modules):
-    "fastai and the others, never `fastai_multi`"
+    "Import fastai and the other libraries without `fastai_multi`"
     for m in modules:
         try: importlib.import_module(m)
         except Exception: pass
@@ -162,9 +162,9 @@ def without(modules):
     return described(modules)
 
 def cost(_):
-    "The import's time on top of fastai's, what it brings into sight, and which modules it makes fastai's users pay for"
+    "The import time beyond fastai's, the names that it adds, and the modules that it loads beyond fastai's"
     base = star('fastai.vision.all')
-    gc.disable()    # a collection of all that fastai made may fall into our import, and costs more than the import
+    gc.disable()    # collecting fastai's garbage during our import would take longer than the import
     start = time.perf_counter()
     ns = star('fastai_multi')
     seconds = time.perf_counter()-start
@@ -176,7 +176,7 @@ def cost(_):
                 replaced=[n for n in ns if n in base and base[n] is not ns[n]])
 
 def alone(_):
-    "What the import of one low module brings with it"
+    "The modules that importing one low module loads"
     import fastai_multi.core
     return [m for m in sys.modules if ours(m)]
 

@@ -1,4 +1,4 @@
-"Answers for long tables in a file equal those in memory, also after a run was killed"
+"Answers that a long table writes to a file equal those in memory, even after a run was killed"
 import json
 import numpy as np, pandas as pd, pytest
 from fastai.vision.all import *
@@ -33,7 +33,7 @@ def test_a_file_holds_what_the_table_holds(learn, table, tmp_path):
     want = learn.predict_df(table)
     file = learn.predict_df(table, to=tmp_path/'a.csv', chunk=7)
     same(read(file), want)
-    assert [o.name for o in tmp_path.iterdir()]==['a.csv']      # no note is left
+    assert [o.name for o in tmp_path.iterdir()]==['a.csv']      # no progress file is left
 
 def test_an_iterator_of_tables_and_a_list(learn, table, tmp_path):
     want = learn.predict_df(table)
@@ -64,9 +64,9 @@ def test_a_run_goes_on_where_it_was_stopped(learn, table, tmp_path, monkeypatch)
     with (tmp_path/'a.csv').open('a') as f: f.write('half a ro')
     file = learn.predict_df(table, to=tmp_path/'a.csv', chunk=10, resume=True)
     del learn._table_of
-    assert seen==[8,8,8, 4,10,10]       # 16 were there; the pieces end where they would have ended
+    assert seen==[8,8,8, 4,10,10]       # 16 were done; the chunks end at the same rows
     same(read(file), want)
-    assert learn.predict_df(table, to=file, resume=True)==file and len(seen)==6       # finished: nothing to do
+    assert learn.predict_df(table, to=file, resume=True)==file and len(seen)==6       # finished: no prediction
 
 def test_other_weights_do_not_go_on(learn, table, tmp_path):
     learn._table_of = lambda piece, *args: pd.DataFrame(dict(kind=['a']))

@@ -1,4 +1,4 @@
-"Answers for every kind of output: plain JSON, confidence, and the prediction drawn on its picture"
+"Answers for every kind of output: plain JSON, confidence, and predictions drawn on their pictures"
 import json, pickle
 import numpy as np, pandas as pd, pytest, torch
 from PIL import Image
@@ -14,7 +14,7 @@ COLUMNS = dict(box=['x1','y1','x2','y2'], eye=['cx','cy'], both=dict(colour='col
 
 @pytest.fixture(scope='module')
 def table(shapes, tmp_path_factory):
-    "Pictures that are wider than high, with a mask of the box"
+    "A table of pictures that are wider than high, with a mask of the box"
     folder = tmp_path_factory.mktemp('wide')
     df = pd.read_csv(shapes/'items.csv').head(40)
     for i,r in df.iterrows():
@@ -103,7 +103,7 @@ def test_a_loss_without_probabilities_has_no_confidence(table):
     assert learn.predict(table.iloc[0]).confidence=={} and 'kind' in learn.predict(table.iloc[0]).to_dict(True)
 
 def test_an_answer_is_drawn_on_the_picture_that_was_given(learn, table):
-    "At its own size, 128 by 64, while the network sees 32 by 32"
+    "The figure shows 128 by 64 pixels, although the network reads 32 by 32"
     answer = learn.predict(table.iloc[0])[0]
     ax = plot_answer(learn, table.iloc[0])
     pic,mask = ax.images
@@ -143,7 +143,7 @@ def test_found_objects_are_drawn_with_their_classes(shapes):
     learn.remove_cb(ProgressCallback)
     learn.logger = noop
     learn.fit(3)
-    learn.tasks['objects'].threshold = .05     # after three epochs it is sure of little
+    learn.tasks['objects'].threshold = .05     # three epochs give low confidence
     p = learn.predict(df.iloc[0])
     found = p.to_dict()['objects']
     assert found and json.loads(json.dumps(found))==found and f'{len(found)} object' in repr(p)

@@ -1,4 +1,4 @@
-"Defaults are part of the interface: a changed default changes the result of every user"
+"Defaults are part of the interface: a changed default changes every user's results"
 import inspect
 import pytest
 import fastai_multi
@@ -60,7 +60,7 @@ DEFAULTS = {
 
 @pytest.mark.parametrize('name', DEFAULTS)
 def test_defaults(name):
-    "The defaults that are numbers, words or switches; the effect of each is tested beside its function"
+    "Defaults that are numbers, words or switches keep their values. Other tests check what they do"
     owner,_,method = name.partition('.')
     f = getattr(fastai_multi, owner)
     if method: f = getattr(f, method)

@@ -1,6 +1,6 @@
-"""Situations in which tests once missed faults: pictures of different and non-square sizes, padding that is not 0, networks that bring
-statistics, weights of items beside mixing, validation data, the second epoch, numbers that no two items share, and
-every argument of a public function changed once, its effect asserted as a number"""
+"""Situations in which tests once missed faults: pictures of different and non-square sizes, padding other than 0,
+networks with their own statistics, item weights under mixing, validation data, the second epoch, numbers that no two
+items share, and every argument of a public function, changed once with a measured effect"""
 import inspect, math
 from functools import partial
 
@@ -19,7 +19,7 @@ PRIMES = [2.,3.,5.,7.,11.,13.,17.,19.,23.,29.,31.,37.]
 
 @pytest.fixture(scope='module')
 def table(tmp_path_factory):
-    "Twelve pictures of six sizes; no two items share a number, a caption's length or a box"
+    "Twelve pictures of six sizes. No two items share a number, a caption length or a box"
     folder = tmp_path_factory.mktemp('sizes')
     rng = np.random.default_rng(3)
     rows = []
@@ -58,7 +58,7 @@ def quiet_fit(learn, n=1, lr=1e-2, **kwargs):
 # Pictures of different and non-square sizes
 
 def window(size, shown, method):
-    "Corner and size of the part of a picture that validation shows, worked out by hand"
+    "The corner and the size of the part of a picture that validation shows, computed by hand"
     w,h = size
     if method=='squish': return 0,0,w,h
     pick = max if method=='pad' else min
@@ -82,7 +82,7 @@ def test_each_box_returns_to_the_pixels_of_its_own_picture(table, method):
         assert np.allclose(learn.predict(df.iloc[i])[0].box, found, atol=.02)
 
 def test_a_rectangle_of_cutmix_is_as_wide_as_the_picture_is(table):
-    "In pictures 4 times as wide as high the rectangle is 4 times as wide as high, and targets are blended by its area"
+    "If pictures are 4 times as wide as high, so is the rectangle, and its area sets the blend of the labels"
     dls = loaders(table, dict(price=RegressionBlock), item_tfms=Resize((16,64), 'squish'), bs=8)
     seen = []
     class Before(Callback):
@@ -113,7 +113,7 @@ def test_a_rectangle_of_cutmix_is_as_wide_as_the_picture_is(table):
     inside = [(w,h) for w,h,_,(l,r,t,b) in seen if l>0 and r<1 and t>0 and b<1]
     for w,h in inside: assert abs(w-4*h)<=8
 
-# Padding that is not 0
+# Padding other than 0
 
 def test_texts_are_padded_with_the_blocks_number_everywhere(table):
     _,df = table
@@ -140,7 +140,7 @@ def test_padding_does_not_change_what_a_text_says(kind):
         assert torch.allclose(enc(ids)[0], enc(padded)[0], atol=1e-5)
         assert not torch.allclose(enc(ids)[0], enc(zeros)[0], atol=1e-3)
 
-# Networks that bring statistics
+# Networks with their own statistics
 
 def test_a_networks_statistics_normalise_training_and_validation_alike(table):
     mean,std = [.2,.4,.6],[.1,.5,.25]
@@ -158,10 +158,10 @@ def test_a_networks_statistics_normalise_training_and_validation_alike(table):
     learner(dls, enc, normalize=False)
     assert torch.allclose(dls.valid.one_batch()[0], expected[1])
 
-# Weights of items beside mixing
+# Item weights under mixing
 
 def test_a_blended_loss_counts_each_item_by_its_own_weight(table):
-    "MixUp beside item weights: the mean of w_i*s_i*l(p_i,y_i) + w_j*(1-s_i)*l(p_i,y_j), over the sum of the weights"
+    "MixUp with item weights: the sum of w_i*s_i*l(p_i,y_i) + w_j*(1-s_i)*l(p_i,y_j), over the sum of the weights"
     dls = loaders(table, dict(price=RegressionBlock, kind=CategoryBlock), weight='weight', bs=8)
     learn = learner(dls)
     seen = []
@@ -183,7 +183,7 @@ def test_a_blended_loss_counts_each_item_by_its_own_weight(table):
 # Validation data as much as training data
 
 def test_validation_is_measured_in_the_units_of_the_training_data(table):
-    "In our form and in fastai's flat form"
+    "The units agree in our form and in fastai's flat form"
     folder,df = table
     price = dict(zip(df.file, df.price))
     flat = DataBlock((ImageBlock, RegressionBlock), get_y=lambda f: price[f.name], item_tfms=Resize(16, 'squish'),
@@ -218,7 +218,7 @@ def test_the_columns_of_the_second_epoch_are_of_the_second_epoch(table):
     for n,v in rows[1].items(): assert v==pytest.approx(found[n], rel=1e-3, abs=1e-5), n
 
 def test_weights_of_the_third_epoch_come_from_the_two_before(table):
-    "Dynamic weight average: the losses of epochs 1 and 2 give the weights of epoch 3, by hand"
+    "Dynamic weight average computes the weights of epoch 3 from the losses of epochs 1 and 2, as checked by hand"
     learn = learner(loaders(table, dict(kind=CategoryBlock, price=RegressionBlock), bs=8))
     cb = DynamicWeightAverage(temperature=1.5)
     means,weights = [],[]
@@ -233,7 +233,7 @@ def test_weights_of_the_third_epoch_come_from_the_two_before(table):
     quiet_fit(learn, 3, 5e-2, cbs=[cb, Watch()])
     ratio = means[1]/means[0]/1.5
     expected = 2*np.exp(ratio)/np.exp(ratio).sum()
-    start = np.array(weights[0])    # the losses' own scales: the callback weighs all alike in the first two epochs
+    start = np.array(weights[0])    # the scales of the losses: the callback's weights are equal for two epochs
     assert np.allclose(weights[1]/start, 1) and np.allclose(weights[2]/start, expected, rtol=1e-3)
     assert abs(expected[0]-expected[1])>1e-3
 
@@ -242,8 +242,8 @@ def test_the_output_that_learns_more_slowly_gets_more_from_gradnorm():
     w = torch.ones(2)
     norms = tensor([3.,3.])
     ok = torch.ones(2, dtype=torch.bool)
-    g = cb.grad_w(w, norms, tensor([.9,.3]), ok)       # the first still has 90 % of its loss, the second 30 %
-    assert g.tolist()==[-3.,3.]                        # down the gradient: more for the first, less for the second
+    g = cb.grad_w(w, norms, tensor([.9,.3]), ok)       # 90 % of the first loss is left, 30 % of the second
+    assert g.tolist()==[-3.,3.]                        # descent gives the first more weight, the second less
     assert cb.grad_w(w, tensor([1.,5.]), tensor([.5,.5]), ok).tolist()==[-1.,5.]
 
 # Numbers that no two items share
@@ -280,7 +280,7 @@ def test_a_lone_plain_target_keeps_fastais_columns(table):
     assert list(learn.recorder.metric_names)==['epoch','train_loss','valid_loss','accuracy','time']
 
 def test_gradients_of_all_heads_add_up_to_the_plain_ones(table):
-    "The sum of GradientBalance, with heads that read the map, is plain backward"
+    "`GradientBalance('sum')` equals a plain backward pass, also with heads that read the map"
     pytest.importorskip('torchjd')
     dls = loaders(table, bs=8)
     grads = []
@@ -288,7 +288,7 @@ def test_gradients_of_all_heads_add_up_to_the_plain_ones(table):
         learn = learner(dls)
         for m in learn.model.modules():
             if isinstance(m, nn.Dropout): m.p = 0.
-        for p in learn.model.parameters():                  # a new head says its prior: nothing flows through zeros
+        for p in learn.model.parameters():                  # a new head answers its prior: zeros pass no gradient
             if not p.any(): nn.init.normal_(p, std=.1)
         class Keep(Callback):
             def before_step(self):
@@ -299,7 +299,7 @@ def test_gradients_of_all_heads_add_up_to_the_plain_ones(table):
         assert len(other)==len(grads[0])
         for a,b in zip(grads[0], other): assert torch.allclose(a, b, rtol=1e-3, atol=1e-3)
 
-# Every argument of a public function, changed once
+# Every argument of a public function changed once
 
 def arguments_of(f, *leave_out):
     "The names of a function's arguments"
@@ -307,7 +307,7 @@ def arguments_of(f, *leave_out):
     return {p.name for p in ps if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}-{'self', *leave_out}
 
 def covers(f, tests, *leave_out):
-    "Every argument has its line: a new one cannot come without a test"
+    "Check that every argument has a test, so that you cannot add one without a test"
     missing = arguments_of(f, *leave_out)-set(tests)
     assert not missing, f'{f.__name__}: no test for {sorted(missing)}'
 
@@ -319,7 +319,7 @@ def test_every_argument_of_a_numericaliser():
         return [num.vocab[i] for i in num.encode(s).tolist()]
     assert words('a b c d e')==['xxunk','b','c','d','xxunk']
     def shared(is_shared):
-        "What a second column's words become, in its own row and in the first column's"
+        "The words of a second column, in its own row and in that of the first column"
         num = Numericaliser(min_freq=1, shared=is_shared)
         for column in (['b b'], ['z z']): num.see(column)
         num.setup(['z z'])
@@ -469,7 +469,7 @@ def test_every_argument_of_multi_learner(table, tmp_path):
     for n,f in tests.items(): assert f(), n
 
 class Sum(nn.Module):
-    "A fusion of one's own"
+    "A custom fusion"
     def __init__(self, sizes):
         super().__init__()
         self.maps = nn.ModuleList(nn.LazyLinear(8) for _ in sizes)

@@ -1,4 +1,4 @@
-"A bundle is a learner in a folder without pickle: it predicts the same, and a damaged bundle raises an error"
+"A bundle stores a learner in a folder without pickle: it predicts the same, and a damaged bundle raises an error"
 import json, os, shutil, subprocess, sys, types
 from pathlib import Path
 import pytest, torch
@@ -21,7 +21,7 @@ def loaders(path, outputs=None, **kwargs):
     return MultiDataLoaders.from_csv(path, **(options | kwargs))
 
 def shaken(learn):
-    "The learner with other weights: heads start at zero, and would hide mistakes before them"
+    "The learner with random weights. Heads start at zero, which would hide mistakes before them"
     for p in learn.model.parameters(): p.data.add_(torch.randn_like(p)*.05)
     return learn
 
@@ -75,11 +75,11 @@ def kept(learn, tmp_path_factory):
 
 @pytest.fixture
 def bundle(kept, tmp_path):
-    "A copy of a bundle that a test may spoil"
+    "A copy of a bundle that a test may damage"
     return Path(shutil.copytree(kept, tmp_path/'bundle'))
 
 def with_record(bundle, change):
-    "The bundle with another learner.json, whose checksum is right"
+    "The bundle with a changed learner.json and its right checksum"
     file = bundle/'learner.json'
     record = json.loads(file.read_text())
     file.write_text(json.dumps(change(record)))
@@ -196,7 +196,7 @@ def test_a_module_of_yours(shapes, tmp_path, monkeypatch):
     with pytest.raises(NotInRegistry, match='before you load'): load_bundle(tmp_path/'bundle')
 
 def test_the_hub(learn, tmp_path, monkeypatch):
-    "The Hub's API, as it stands in `huggingface_hub`, with a folder in place of the network"
+    "Calls match the signatures of `huggingface_hub`, with a folder instead of the network"
     hub = tmp_path/'hub'
     class HfApi:
         def __init__(self, token=None): pass

@@ -1,4 +1,4 @@
-"Bundles of Hugging Face text models, LoRA, both encoders of CLIP, masks, surfaces, objects, groups, calibrated learners"
+"Bundles of Hugging Face text models, LoRA, both encoders of CLIP, masks, surfaces, objects, groups and calibration"
 import json, shutil, subprocess, sys
 from types import SimpleNamespace
 import numpy as np, pandas as pd, pytest, torch
@@ -15,7 +15,7 @@ pytest.importorskip('safetensors')
 pytestmark = pytest.mark.usefixtures('one_thread')
 
 def drawn_maps(path):
-    "The table of drawn shapes, with a mask of each one's box, its depth and its normals"
+    "The table of drawn shapes, with a mask of each box, a depth map and a normal map"
     df = pd.read_csv(path/'items.csv')
     for name in ('mask','depth','normals'):
         (path/name).mkdir(exist_ok=True)
@@ -77,17 +77,17 @@ KINDS = dict(bert=lambda o: multi_learner(of_texts(o, o.bert), text=str(o.bert))
              surfaces=surfaces, objects=objects, group=group, calibrated=calibrated, timm=timm_model)
 
 def shaken(learn):
-    "The learner with other weights: heads start at zero, and would hide mistakes before them"
+    "The learner with random weights. Heads start at zero, which would hide mistakes before them"
     for p in learn.model.parameters(): p.data.add_(torch.randn_like(p)*.05)
     return learn
 
 def numbers(learn, item):
-    "All that `predict` computes, as lists"
+    "All values that `predict` computes, as lists"
     with learn.no_bar(): return [t.float().flatten().tolist() for t in flat(learn.predict(item)[2])]
 
 @pytest.fixture(scope='module')
 def source(tmp_path_factory):
-    "Drawn shapes, and two models of Hugging Face with random weights, as folders"
+    "The folders of drawn shapes and of two Hugging Face models with random weights"
     root = tmp_path_factory.mktemp('kinds')
     shapes = multi_shapes(root/'shapes', n=32, size=64, seed=0)
     res = SimpleNamespace(root=root, shapes=shapes, df=drawn_maps(shapes), bert=root/'bert', siglip=root/'siglip')
@@ -98,7 +98,7 @@ def source(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def made(source):
-    "By kind, a learner that was saved as a bundle, and an item; what the models were read from is gone"
+    "For each kind, a learner saved as a bundle and an item. The folders of the original models are deleted"
     res = {}
     for n,make in KINDS.items():
         torch.manual_seed(0)
@@ -142,7 +142,7 @@ print(json.dumps(found))
 
 @pytest.fixture(scope='module')
 def elsewhere(made):
-    "What a fresh process predicts from each bundle"
+    "The predictions of each bundle in a fresh process"
     asked = json.dumps({n: (str(o.folder), o.item) for n,o in made.items()})
     out = subprocess.run([sys.executable, '-c', CODE], input=asked, capture_output=True, text=True)
     assert out.returncode==0, out.stderr
@@ -158,7 +158,7 @@ def test_no_folder_of_this_machine_is_named(made, source, kind):
 
 @pytest.mark.parametrize('kind', ['mask','surfaces','group'])
 def test_an_exported_network_gives_the_same(made, tmp_path, kind):
-    "The kinds that `test_export` does not have"
+    "This covers the kinds that `test_export` does not test"
     pytest.importorskip('onnxscript')
     assert made[kind].learn.to_onnx(tmp_path/'learner.onnx').difference<1e-4
 
@@ -182,7 +182,7 @@ def test_lora_still_trains_its_own_matrices_only(made, source):
     moved = {n for n,p in encoder.model.named_parameters() if not torch.equal(p, base[n])}
     assert moved and all('lora_' in n for n in moved)
 
-# What cannot be named
+# What a bundle cannot name
 
 def targets(r): return dict(kind=r.kind, both=dict(colour=r.colour, width=r.x2-r.x1))
 
@@ -203,7 +203,7 @@ def test_a_function_of_yours_is_refused_until_it_is_registered(source, tmp_path,
     close(numbers(again, item), numbers(learn, item))
 
 class OwnConfig:
-    "It calls itself a configuration, and is none"
+    "A class that claims to be a configuration but is none"
 
 def test_only_configurations_of_these_packages_are_named(monkeypatch):
     from fastai_multi.registry import check_known, name_of, named_object

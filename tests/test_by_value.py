@@ -1,4 +1,4 @@
-"Small functions, each tested with a value that a change of one sign, order or constant would change"
+"Small functions, tested with values that differ if one sign, order or constant changes"
 import warnings
 from types import SimpleNamespace
 import numpy as np, pandas as pd, pytest, torch

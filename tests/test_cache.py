@@ -1,4 +1,4 @@
-"Frozen epochs read features from memory: the same training from one pass over the items"
+"Frozen epochs read features from memory: the training is the same after one pass over the items"
 import random
 import pytest
 import torch
@@ -14,7 +14,7 @@ def drawn(tmp_path_factory):
     return multi_shapes(tmp_path_factory.mktemp('drawn')/'shapes', n=60, size=32, seed=0)
 
 def learner(path, trained=True, heads=None, **kwargs):
-    "A learner whose trunk counts as trained, and how many pictures it has met"
+    "A learner whose trunk counts as trained, and a counter of the pictures that the trunk read"
     given = dict(image='file', text='caption', outputs=OUTPUTS, columns=dict(box=['x1','y1','x2','y2']),
                  label_delim='|', seed=0, bs=8, item_tfms=Resize(32), num_workers=0)
     dls = MultiDataLoaders.from_csv(path, 'items.csv', **{**given, **kwargs})
@@ -31,7 +31,7 @@ def learner(path, trained=True, heads=None, **kwargs):
     return learn
 
 def tuned(path, cache, **kwargs):
-    "The same training, with and without a cache"
+    "Fine-tune with or without a cache"
     learn = learner(path, **kwargs)
     learn.freeze()
     for dl in learn.dls.loaders: dl.rng = random.Random(1)
@@ -40,7 +40,7 @@ def tuned(path, cache, **kwargs):
     return learn
 
 def test_training_from_memory_is_the_same_training(drawn):
-    given = dict(text=None, heads=dict(kind=dict(p=0.), tags=dict(p=0.)))     # draws of dropout would differ
+    given = dict(text=None, heads=dict(kind=dict(p=0.), tags=dict(p=0.)))     # dropout would draw differently
     plain = tuned(drawn, False, **given)
     cached = tuned(drawn, True, **given)
     for (n,a),b in zip(plain.model.state_dict().items(), cached.model.state_dict().values()):
@@ -77,15 +77,15 @@ def test_augmented_passes_take_turns(drawn):
         assert rows(1) <= set(range(n, 2*n))
         assert rows(2) <= set(range(n))
         maps = store.parts['map 3']
-        assert not torch.allclose(maps[:n], maps[n:2*n])       # two draws of the same pictures
+        assert not torch.allclose(maps[:n], maps[n:2*n])       # two augmentations of the same pictures
 
 def test_without_augmented_passes_nothing_is_drawn(drawn):
     learn = learner(drawn, text=None, item_tfms=RandomResizedCrop(32, min_scale=.3))
     learn.freeze()
-    with torch.no_grad():                                  # a fresh head says the same of all pictures
+    with torch.no_grad():                                  # a fresh head answers the same for all pictures
         for p in learn.model.heads['kind'].parameters(): p.normal_()
     def answers(seed):
-        "By row of the memory, what the model says"
+        "The model's predictions for each row of the cache"
         set_seed(seed)
         learn.model.eval()
         with cached_features(learn), torch.no_grad():

@@ -1,11 +1,11 @@
-"Calibrated probabilities, and prediction sets that contain the truth as often as you ask"
+"Calibrated probabilities, and prediction sets that contain the label as often as you ask"
 import subprocess, sys
 import pytest
 from fastai.vision.all import *
 from fastai_multi import *
 
 def _rows(n, seed):
-    "Two numbers that say something of a class and of an amount, and noise"
+    "A table of two numbers that predict a class and an amount, with noise"
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(n,2))
     p = 1/(1+np.exp(-2*x[:,0]))
@@ -46,7 +46,7 @@ def test_sets_hold_the_truth_as_often_as_asked(learn):
         amount = np.array([low<=v<=high for v,(low,high) in zip(new.amount, sets.amount)])
         if joint: assert (kind&amount).mean()==pytest.approx(.8, abs=.06)
         else:
-            assert kind.mean()>=.75                   # a set of whole classes holds it at least so often
+            assert kind.mean()>=.75                   # sets of whole classes cover at least this share
             assert amount.mean()==pytest.approx(.8, abs=.06)
 
 def test_sets_of_one_item_are_those_of_the_table(learn):

@@ -1,4 +1,5 @@
-"Prediction sets contain the truth as often as you ask: 50 simulated splits, no training, and `crepes` on the same scores"
+"""Prediction sets contain the label as often as you ask, in 50 simulated splits without training, and match `crepes` on
+the same scores"""
 import math
 import pytest
 from scipy import stats
@@ -14,8 +15,8 @@ pytestmark = pytest.mark.usefixtures('one_thread')
 
 COVERAGE = .9
 SPLITS = 50
-KNOWN = 600      # items of a split that sets are learned from
-NEW = 200        # items of a split that they are tried on
+KNOWN = 600      # items of a split that calibrate the sets
+NEW = 200        # items of a split that test the sets
 ITEMS = KNOWN+NEW
 VOCAB = ['cup','hat','pin','sun']
 INPUTS = [('image','text'), ('image',)]
@@ -32,7 +33,7 @@ def tasks():
                 price=_task(RegressionBlock, [10.,20.,30.]), box=_task(BBoxBlock, [[0,0,10,10]]))
 
 def _draw(seed, missing=.1):
-    "Raw predictions, targets and groups of one split: an item without text is harder, and all its outputs are"
+    "Raw predictions, labels and groups of one split. All outputs of an item without text are harder"
     g = torch.Generator().manual_seed(seed)
     def normal(*shape): return torch.randn(*shape, generator=g)
     without_text = torch.arange(ITEMS)%2
@@ -54,7 +55,7 @@ def _draw(seed, missing=.1):
 def _part_of(values, places): return {n: v[places] for n,v in values.items()}
 
 class Split:
-    "One split: what was learned from its first items, and the strangeness of the others"
+    "One split: the calibration from its first items, and the nonconformity scores of the others"
     def __init__(self, tasks, seed):
         self.tasks = tasks
         raw,targs,groups = _draw(seed)
@@ -72,7 +73,7 @@ class Split:
         self.scores = {n: outputs[n].sets.nonconformity(self.preds[n], self.targs[n]) for n in tasks}
 
     def inside(self, joint=False):
-        "By output whether each new item's truth is in its set; NaN without a label"
+        "For each output, whether the set of each new item contains the label; NaN without a label"
         by_group = {o: self.calibration.quantiles(COVERAGE, joint, o) for o in INPUTS}
         res = {}
         for n,s in self.scores.items():
@@ -81,7 +82,7 @@ class Split:
         return res
 
     def size(self, name, i, q):
-        "How large the set of new item `i` is: classes, tags, units, or pixels that a box grows to the left"
+        "The size of the set of new item `i`: classes, tags, units, or the pixels that a box grows to the left"
         region = self.calibration.outputs[name].sets.region(self.preds[name][i], q, PICTURE)
         if name=='price': return float(region[1]-region[0])
         if name=='box': return float(40+40*self.preds['box'][i,0]-region[0])
@@ -91,22 +92,22 @@ class Split:
 def splits(tasks): return [Split(tasks, seed) for seed in range(SPLITS)]
 
 def _law(n_known, n_new):
-    "The law of how many of `n_new` items are covered, by a quantile of `n_known`"
+    "The distribution of how many of `n_new` items a quantile of `n_known` items covers"
     k = math.ceil((n_known+1)*COVERAGE-1e-9)
     return stats.betabinom(n_new, k, n_known+1-k)
 
 def _check_band(covered, laws, what):
-    "The sum over the splits within three standard deviations; not more single splits outside their 95 % than by chance"
+    "Check that the sum is within three standard deviations, and no more splits are outside their 95 % than by chance"
     expected = sum(law.mean() for law in laws)
     spread = math.sqrt(sum(law.var() for law in laws))
-    said = f'{what}: {sum(covered)} covered, {expected:.0f} ± {spread:.0f} expected'
+    said = f'{what}: {sum(covered)} items are covered, but {expected:.0f} ± {spread:.0f} are expected'
     assert abs(sum(covered)-expected)<=3*spread, said
     ends = [law.interval(.95) for law in laws]
     outside = sum(not low<=c<=high for c,(low,high) in zip(covered, ends))
-    assert outside<=stats.binom.ppf(.999, len(laws), .05), f'{what}: {outside} splits outside'
+    assert outside<=stats.binom.ppf(.999, len(laws), .05), f'{what}: {outside} splits are outside their 95 %'
 
 def _counts(split, name, group, inside):
-    "How many new items of a group are covered, and the law of that number"
+    "The number of covered new items in a group, and the distribution of that number"
     here = tensor([o==group for o in split.groups]) & ~inside[name].isnan()
     known = split.calibration.outputs[name].scores[split.calibration.members(group)]
     return int(inside[name][here].sum()), _law(int((~known.isnan()).sum()), int(here.sum()))
@@ -128,9 +129,9 @@ def test_each_output_is_covered_in_each_group_of_inputs(splits, tasks):
             rows.append(dict(inputs='+'.join(group), output=n, items=n_new, covered=sum(covered)/n_new,
                              size=np.mean([_mean_size(s, n, group) for s in splits])))
     table = pd.DataFrame(rows).set_index(['inputs','output'])
-    print(f'\n{SPLITS} splits, coverage {COVERAGE}; size: mean number of classes and tags, units, pixels\n{table}')
+    print(f'\n{SPLITS} splits, coverage {COVERAGE}; mean sizes in classes, tags, units or pixels\n{table}')
     harder = table['size'].unstack('inputs')
-    assert (harder['image']>harder['image+text']).all()      # without the text the sets are larger
+    assert (harder['image']>harder['image+text']).all()      # sets are larger without the text
 
 def _covered_together(split, inside):
     each = torch.stack(list(inside.values()), 1)
@@ -143,17 +144,17 @@ def test_all_outputs_are_covered_together(splits):
     n = sum(n for _,n in joint)
     share = sum(c for c,_ in joint)/n
     share_alone = sum(c for c,_ in alone)/n
-    print(f'\nall outputs hold together: {share:.3f} with joint=True, {share_alone:.3f} without')
-    # ranks come from one half of a group's items that have all labels, and the quantile from the other half
+    print(f'\nshare of items whose sets all contain the label: {share:.3f} with joint=True, {share_alone:.3f} without')
+    # one half of a group's fully labelled items gives the ranks, the other half the quantile
     halves = [int(KNOWN/2*.9**4/2) for _ in splits]
     laws = [_law(half, m) for half,(_,m) in zip(halves, joint)]
     spread = math.sqrt(sum(law.var() for law in laws))/n
-    equal_ranks = 4/min(halves)          # sets end at a whole rank of each of the four outputs: larger, never smaller
+    equal_ranks = 4/min(halves)          # rounding to whole ranks makes the sets of the four outputs larger
     assert COVERAGE-3*spread<=share<=COVERAGE+equal_ranks+3*spread
     assert share_alone<.8
 
 def test_one_quantile_for_all_inputs_would_fail_where_one_is_missing(tasks):
-    "The test of the groups can fail: without them, items without a text are covered less often"
+    "The test of the groups can fail: one quantile for all covers items without a text less often"
     covered = []
     n = 0
     for seed in range(10):
@@ -177,7 +178,7 @@ def test_sets_as_a_user_reads_them_hold_what_is_not_stranger(splits, tasks):
             assert _holds(t, n, region, split.targs[n][i])==bool(score<=q), (n,i)
 
 def _holds(task, name, region, targ):
-    "Whether the set that a user reads holds the target"
+    "Whether the set that you read contains the label"
     if name=='kind': return VOCAB[int(targ)] in region
     if name=='tags': return {VOCAB[i] for i in targ.nonzero().flatten().tolist()}<=set(region)
     if name=='price': return bool(region[0]<=task.to_user(targ)<=region[1])
@@ -186,7 +187,7 @@ def _holds(task, name, region, targ):
 
 @pytest.fixture(scope='module')
 def complete(tasks):
-    "A split without missing labels: numbers in the units of the table, probabilities of a class, groups"
+    "A split without missing labels: numbers in the table's units, class probabilities, and groups"
     raw,targs,groups = _draw(99, missing=0.)
     to_user = tasks['price'].to_user
     values = [np.array([float(to_user(v)) for v in o['price']]) for o in (raw, targs)]

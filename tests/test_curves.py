@@ -34,7 +34,7 @@ def test_it_leaves_the_learner_and_the_random_numbers_as_they_were(learn):
     rates = find_rates(learn, show_plot=False)
     assert all(torch.equal(v, before[k]) for k,v in learn.model.state_dict().items())
     assert learn.dls.train.rng.getstate()==order and torch.equal(torch.get_rng_state(), state)
-    assert rates==find_rates(learn, show_plot=False)         # so the same question has the same answer
+    assert rates==find_rates(learn, show_plot=False)         # the learner is unchanged, so the result is the same
     assert rates and all(1e-6<=lr<=10 for lr in rates.values())
 
 def test_a_part_that_is_frozen_or_moves_nothing_has_no_rate(learn):

@@ -1,5 +1,5 @@
-"""The data layers together: every block batched, augmented and shown; missing values; copied, test and pickled loaders;
-real boxes and keypoints"""
+"""All data layers together: every block in batches, augmented and shown; missing values; copied, test and pickled
+loaders; real boxes and keypoints"""
 import io, json, math, pickle, subprocess, sys
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -25,7 +25,7 @@ from fastai_multi.core import IGNORE, flat, is_missing, present
 
 root = Path(__file__).resolve().parent.parent
 
-# A drawn set: a bright box on a dark ground, and everything that can be said about it
+# A drawn data set: a bright box on a dark background, with every kind of label
 
 def draw_item(i, folder):
     w,h = [(60,40),(40,60),(50,50)][i%3]
@@ -49,7 +49,7 @@ def table(tmp_path_factory):
     return folder,pd.DataFrame([draw_item(i, folder) for i in range(24)])
 
 class Halves(Transform):
-    "A target block of a user's own"
+    "A transform for the output of a custom block"
     def encodes(self, o): return torch.tensor([o/2.])
     def decodes(self, o): return TitledFloat(float(o)*2)
 
@@ -114,7 +114,7 @@ def test_numbers_are_standardised_by_the_training_split(table, dls):
     assert float(p.decode(dls.valid.one_batch()[1].price[0]))==pytest.approx(i.price, abs=1e-4)
 
 def test_geometry_follows_the_picture(table):
-    "The bright box of each picture is where the box, the points and the mask say, after crops, flips and turns"
+    "The box, the points and the mask match the bright box of each picture after crops, flips and rotations"
     for item in (Resize(48), Resize(48, 'squish'), Resize(48, 'pad', 'zeros'), RandomResizedCrop(48, min_scale=.6),
                  [Resize(60), RandomCrop(48)], [FlipItem(.5), Resize(48)], [CropPad(64), Resize(48)]):
         dls = loaders(table, dict(box=BBoxBlock, eyes=PointBlock, mask=MaskBlock()), item_tfms=item,
@@ -129,7 +129,7 @@ def test_geometry_follows_the_picture(table):
                 seen = torch.tensor([xs.min(), ys.min(), xs.max()+1, ys.max()+1])*2/48-1
                 assert (seen-box).abs().max()<4*2/48, (item, seen, box)
 
-# What is missing
+# Missing values
 
 def with_holes(df):
     df = df.copy().astype(object)
@@ -227,7 +227,7 @@ def test_vocabulary_is_of_the_training_split(table):
     d = loaders(table, CategoryBlock, columns='kind', df=df, valid_col='v')
     assert 'zebra' not in describe(d).inputs['text'].vocab
 
-# fastai's own ways
+# fastai's own calls
 
 def test_flat_blocks_of_fastai(table):
     folder,df = table
@@ -301,7 +301,7 @@ def test_a_block_serves_two_data_sets(table):
     assert describe(b).outputs['kind'].c==2
     assert float(describe(a).outputs['price'].mean)==mean
 
-# Loaders made of loaders
+# Loaders made from loaders
 
 def same(a, b):
     a,b = ([t.as_subclass(Tensor) for t in flat(o)] for o in (a,b))
@@ -337,7 +337,7 @@ def test_new_and_test_dl(table, dls):
     assert present(dl.one_batch()[0].image).tolist()==[True,False,True]
 
 def test_loaders_pickle(table, dls, tmp_path):
-    "As `Learner.export` does, and read again in a process that has seen nothing"
+    "Loaders are pickled as `Learner.export` does it, and read in a fresh process"
     d = dls.new_empty()
     with open(tmp_path/'dls.pkl','wb') as f: pickle.dump(d, f)
     df = table[1].iloc[:4]
@@ -373,7 +373,7 @@ def test_making_loaders_opens_at_most_three_pictures(table, monkeypatch):
     assert len(opened)<=3, opened
 
 def test_names_survive_pinned_memory(table):
-    "torch makes lists of tuples when it pins them"
+    "torch turns tuples into lists when it pins memory"
     dl = loaders(table).valid
     b = dl.do_batch([dl.do_item(i) for i in range(3)])
     got = dl.after_batch(tuple(list(o) for o in b))
@@ -570,7 +570,7 @@ def test_a_csv_file_keeps_its_classes(table, tmp_path):
     y = d.train.new(bs=len(d.train_ds), shuffle=False).one_batch()[1]
     rows = d.train_ds.items
     assert present(y.code).tolist()==[not is_missing(v) for v in rows.code]
-    d = MultiDataLoaders.from_csv(tmp_path, na_values=['NA'], **kw)     # as pandas reads it
+    d = MultiDataLoaders.from_csv(tmp_path, na_values=['NA'], **kw)     # as pandas reads a missing value
     assert list(describe(d).outputs['code'].vocab)==[7.]
     df.to_csv(tmp_path/'latin.csv', index=False, encoding='utf-16', sep=';')
     d = MultiDataLoaders.from_csv(tmp_path, 'latin.csv', encoding='utf-16', sep=';', dtype=dict(code=str), **kw)
@@ -610,7 +610,7 @@ def test_numbers_of_numpy_and_names_like_self(table):
     (MultiCategoryBlock(vocab=['a','b']), [['a'],['b',None]], "has None among its classes"),
 ])
 def test_classes_that_are_none(table, block, values, words):
-    "The message names output and row"
+    "The message names the output and the row"
     odd = pd.Series([values[0]]*20+[values[1]]*4, dtype=object)
     kw = dict(df=table[1].assign(odd=odd, v=[i<3 for i in range(24)]), image=None, item_tfms=None, valid_col='v')
     with pytest.raises(ValueError) as e: loaders(table, dict(odd=block), **kw)
@@ -684,7 +684,7 @@ def test_photos_with_captions_keypoints_and_boxes(real):
     plt.close('all')
 
 def test_arguments_that_no_dblock_passes_on(tmp_path):
-    "fastai drops them without a word"
+    "fastai drops these arguments without a message"
     block = DataBlock((CategoryBlock, CategoryBlock), get_y=lambda o: o)
     for k in ('item_tfms','batch_tfms','splitter','get_x'):
         with pytest.raises(KeyError, match=rf'`{k}` belongs to the DataBlock'):

@@ -1,4 +1,5 @@
-"""`dls.report()`: it finds each planted fault with its figure, finds none in clean data, and takes bounded time for 100,000 rows"""
+"""`dls.report()` finds each planted fault with its figure, finds none in clean data, and takes bounded time for 100,000
+rows"""
 import random, time
 import numpy as np, pandas as pd, pytest, torch
 from PIL import Image, ImageDraw
@@ -9,7 +10,7 @@ from fastai_multi.data.values import cramers_v, correlation_ratio, pearson
 from fastai_multi.data.duplicates import look_at, near_pairs, sides_in
 
 def draw_picture(rng, box, colour):
-    "A grainy coloured ground with an ellipse in `box`"
+    "Draw an ellipse in `box` on a grainy coloured background"
     ground = rng.integers(0, 256, (5,5,3), dtype=np.uint8)
     im = Image.fromarray(ground).resize((96,96), Image.Resampling.BICUBIC)
     ImageDraw.Draw(im).ellipse(box, fill=colour)
@@ -17,7 +18,7 @@ def draw_picture(rng, box, colour):
 
 @pytest.fixture(scope='module')
 def clean(tmp_path_factory):
-    "A folder of 200 pictures, and their table: nothing in it is wrong"
+    "A folder of 200 pictures and their table, without any fault"
     rng = np.random.default_rng(1)
     path = tmp_path_factory.mktemp('clean')
     rows = []
@@ -140,7 +141,7 @@ def test_small_boxes_at_input_size(clean):
     path,df = clean
     df = df.copy()
     df.loc[[0,1,2,155], 'x2'] = df.x1+12
-    assert loaders(path, df).report().findings==[]    # 12 pixels of the file are 12 of the input
+    assert loaders(path, df).report().findings==[]    # 12 pixels in the file are 12 pixels in the input
     f = found(loaders(path, df, item_tfms=Resize(48)).report())["Output 'box'"]
     assert f.figures==dict(n=4, of=200, shortest=6., input=(48,48))
 
@@ -181,7 +182,7 @@ def test_measures_against_known_values():
     rng = np.random.default_rng(0)
     a = rng.integers(0, 3, 3000)
     b = np.where(rng.random(3000)<.5, a, rng.integers(0, 3, 3000))
-    assert cramers_v(a, b)==pytest.approx(.5, abs=.03)           # half of the labels are copied
+    assert cramers_v(a, b)==pytest.approx(.5, abs=.03)           # half of the labels are copies
     assert correlation_ratio(a, a+rng.normal(size=3000)*a.std())==pytest.approx(.5**.5, abs=.03)
     assert pearson(a*1., b*1.)==pytest.approx(np.corrcoef(a, b)[0,1])
     assert cramers_v(a, rng.permutation(a))<.06 and correlation_ratio(a, rng.normal(size=3000))<.06

@@ -1,4 +1,4 @@
-"The defaults learn well, in a short run: no output is worse than a constant prediction"
+"The defaults learn well in a short run: no output is worse than a constant prediction"
 import pickle
 import numpy as np
 import pandas as pd
@@ -32,32 +32,32 @@ def drawn(tmp_path_factory):
 def tuned(drawn):
     learn = learner(loaders(drawn))
     learn.fine_tune(3)
-    learn.table = list(learn.recorder.values)     # a later validation writes over it
+    learn.table = list(learn.recorder.values)     # a later validation overwrites it
     return learn
 
 def test_heads_start_at_the_prior(drawn):
     learn = learner(loaders(drawn))
     df = learn.dls.train.items
     preds = learn.get_preds()[0]
-    assert preds.kind.std(0).max() < 1e-6                       # the same of every item
+    assert preds.kind.std(0).max() < 1e-6                       # the same prediction for every item
     shares = [(df.kind==k).mean() for k in learn.output_parts['kind'].vocab]
     np.testing.assert_allclose(preds.kind[0], shares, atol=.02)
     rates = [df.tags.str.split('|').apply(lambda ts: t in ts).mean() for t in learn.output_parts['tags'].vocab]
     np.testing.assert_allclose(preds.tags[0], rates, atol=.02)
-    assert preds.area.abs().max() < 1e-4                        # standardised
+    assert preds.area.abs().max() < 1e-4                        # in standardised units
 
 def test_each_loss_starts_near_one(drawn):
     learn = learner(loaders(drawn))
     res = learn.evaluate(0)
     for n in ('kind','tags','area'): assert res[f'{n}_loss']*learn.loss_func.scales[n] == pytest.approx(1, abs=.05)
-    assert learn.loss_func.weights == {n: 1. for n in OUTPUTS}  # those stay yours
+    assert learn.loss_func.weights == {n: 1. for n in OUTPUTS}  # the weights stay yours
 
 def test_a_loss_of_yours_counts_as_you_wrote_it(drawn):
     learn = learner(loaders(drawn), loss_func=dict(area=nn.L1Loss()))
     assert 'area' not in learn.loss_func.scales
     assert 'kind' in learn.loss_func.scales
     alone = learner(loaders(drawn, outputs=dict(kind=CategoryBlock), columns=None, label_delim=None))
-    assert not alone.loss_func.scales                           # nothing to be on one scale with
+    assert not alone.loss_func.scales                           # a single loss needs no scale
 
 def test_nothing_is_worse_than_its_constant_answer(tuned):
     table = tuned.evaluate(baseline=True)
@@ -68,7 +68,7 @@ def test_nothing_is_worse_than_its_constant_answer(tuned):
         assert mine >= constant, m.name
 
 def check_training_agrees_with_evaluation(learn):
-    "The loss is the same in both modes: no batch norm or bucketing makes the model another function in evaluation"
+    "Check that training mode and evaluation mode give the same loss, despite batch norm and bucketing"
     model = learn.model
     losses = {}
     for mode in ('train', 'eval'):
@@ -80,7 +80,7 @@ def check_training_agrees_with_evaluation(learn):
         sums = n = 0
         with torch.no_grad():
             for x,y in learn.dls.train.new(shuffle=True, drop_last=True):
-                sums = sums+learn.loss_func(model(x), y)     # the total of all outputs, on one scale
+                sums = sums+learn.loss_func(model(x), y)     # the scaled total of all outputs
                 n += 1
         losses[mode] = sums/n
     model.eval()
@@ -104,7 +104,7 @@ def test_the_probe_is_what_the_heads_say(drawn):
         assert x.shape[1]==head.wide.n_in
 
 def test_the_fit_is_kept_only_where_it_is_better(drawn, tmp_path):
-    "A number that has nothing to do with the item keeps its mean"
+    "A number that does not depend on the item keeps its mean as prediction"
     df = pd.read_csv(drawn/'items.csv')
     df['noise'] = np.random.default_rng(0).normal(size=len(df))
     outputs = dict(kind=CategoryBlock, noise=RegressionBlock)
@@ -125,7 +125,7 @@ def test_fine_tune_says_what_is_worse_than_a_constant(drawn, capsys):
     learn.fine_tune(1, 1e-6, freeze_epochs=0)
     said = capsys.readouterr().out
     assert '`area` is worse than a constant answer: area_mae' in said
-    assert 'Probe on' not in said                               # the heads are trained already
+    assert 'Probe on' not in said                               # the heads are already trained
 
 def test_missing_labels_and_pickles(drawn):
     df = pd.read_csv(drawn/'items.csv')
@@ -137,7 +137,7 @@ def test_missing_labels_and_pickles(drawn):
     train = dls.train.items
     assert len(known_targets(learn, 'kind')) == train.kind.notna().sum()
     probs = learn.get_preds()[0].kind[0]
-    np.testing.assert_allclose(probs, [1/len(probs)]*len(probs), atol=.02)    # balanced: alike
+    np.testing.assert_allclose(probs, [1/len(probs)]*len(probs), atol=.02)    # balanced weights make classes equal
     assert can_probe(learn) and heads_are_new(learn)
     assert set(learn.probe()) == {'kind','area'}
     assert pickle.loads(pickle.dumps(learn.loss_func)).scales == learn.loss_func.scales
@@ -150,7 +150,7 @@ def test_without_anything_to_probe_it_is_fastai_s(drawn):
     assert len(learn.recorder.values) == 1
 
 def test_a_number_that_is_nearly_always_the_same_stays_there(drawn):
-    "One item in twenty is far off: a fit of squares would pay for it with all the others"
+    "One item in twenty is far off. A fit of squared errors would move all the others"
     df = pd.read_csv(drawn/'items.csv')
     df['rare'] = 1.
     df.loc[::20, 'rare'] = 9.
@@ -164,7 +164,7 @@ def test_a_number_that_is_nearly_always_the_same_stays_there(drawn):
     assert table.learner < 1.1*table.constant
 
 def test_noise_ends_at_its_constant_answer(drawn, capsys):
-    "A fifth of its labels is put aside, and training brings it no nearer to these; the other outputs lose no label"
+    "A fifth of the labels is held out, and training does not help on them. The other outputs keep all labels"
     df = pd.read_csv(drawn/'items.csv')
     df['noise'] = np.random.default_rng(0).normal(size=len(df))
     outputs = dict(kind=CategoryBlock, noise=RegressionBlock)
@@ -209,7 +209,7 @@ def test_a_plain_fit_says_what_is_worse_than_a_constant(drawn, capsys):
     learn.lr_find(num_it=10, show_plot=False)
     assert 'worse' not in capsys.readouterr().out
     with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-6)
-    assert not capsys.readouterr().out                           # a learner without a log says nothing
+    assert not capsys.readouterr().out                           # a learner without logging prints nothing
 
 def test_epoch_0_is_the_probe(tuned, drawn):
     start,*epochs = tuned.table
@@ -226,7 +226,7 @@ def test_few_steps_are_said(drawn, capsys):
     assert '2 steps are few: use 30 epochs' in capsys.readouterr().out
 
 def test_a_probe_of_many_items_reads_a_part(drawn):
-    "What is kept of the items does not grow with their number"
+    "The stored features do not grow with the number of items"
     learn = learner(loaders(drawn))
     features = FrozenFeatures(learn, most=40)
     assert features.n == 40 and features.is_part
@@ -261,15 +261,15 @@ def test_masks_and_groups_start_at_what_is_usual(tmp_path):
     assert .1 < kinds[0] < .45 and kinds.argmax() == 1
     heads['mask'].layers[-1].bias.data.fill_(1.)
     learn.fine_tune(0, freeze_epochs=0)
-    assert heads['mask'].layers[-1].bias.tolist() == [1., 1., 1.]     # trained heads stay
+    assert heads['mask'].layers[-1].bias.tolist() == [1., 1., 1.]     # trained heads stay as they are
 
-# On real photographs, where they are
+# On real photos, if they are installed
 
 SHARED = Path(__file__).resolve().parents[2]/'shared'/'data'
 
 has_photographs = (SHARED/'coco_mini').exists() and any((SHARED/'weights').glob('*.pth'))
 
-@pytest.mark.skipif(not has_photographs, reason='the photographs are not here')
+@pytest.mark.skipif(not has_photographs, reason='the photos are not installed')
 def test_photographs_and_captions():
     "Tags three times better than their base rates, counts better than their mean"
     from benchmarks.defaults import loaders_of, metrics_of
@@ -284,7 +284,7 @@ def test_photographs_and_captions():
     assert got['n_objects'] > start['n_objects']
     assert got['n_persons'] > start['n_persons']
 
-@pytest.mark.skipif(not (SHARED/'fashion').exists() or not has_photographs, reason='the photographs are not here')
+@pytest.mark.skipif(not (SHARED/'fashion').exists() or not has_photographs, reason='the photos are not installed')
 def test_training_and_evaluation_agree_on_fashion():
     from benchmarks.defaults import learner_of
     set_seed(0)
