@@ -1,4 +1,4 @@
-"`depth`, `split` and `after` in every form: which modules are built and trained, what the learner can do, and messages"
+"`depth`, `split` and `after` in every form: the modules that are built and trained, the learner's calls, and messages"
 import warnings
 import numpy as np, pandas as pd, pytest, torch, torchvision
 from copy import deepcopy
@@ -72,7 +72,7 @@ def test_every_form_does_all_that_a_learner_does(shapes, tmp_path, arch, form, t
     learn.fit_one_cycle(1, slice(1e-4, 5e-3))
     learn.fine_tune(1, 5e-3)
     assert np.isfinite([*learn.evaluate().values()]).all()
-    moved = [n for n in before if '.absents.' not in n]      # no picture is missing here: nothing to learn for it
+    moved = [n for n in before if '.absents.' not in n]      # no picture is missing, so its vector gets no gradient
     assert all(not torch.equal(p, before[n]) for n,p in learn.model.named_parameters() if n in moved)
     aug,targs = learn.tta(n=1)
     assert aug.keys()==targs.keys()==tuple(OUTPUTS) and aug.box.shape==targs.box.shape
@@ -99,11 +99,11 @@ def test_every_form_does_all_that_a_learner_does(shapes, tmp_path, arch, form, t
 
 @pytest.mark.parametrize('form', forms)
 def test_gradients_reach_all_parameters_and_the_lists_say_who_uses_which(shapes, form):
-    "What is built is used: no parameter is there for nothing"
+    "Every parameter that is built is used"
     learn = learner(loaders(shapes), **forms[form])
     m = learn.model
     b = learn.dls.train.one_batch()
-    m.register_forward_hook(lambda *args: None)    # the heads one by one: together, those of others get zeros
+    m.register_forward_hook(lambda *args: None)    # run the heads one by one, else others get zero gradients
     y = m(b[0])
     by = {}
     for o in OUTPUTS:
@@ -117,7 +117,7 @@ def test_gradients_reach_all_parameters_and_the_lists_say_who_uses_which(shapes,
 
 @pytest.mark.parametrize('form', ['split','apart','dict, split'])
 def test_a_split_changes_nothing_before_training(shapes, form):
-    "Branches are copies: in evaluation the numbers of a shared trunk, until a step is taken"
+    "Branches are copies: in evaluation they give the numbers of a shared trunk until the first step"
     kw = forms[form]
     a = learner(loaders(shapes), **kw)
     b = learner(loaders(shapes), **{k: v for k,v in kw.items() if k!='split'})
@@ -126,7 +126,7 @@ def test_a_split_changes_nothing_before_training(shapes, form):
         for n in OUTPUTS:
             torch.testing.assert_close(taps(a).eval()(x)[n][-1], taps(b).eval()(x)[n][-1], atol=1e-5, rtol=1e-5)
 
-# What is built, and what is run
+# What is built and what runs
 
 @pytest.mark.parametrize('kw,deepest',
                          [(dict(depth=2), 2), (dict(depth=dict(kind=3, tags=1, box=2, area=2)), 3),
@@ -139,7 +139,7 @@ def test_nothing_deeper_than_the_deepest_asked_for(shapes, kw, deepest):
     assert built==[f'layer{i+1}' for i in range(deepest)]
 
 def test_one_pass_serves_all_depths(shapes):
-    "The shared trunk runs once, and each stage of it once; a branch runs its own stages alone"
+    "The shared trunk and each of its stages run once. A branch runs only its own stages"
     def runs(**kw):
         learn = learner(loaders(shapes), **kw)
         seen = []
@@ -158,7 +158,7 @@ def test_one_pass_serves_all_depths(shapes):
 # Freezing, rates, batch norm
 
 def hand_frozen(train_bn):
-    "fastai itself on a plain network of two groups, frozen: which parameters train, by kind of module"
+    "Which parameters train, by kind of module, if fastai freezes a plain network of two groups"
     net = nn.Sequential(nn.Sequential(nn.Conv2d(3,4,3), nn.BatchNorm2d(4)),
                         nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4,2)))
     learn = Learner(DataLoaders([], []), net, loss_func=nn.MSELoss(), splitter=lambda m: [params(m[0]), params(m[1])],
@@ -182,9 +182,9 @@ def test_frozen_norms_are_as_fastai_has_them(shapes, form, train_bn):
     assert all(torch.equal(a, b.weight)
                for a,b in zip(convs, (o for o in taps(learn).modules() if isinstance(o, nn.Conv2d))))
     assert all(torch.equal(w, o.weight)!=train_bn for (w,_),o in zip(was, norms))
-    # statistics follow the data in either case, as in fastai ...
+    # statistics follow the data in both cases, as in fastai ...
     assert all(not torch.equal(r, o.running_mean) for (_,r),o in zip(was, norms))
-    if not train_bn:    # ... unless its BnFreeze says otherwise
+    if not train_bn:    # ... unless fastai's BnFreeze stops them
         was = [o.running_mean.clone() for o in norms]
         learn.fit(1, 1e-2, cbs=BnFreeze)
         assert all(torch.equal(r, o.running_mean) for r,o in zip(was, norms))
@@ -196,7 +196,7 @@ def test_freeze_to_and_rates_by_group(shapes):
     for n,train in ((-1,[0,0,0,1]), (-2,[0,0,1,1]), (-3,[0,1,1,1]), (0,[1,1,1,1])):
         learn.freeze_to(n)
         assert [p.requires_grad for p in weights()]==[bool(t) for t in train]
-        assert [t>0 for t in learn.summary_groups().trainable]==[True]*4               # norms train, frozen or not
+        assert [t>0 for t in learn.summary_groups().trainable]==[True]*4               # norms train even if frozen
         was = [p.detach().clone() for p in weights()]
         learn.fit(1, 1e-3)
         assert [not torch.equal(a, b) for a,b in zip(was, weights())]==[bool(t) for t in train]
@@ -233,13 +233,13 @@ def test_trained_weights_are_in_every_branch(shapes, weights, kw):
     parts += t.branches.values()
     for m in parts:
         for p in m.parameters(): assert any(torch.equal(p, v) for v in plain[tuple(p.shape)])
-        assert not any(p.requires_grad for p in m.parameters() if p.ndim>1)            # frozen, to begin with
+        assert not any(p.requires_grad for p in m.parameters() if p.ndim>1)            # starts frozen
     convs = [p for n,v in t.branches.items() for p in v.parameters() if p.ndim>1][:1]
     learn.unfreeze()
     learn.fit(1)
     if len(t.branches)>1:
         a,b = [next(p for p in m.parameters() if p.ndim>1) for m in t.branches.values()][:2]
-        assert a.shape==b.shape and not torch.equal(a, b)                              # each learns by itself
+        assert a.shape==b.shape and not torch.equal(a, b)                              # each learns independently
 
 class PILImageRGBA(PILImage): _open_args = {'mode': 'RGBA'}
 
@@ -283,14 +283,14 @@ def test_options_of_heads(shapes):
     learn.fit(1)
     learn.summary()
     plot_model(learn)
-    # what builds one is given both sizes
+    # the function that builds a head gets both sizes
     learn = learner(loaders(shapes), depth=3, heads=dict(kind=Mine, area=nn.Linear), split=1)
     assert learn.model.heads['kind'].lin.in_features==2*16+16 and learn.model.heads['area'].in_features==2*16
     learn.fit(1)
 
 @pytest.fixture(scope='module')
 def masks(tmp_path_factory):
-    "Drawn pictures, the pixels of the thing asked for as a mask, and its centre"
+    "Drawn pictures with a mask of the described thing and its centre"
     path = multi_shapes(tmp_path_factory.mktemp('masks')/'shapes', n=60, size=64, seed=1)
     df = pd.read_csv(path/'items.csv')
     (path/'masks').mkdir()
@@ -310,14 +310,14 @@ def test_masks_end_to_end(masks, tmp_path, kw):
     outs = dict(kind=CategoryBlock, mask=MaskBlock(codes=['ground','shape']))
     learn = learner(loaders(masks, outs), cnn(4, width=8), path=tmp_path, **kw)
     start = learn.evaluate()
-    learn.fit_one_cycle(10, 1e-2)           # after six, the overlap is .18 to .49 by seed
+    learn.fit_one_cycle(10, 1e-2)           # after six epochs, the IoU is .18 to .49
     res = learn.evaluate()
     assert res['mask_loss']<0.6*start['mask_loss'], (start, res)
     preds,targs = learn.get_preds()
     assert preds.mask.shape==(len(learn.dls.valid_ds),2,64,64) and targs.mask.shape==(len(learn.dls.valid_ds),64,64)
     found = preds.mask.argmax(1)==1
     there = targs.mask==1
-    assert (found&there).sum()/(found|there).sum()>0.25                             # all of one class would be 0
+    assert (found&there).sum()/(found|there).sum()>0.25                             # a single class gives 0
     learn.show_results(max_n=3)
     learn.dls.show_batch(max_n=3)
     row = pd.read_csv(masks/'items.csv').iloc[0]
@@ -335,17 +335,17 @@ def test_masks_end_to_end(masks, tmp_path, kw):
 def test_a_point(masks):
     learn = learner(loaders(masks, dict(kind=CategoryBlock, eye=PointBlock), dict(eye=['cx','cy'])), depth=dict(eye=2),
                     split=1)
-    start = learn.evaluate(0)['eye_loss']                              # what the mean of the points costs
+    start = learn.evaluate(0)['eye_loss']                              # the loss of the mean point
     learn.fit_one_cycle(20, 1e-2)
     assert learn.evaluate(0)['eye_loss'] < 0.5*start
     row = pd.read_csv(masks/'items.csv').iloc[0]
     assert learn.predict(row)[0].eye.shape==(1,2)
     learn.show_results(max_n=2)
 
-# Networks of the user's
+# Your own networks
 
 class Functions(nn.Module):
-    "Functions between modules, as many networks have; a skip from the stem to the end of `mid`"
+    "A network with functions between modules, as many have, and a skip from the stem to the end of `mid`"
     def __init__(self):
         super().__init__()
         self.stem = nn.Conv2d(3,8,3,2,1)
@@ -382,7 +382,7 @@ def test_a_users_network(shapes, tmp_path, net, kw):
     assert np.isfinite(learn.evaluate()['valid_loss'])
     row = pd.read_csv(shapes/'items.csv').iloc[0]
     mine = numbers(learn, row)
-    same(numbers(learn, row), mine, 0)                                                # evaluation draws nothing
+    same(numbers(learn, row), mine, 0)                                                # evaluation is not random
     learn.export(tmp_path/'u.pkl')
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
@@ -406,7 +406,7 @@ def test_the_users_network_with_names_gives_its_own_numbers(shapes):
     assert {n.split('.')[-2] for n,_ in two.named_parameters()}.isdisjoint({'top','fc'})
     assert not any('fc' in n for n,_ in enc.named_parameters())
 
-# What is said
+# Messages
 
 wrong = [(dict(depth=5), ValueError,
           '`depth`=5 is beyond PlainCNN|`depth`=5 is beyond this simple_cnn, which has 4 stages: 1: conv1 .4 '
@@ -459,7 +459,7 @@ def test_the_finder_leaves_no_state_behind_and_repeats_itself(shapes):
     assert [*a.runs.depth]==[2,4,4] and a.runs.split.isna().tolist()==[True,True,False]
     assert set(a.suggest())==set(OUTPUTS) and a.agreement.shape==(4,6) and (a.agreement.abs()<=1+1e-5).all().all()
     assert len(a.plot())==5
-    # numbers from a file serve as well
+    # numbers from a file work too
     c = DepthResults(pd.read_csv(io.StringIO(a.runs.to_csv(index=False))), list(OUTPUTS), a.stages, None)
     assert c.suggest(0.2)==a.suggest(0.2) and len(c.plot(by='loss'))==5
 
@@ -491,10 +491,10 @@ def test_the_finder_puts_everything_back_after_a_crash(shapes):
     assert torch.equal(torch.get_rng_state(), state)
 
 def test_agreement_of_outputs_that_want_the_same(shapes):
-    "Two names for one target agree wholly, whatever the depth"
+    "Two outputs with the same labels agree fully at every depth"
     dls = loaders(shapes, dict(a=CategoryBlock, b=CategoryBlock), dict(a='kind', b='kind'))
     learn = learner(dls, heads=dict(a=dict(hidden=[], p=0, bn=False), b=dict(hidden=[], p=0, bn=False)))
-    torch.nn.init.normal_(learn.model.heads['a'].layers[-1].weight)     # a head that starts at zero asks nothing yet
+    torch.nn.init.normal_(learn.model.heads['a'].layers[-1].weight)     # a zero head gives no gradient
     learn.model.heads['b'].load_state_dict(learn.model.heads['a'].state_dict())
     mode = [m.training for m in learn.model.modules()]
     was = deepcopy(learn.model.state_dict())

@@ -1,4 +1,4 @@
-"Detectors of torchvision, adopted whole: their trunk for every output, their head for the objects"
+"Whole torchvision detectors: every output uses their trunk, and the objects use their head"
 import subprocess, sys
 import numpy as np
 import pandas as pd
@@ -27,7 +27,7 @@ def conv(n_in, n_out):
     return nn.Sequential(nn.Conv2d(n_in, n_out, 3, 2, 1, bias=False), nn.BatchNorm2d(n_out), nn.ReLU())
 
 def backbone():
-    "A body of four layers of stride 2 with a pyramid of strides 4, 8, 16 and 32"
+    "A body with four layers of stride 2 and a pyramid with strides 4, 8, 16 and 32"
     body = nn.Sequential(OrderedDict(a=conv(3,16), b=conv(16,32), c=conv(32,64), d=conv(64,64)))
     return BackboneWithFPN(body, {'b': '0', 'c': '1', 'd': '2'}, [32,64,64], 32, extra_blocks=LastLevelMaxPool())
 
@@ -46,7 +46,7 @@ def fasterrcnn(n):
                       box_roi_pool=MultiScaleRoIAlign(['0','1','2'], 5, 2), **few)
 
 def detector(family, n):
-    "A small detector of `n` classes besides the background, with random weights, for pictures of 64 pixels"
+    "A small detector with random weights for pictures of 64 pixels, with `n` classes besides the background"
     set_seed(0)
     model = globals()[family](n)
     model.transform.min_size = (64,)
@@ -54,7 +54,7 @@ def detector(family, n):
     return model
 
 def restless(model):
-    "Random weights that find something: torchvision starts with a probability of 1 % everywhere"
+    "Set random weights that find something, because torchvision starts with a probability of 1 % everywhere"
     set_seed(1)
     for m in model.modules():
         if isinstance(m, (nn.Conv2d, nn.Linear)): nn.init.normal_(m.weight, std=(1.5/m.weight[0].numel())**.5)
@@ -63,11 +63,11 @@ def restless(model):
     return model
 
 def calm(*layers):
-    "Scores that are not all 1, and boxes that are no lines: else rounding decides which boxes are kept"
+    "Shrink the weights, or else scores of 1 and boxes without area leave it to rounding which boxes stay"
     for layer in layers: layer.weight.data.mul_(.1)
 
 def forget_background(head):
-    "No box is of class 0, but random weights of an FCOS or a RetinaNet predict it; trained weights do not"
+    "Suppress class 0, which no box has. Random weights of an FCOS or a RetinaNet predict it, trained ones do not"
     layer = head.cls_logits
     with torch.no_grad():
         layer.weight.view(head.num_anchors, head.num_classes, -1)[:,0] = 0
@@ -95,7 +95,7 @@ def learner(dls, arch, **kwargs):
     return learn
 
 def given_to_torchvision(learn, x, y):
-    "Pictures as torchvision wants them, from 0 to 1, and the targets in pixels"
+    "The pictures from 0 to 1 and the objects in pixels, as torchvision takes them"
     mean,std = [tensor(v)[:,None,None] for v in learn.model.encoders['image'].stats]
     h,w = x.shape[-2:]
     targets = []
@@ -107,7 +107,7 @@ def given_to_torchvision(learn, x, y):
 
 @pytest.mark.parametrize('family', FAMILIES)
 def test_it_finds_what_torchvision_finds(table, shapes, family):
-    "The same boxes, scores and classes as the detector itself, in the pixels of the picture"
+    "The boxes, scores and classes equal the detector's own, in the pixels of the picture"
     dls = dls_of(table, shapes)
     vocab = dls.vocab['objects.kind']
     model = restless(detector(family, len(vocab))).eval()
@@ -120,7 +120,7 @@ def test_it_finds_what_torchvision_finds(table, shapes, family):
     boxes,scores,labels,_ = learn.tasks['objects'].detector(pred.objects)
     assert sum(len(o['boxes']) for o in own)>20
     for i,o in enumerate(own):
-        has_area = (o['boxes'][:,2:]>o['boxes'][:,:2]).all(1)    # torchvision's FCOS returns boxes without area too
+        has_area = (o['boxes'][:,2:]>o['boxes'][:,:2]).all(1)    # torchvision's FCOS also returns boxes without area
         o = {k: v[has_area] for k,v in o.items()}
         n = len(o['boxes'])
         assert (labels[i]!=IGNORE).sum()==n
@@ -135,13 +135,13 @@ PARTS = dict(fcos=dict(classification='classes', bbox_regression='boxes', bbox_c
 
 @pytest.mark.parametrize('family', FAMILIES)
 def test_it_loses_what_torchvision_loses(table, shapes, family):
-    "Each part of the training's loss, with the samples of the same seed"
+    "Each part of the training loss is equal, with samples from the same seed"
     dls = dls_of(table, shapes, bs=16)
     model = restless(detector(family, len(dls.vocab['objects.kind']))).train()
     learn = learner(dls, model)
     x,y = dls.train.one_batch()
     images,targets = given_to_torchvision(learn, x, y.objects)
-    model.transform.training = False    # which size is chosen is random
+    model.transform.training = False    # in training it picks a random size
     set_seed(3)
     own = model(images, targets)
     learn.model.train()
@@ -166,7 +166,7 @@ def finding(table, shapes):
 
 @pytest.mark.parametrize('family', FAMILIES)
 def test_answers(finding, family, tmp_path):
-    "What predict, predict_df, get_preds and show_results read; and the same answers in a fresh process"
+    "`predict`, `predict_df`, `get_preds` and `show_results` work, and a fresh process gives the same answers"
     learn = finding[family]
     file = learn.dls.path/learn.dls.train.items.file.iloc[0]
     rows = learn.predict(file)[0].objects
@@ -199,11 +199,11 @@ def test_a_bundle(finding, family, tmp_path):
     for a,b in zip(again.predict(file)[0].objects, learn.predict(file)[0].objects):
         np.testing.assert_allclose(a['box'], b['box'], atol=1e-3)
 
-# Parts that are missing, and what is frozen
+# Missing labels and freezing
 
 @pytest.mark.parametrize('family', FAMILIES)
 def test_missing_labels(table, shapes, family):
-    "Crowds, boxes without a class, pictures without objects or that nobody looked at: the loss is finite and learns"
+    "With crowds, boxes without a class, and empty or unannotated pictures, the loss is finite and the model trains"
     df = table.iloc[:16].copy()
     df['objects'] = [[dict(o) for o in rows] for rows in df.objects]
     for rows in df.objects:
@@ -223,20 +223,20 @@ def test_missing_labels(table, shapes, family):
 
 @pytest.mark.parametrize('family', FAMILIES)
 def test_a_crowd_is_no_background(table, shapes, family):
-    "What is predicted inside a crowd changes no loss of the classes"
+    "Predictions inside a crowd do not change the loss of the classes"
     dls = dls_of(table, shapes)
     learn = learner(dls, restless(detector(family, 4)))
     x,y = dls.valid.one_batch()
     y = y.map(torch.clone)
     loss = learn.loss_func.funcs['objects']
     with torch.no_grad(): pred = learn.model.eval()(x)
-    y.objects.box[:,0] = tensor([-1.2,-1.2,1.2,1.2])    # FCOS's first locations lie on the edge
+    y.objects.box[:,0] = tensor([-1.2,-1.2,1.2,1.2])    # FCOS's first locations are on the edge
     y.objects.crowd[:] = 1
     loss(pred.objects, y.objects)
     assert float(loss.parts['classes'])==0
 
 def test_classes_that_nobody_looked_for(table, shapes):
-    "FCOS and RetinaNet leave them out; a Faster R-CNN says why it cannot"
+    "FCOS and RetinaNet leave these classes out. A Faster R-CNN says why it cannot"
     kinds = sorted({o['kind'] for r in table.objects for o in r})
     halves = ['|'.join(kinds[:2]), '|'.join(kinds[2:])]
     df = table.assign(seen=[halves[i%2] for i in range(len(table))])
@@ -260,7 +260,7 @@ def test_classes_that_nobody_looked_for(table, shapes):
         learner(dls, detector('fasterrcnn', 4)).fit(1)
 
 def frozen(model):
-    "Batch norms as torchvision freezes them in trained detectors"
+    "Replace batch norms by frozen ones, as torchvision does in trained detectors"
     for name,m in list(model.backbone.body.named_modules()):
         if not isinstance(m, nn.BatchNorm2d): continue
         parent,_,last = name.rpartition('.')
@@ -271,7 +271,7 @@ def frozen(model):
 
 @pytest.mark.parametrize('family', FAMILIES)
 def test_fine_tune(table, shapes, family):
-    "The detector's own parameters are a group that is frozen first; frozen norms stay; new classes are new layers"
+    "The detector's own parameters form a group that starts frozen, frozen norms stay, and new classes are new layers"
     dls = dls_of(table.iloc[:40], shapes)
     learn = learner(dls, AdoptedDetector(frozen(detector(family, 4)), categories=['circle','square','tree','house']),
                     pretrained=True)
@@ -319,7 +319,7 @@ def test_depth_of_other_outputs(table, shapes):
 # Weights
 
 def test_weights_from_a_file(table, shapes, tmp_path):
-    "A constructor with a state dict: the learner's head holds its weights; categories keep the rows of their classes"
+    "A constructor with a state dict gives the learner's head its weights. Categories keep the rows of their classes"
     builder = torchvision.models.detection.fasterrcnn_mobilenet_v3_large_320_fpn
     model = builder(weights=None, weights_backbone=None, num_classes=6)
     torch.save(model.state_dict(), tmp_path/'detector.pth')
@@ -339,7 +339,7 @@ def test_weights_from_a_file(table, shapes, tmp_path):
     assert direct.model.encoders['image'].pretrained
 
 def test_the_users_detector_stays(table, shapes):
-    "Two learners of one detector share no weights with each other or with it"
+    "Two learners made from one detector share no weights with each other or with it"
     dls = dls_of(table.iloc[:40], shapes)
     model = detector('fcos', 4)
     before = {n: v.clone() for n,v in model.state_dict().items()}

@@ -1,4 +1,5 @@
-"Precision, memory layout, compilation and gradient checkpointing: how they are chosen, that they take effect, and that they leave no trace"
+"""Precision, memory layout, compilation and gradient checkpointing: how they are chosen, that they take effect, and
+that they leave no trace"""
 import numpy as np, pytest, random, torch, warnings
 from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.fp16 import MixedPrecision
@@ -20,7 +21,7 @@ def loaders(shapes, text='caption', **kwargs):
                                      **kwargs)
 
 def quiet(dls, arch=None, **kwargs):
-    "A learner that prints nothing; the same random weights each time"
+    "A learner that prints nothing and has the same random weights each time"
     set_seed(0)
     if arch is None: arch = simple_cnn(3, width=4, bn=True)
     learn = multi_learner(dls, arch, pretrained=False, **kwargs)
@@ -29,12 +30,12 @@ def quiet(dls, arch=None, **kwargs):
     return learn
 
 def start(learn, seed):
-    "The same order of the items and the same random numbers"
+    "Reset the order of the items and the random numbers"
     set_seed(seed)
     learn.dls.train.rng = random.Random(seed)
 
 def trained(dls, arch=None, cbs=(), **kwargs):
-    "Losses of each step and final weights of one epoch"
+    "Train one epoch, and return the loss of each step and the final weights"
     learn = quiet(dls, arch, **kwargs)
     start(learn, 0)
     learn.fit(1, 3e-3, cbs=cbs)
@@ -43,7 +44,7 @@ def trained(dls, arch=None, cbs=(), **kwargs):
 @pytest.fixture(scope='module')
 def dls(shapes): return loaders(shapes)
 
-# The choice
+# How they are chosen
 
 def test_a_cpu_trains_as_before(dls):
     learn = quiet(dls)
@@ -52,7 +53,7 @@ def test_a_cpu_trains_as_before(dls):
     assert 'Device: cpu, fp32' in learn.summary() and 'Device' not in repr(learn)
 
 def test_a_gpu_gets_bf16_and_channels_last_which_do_nothing_elsewhere(dls, monkeypatch, tmp_path):
-    "The learner of a GPU machine, on this one: it trains and predicts in float32, is exported, and reads in words"
+    "A learner with a GPU's settings works on a CPU: it trains and predicts in float32, exports and prints them"
     plain,_ = trained(dls)
     monkeypatch.setattr(learner_room, 'device_facts', lambda device: H100)
     with warnings.catch_warnings():
@@ -60,7 +61,7 @@ def test_a_gpu_gets_bf16_and_channels_last_which_do_nothing_elsewhere(dls, monke
         found,learn = trained(dls)
     assert [type(cb).__name__ for cb in learn.device_setup.callbacks()]==['ChannelsLast','DevicePrecision']
     assert 'bf16, channels-last' in repr(learn) and 'bf16, channels-last' in learn.summary()
-    torch.testing.assert_close(found[:5], plain[:5], atol=1e-3, rtol=1e-3)    # rounding grows from step to step
+    torch.testing.assert_close(found[:5], plain[:5], atol=1e-3, rtol=1e-3)    # rounding errors grow with each step
     item = dls.valid_ds.items.iloc[0]
     answer = learn.predict(item)
     learn.export(tmp_path/'gpu.pkl')
@@ -95,7 +96,7 @@ def test_nothing_to_run_again(shapes):
                                     bs=8, num_workers=0, seed=0)
     with pytest.raises(ValueError, match='Leave it out'): multi_learner(dls, None, checkpoint=True)
 
-# Half precision, really computed
+# Half precision in real computations
 
 @pytest.mark.parametrize('balance', [None, UncertaintyWeighting, GradNorm, partial(GradientBalance, 'pcgrad')],
                          ids=['plain','uncertainty','gradnorm','pcgrad'])
@@ -122,7 +123,7 @@ def test_a_single_prediction_runs_in_the_precision_of_the_learner(dls):
 def test_channels_last_trains_the_same_and_goes_into_every_file(shapes, dls, tmp_path):
     plain,_ = trained(dls, 'resnet18', depth=2)
     found,learn = trained(dls, 'resnet18', depth=2, channels_last=True)
-    torch.testing.assert_close(found[:3], plain[:3], atol=1e-3, rtol=1e-3)    # rounding grows from step to step
+    torch.testing.assert_close(found[:3], plain[:3], atol=1e-3, rtol=1e-3)    # rounding errors grow with each step
     conv = first(m for m in learn.model.modules() if isinstance(m, nn.Conv2d))
     assert conv.weight.is_contiguous(memory_format=torch.channels_last)
     learn.save_bundle(tmp_path/'bundle', metrics=False)
@@ -132,7 +133,7 @@ def test_channels_last_trains_the_same_and_goes_into_every_file(shapes, dls, tmp
     torch.testing.assert_close(again.predict(item)[2].kind, learn.predict(item)[2].kind, atol=1e-5, rtol=1e-4)
 
 def test_channels_last_in_the_middle_of_a_training(dls):
-    "The averages of the optimizer follow the parameters' layout"
+    "The optimizer's averages follow the memory layout of the parameters"
     a,b = quiet(dls), quiet(dls)
     for learn in (a, b):
         start(learn, 1)
@@ -147,7 +148,7 @@ def test_channels_last_in_the_middle_of_a_training(dls):
 # Compilation
 
 def test_compiled_training_leaves_the_model_as_it_was(shapes, tmp_path):
-    "By a backend that keeps the operations as they are; the usual one is tried in benchmarks.gpu"
+    "The backend of this test keeps the operations unchanged. benchmarks.gpu runs the usual backend"
     dls = loaders(shapes, text=None)
     plain,_ = trained(dls)
     seen = []
@@ -176,7 +177,7 @@ def same_weights(a, b):
 @pytest.mark.parametrize('checkpoint, kw', [(True, {}), (1, {}), ([2], dict(depth=dict(box=2))), (True, dict(split=1)),
                                             ([2], dict(split=0))], ids=str)
 def test_checkpointing_trains_the_same(dls, kw, checkpoint):
-    "The same weights and statistics of batch norm after an epoch"
+    "The weights and the batch norm statistics are the same after an epoch"
     _,a = trained(dls, **kw)
     _,b = trained(dls, checkpoint=checkpoint, **kw)
     same_weights(a, b)
@@ -193,7 +194,7 @@ def test_checkpointing_beside_balancing(dls, balance):
     same_weights(a, b)
 
 def kept_bytes(learn, x):
-    "Bytes that a forward pass keeps for the backward pass"
+    "The bytes that a forward pass keeps for the backward pass"
     kept = {}
     weights = {p.untyped_storage().data_ptr() for p in learn.model.parameters()}
     def note(t):

@@ -1,4 +1,4 @@
-"Predicting one item directly gives the same answers as a validation loop, for every kind, input and option"
+"Predicting one item directly gives the same answers as a validation loop for every kind, input and option"
 import numpy as np, operator, pandas as pd, pytest, torch
 from PIL import Image
 from fastai.vision.all import *
@@ -13,16 +13,16 @@ OUTPUTS = dict(kind=CategoryBlock, tags=MultiCategoryBlock, box=BBoxBlock, area=
 COLUMNS = dict(box=['x1','y1','x2','y2'], eye=['cx','cy'], both=dict(colour='colour', width='x2'))
 
 class Watch(Callback):
-    "A callback that the direct way does not know"
+    "A callback that direct prediction does not know"
     def after_pred(self): self.n = getattr(self, 'n', 0)+1
 
 class Reversed(Callback):
-    "A callback that changes what the model says"
+    "A callback that changes the model's predictions"
     def after_pred(self): self.learn.pred = map_tensors(operator.neg, self.pred)
 
 @pytest.fixture(scope='module')
 def table(shapes, tmp_path_factory):
-    "Pictures of two sizes, with a mask of the box"
+    "A table of pictures of two sizes, with a mask of each box"
     folder = tmp_path_factory.mktemp('wide')
     df = pd.read_csv(shapes/'items.csv').head(40)
     for i,r in df.iterrows():
@@ -38,7 +38,7 @@ def table(shapes, tmp_path_factory):
                      mask=[str(folder/f'{i}_mask.png') for i in df.index])
 
 def shaken(learn):
-    "The learner with other weights, quiet: heads start at zero, and would hide mistakes before them"
+    "The silent learner with random weights. Heads start at zero, which would hide mistakes before them"
     for p in learn.model.parameters(): p.data.add_(torch.randn_like(p)*.05)
     learn.remove_cb(ProgressCallback)
     learn.logger = noop
@@ -65,7 +65,7 @@ def same_values(a, b):
     else: assert type(a) is type(b) and repr(a)==repr(b)
 
 def check_same(learn, item, direct=True, **kwargs):
-    "The answer to `item` is the one of the long way, bit for bit"
+    "Check that the answer to `item` equals that of the validation loop bit for bit"
     one = learn.predict(item, **kwargs)
     if direct: assert learn.direct(learn, item) is not None
     with learn.added_cbs([Watch()]):

@@ -21,7 +21,7 @@ def source(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def two(source, tmp_path_factory):
-    "What each of two processes found, by case; the folder of their files"
+    "The results of each of two processes by case, and the folder of their files"
     out = tmp_path_factory.mktemp('two')
     env = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT))
     run = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', '-m',
@@ -32,13 +32,13 @@ def two(source, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def one(source, tmp_path_factory):
-    "What one process with twice the batch size found, by case"
+    "The results of one process with twice the batch size, by case"
     n = torch.get_num_threads()
     try: return together.run_all(source, tmp_path_factory.mktemp('one'))
     finally: torch.set_num_threads(n)
 
 def tensors(x, at=''):
-    "All tensors and numbers in `x`, by where they are"
+    "All tensors and numbers in `x`, by their path"
     if isinstance(x, torch.Tensor): return {at: x.float()}
     if isinstance(x, (int,float)): return {at: torch.tensor(float(x))}
     if isinstance(x, dict): pairs = x.items()
@@ -51,7 +51,7 @@ CASES = ['three_outputs', 'no_label_in_one', 'plain_target',
 
 @pytest.mark.parametrize('name', CASES)
 def test_as_one_process_with_twice_the_batch(one, two, name):
-    "Losses, scores, predictions in the order of the data, and weights"
+    "Losses, scores, predictions in the order of the data, and weights are equal"
     mine = tensors(two[0][0][name])
     for k,t in tensors(one[name]).items():
         torch.testing.assert_close(mine[k], t, atol=1e-4, rtol=1e-4, equal_nan=True, msg=lambda m: f'{name}{k}: {m}')
@@ -62,7 +62,7 @@ def test_all_processes_end_alike(two, name):
     assert a.keys()==b.keys() and all(torch.equal(a[k].nan_to_num(), b[k].nan_to_num()) for k in a)
 
 def test_the_cases_are_no_toys(one):
-    "Losses are finite and differ; the first process of a case has no label; the last batches are not full"
+    "Losses are finite and differ, the first process of one case has no label, and the last batches are not full"
     epochs = one['three_outputs']['epochs']
     assert epochs.isfinite().all() and not torch.equal(epochs[0], epochs[1])
     dls = together.loaders(drop_last=False)
@@ -72,7 +72,7 @@ def test_resumed_is_the_whole_training(two):
     for found in two[0]: assert torch.equal(found['resumed']['weights'], found['resumed']['resumed'])
 
 def test_files_of_rank_0_predict(two):
-    "The exported learner and the bundle say what the processes said"
+    "The exported learner and the bundle predict the same as the processes"
     found,out = two
     row = together.table().iloc[0]
     for learn in (load_learner(out/'learner.pkl'), load_bundle(out/'bundle')):

@@ -1,4 +1,4 @@
-"CLIP and SigLIP of a small random configuration, saved as folders, as both encoders of one learner"
+"Small CLIP and SigLIP models with random weights, saved as folders, give one learner both its encoders"
 import numpy as np, pandas as pd, pytest, torch
 from fastai.vision.all import *
 from fastai_multi import *
@@ -40,7 +40,7 @@ def test_features_are_those_of_the_model_itself(folder):
     with torch.no_grad():
         image = model.get_image_features(pixel_values=x)
         text = model.get_text_features(input_ids=ids)
-        image,text = [getattr(o, 'pooler_output', o) for o in (image, text)]    # transformers 5 gives an object
+        image,text = [getattr(o, 'pooler_output', o) for o in (image, text)]    # transformers 5 returns an object
         torch.testing.assert_close(dual.image.eval()(x), image, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(dual.text.eval()(ids), text, atol=1e-5, rtol=1e-4)
         assert dual.image(torch.randn(1,3,48,40)).shape==(1,dual.image.n_features)

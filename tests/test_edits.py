@@ -88,11 +88,11 @@ def test_mistakes_are_answered(path, tmp_path):
     edits.add(file, 'box', '1 2 3')
     with pytest.raises(ValueError, match="Output 'box' cannot read '1 2 3': 4 numbers"): loaders(path, edits=edits.file)
     edits.undo()
-    edits.add(file, 'box', '9 2 3 4')     # what the output itself says of a wrong value
+    edits.add(file, 'box', '9 2 3 4')     # the output's own error for a wrong value
     with pytest.raises(ValueError, match='has no area'): loaders(path, edits=edits.file, valid_idx=[1, 2])
 
 def test_a_file_that_is_cut_anywhere_is_refused_or_whole(tmp_path):
-    "Every beginning of a file reads as its whole lines, or raises; it is never read as other edits"
+    "A file cut anywhere reads as its whole lines or raises an error. It never reads as other edits"
     rows = [('a.jpg', 'kind', 'star', '2026-01-02T03:04:05Z'), ('b.jpg', 'tags', 'x|y, "z"', '2026-01-02T03:04:05Z')]
     text = edits_text('file', rows)
     for n in range(len('file,output,value,time\n'), len(text)):

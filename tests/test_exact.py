@@ -1,4 +1,4 @@
-"""Exact values of single functions, where a fault passed all other tests"""
+"""Exact values of single functions whose faults passed all other tests"""
 import numpy as np, pandas as pd, pytest, torch
 from fastai.vision.all import *
 from fastai_multi import *
@@ -61,14 +61,14 @@ def test_a_box_may_pass_the_edge_by_a_fiftieth_of_its_own_side(size, tmp_path):
     for box in ([0,0,w+over_w+1,h], [0,0,w,h+over_h+1], [-before-1,0,w,h], [0,-before-1,w,h]):
         box = tensor([box]).float()
         with pytest.raises(ValueError): part.check_placed(box, size, True)
-        part.check_placed(box, size, False)                     # fractions of another frame are not judged in pixels
+        part.check_placed(box, size, False)                     # the check in pixels ignores fractions of another frame
 
 # Words and classes
 
 def test_what_separates_tags():
     assert delimiter(['a,b','b,c','a,c','a,b,c'])==','
     assert delimiter(['a','b, a','b','a,b'])==','
-    assert delimiter(['a,b','c,d']) is None                         # no word recurs: these may be sentences
+    assert delimiter(['a,b','c,d']) is None                         # no word repeats, so these may be sentences
     assert delimiter(['a','b','a']) is None
     assert delimiter(['a|b','a,b'])=='|' and delimiter(['a;b','a'])==';'
 
@@ -107,7 +107,7 @@ def test_what_is_said_of_frozen_parameters():
 
 @pytest.mark.parametrize('split', [1,2,3])
 def test_what_all_outputs_share_passes_the_joint(split):
-    "The map of the last shared stage, where balancing callbacks compare the outputs"
+    "Balancing callbacks compare the outputs at the map of the last shared stage"
     trunk = SharedTrunk(image_encoder(simple_cnn(3, 4)), dict(a=3, b=3), split=split).eval()
     seen = []
     trunk.joint.register_forward_hook(lambda m, inp, out: seen.append(out))
@@ -166,7 +166,7 @@ def test_class_weights_and_a_loss_of_ones_own_are_refused():
             multi_learner(dls, class_weights=dict(kind='balanced'), loss_func=own)
 
 def test_the_report_measures_validation_as_evaluate_does():
-    "Batches of 4, 4 and 1 items, some without a label"
+    "The batches have 4, 4 and 1 items, some without a label"
     df = numbers(36, x=np.arange(36.)**2, kind=['b','c','a']*12)
     df.loc[[7,11,15], 'x'] = np.nan
     learn = multi_learner(loaders(df, dict(x=RegressionBlock, kind=CategoryBlock)))
@@ -185,7 +185,7 @@ def test_other_loaders_bring_their_own_description():
     learn = multi_learner(make(12))
     learn.probe_scores = dict(x_mae=1.)
     learn.dls = make(24)
-    assert learn.probe_scores is None                  # they were of other items
+    assert learn.probe_scores is None                  # the scores belong to other items
     for n,part in describe(learn.dls).outputs.items():
         assert learn.output_parts[n] is part and learn.tasks[n].part is part
     for n,part in describe(learn.dls).inputs.items(): assert learn.input_parts[n] is part
@@ -221,7 +221,7 @@ def test_a_shallow_network_of_timm_holds_nothing_that_never_runs(arch, depth):
     assert [n for n,p in enc.named_parameters() if p.grad is None]==[]
 
 class Unknown(Transform):
-    "An item transform that the reader does not know: items are read the long way"
+    "An item transform that the reader does not know, so that fastai's own pipeline reads the items"
     def encodes(self, x:PILImage): return x
 
 @pytest.mark.parametrize('tfms', [[], [Unknown()]], ids=['short way','long way'])
@@ -325,7 +325,7 @@ def test_the_steps_that_are_few_are_those_of_the_training(capsys):
     assert '3 steps are few' in capsys.readouterr().out
 
 def test_rows_of_several_splits_have_numbers_of_their_own():
-    "Messages name an item by its row"
+    "Messages name an item by its row, so no two splits share a number"
     datasets = pytest.importorskip('datasets')
     def split(n): return datasets.Dataset.from_dict(dict(a=[float(i) for i in range(n)], kind=list('ab')*(n//2)))
     data = datasets.DatasetDict(train=split(8), validation=split(4))

@@ -1,4 +1,4 @@
-"`learn.explain` on drawn data, with every form of a learner: its results, and that it changes nothing"
+"`learn.explain` on drawn data gives the right results with every form of a learner, and changes nothing"
 import math
 import numpy as np, pandas as pd, pytest, torch
 from copy import deepcopy
@@ -30,7 +30,7 @@ def train(learn, epochs, lr=1e-2):
     return learn
 
 def stir(learn):
-    "The learner with random heads, which would otherwise start at a constant"
+    "The learner with random heads, because new heads answer a constant"
     with torch.no_grad():
         for p in learn.model.heads.parameters(): p.normal_(0, .2)
     return learn
@@ -39,7 +39,7 @@ def stir(learn):
 
 @pytest.fixture(scope='module')
 def colours(tmp_path_factory):
-    "A learner that reads the colour of the largest object of a picture, and its table"
+    "A learner of the colour of the largest object in a picture, and its table"
     set_seed(0)
     torch.set_num_threads(1)
     path = multi_shapes(tmp_path_factory.mktemp('explain')/'shapes', n=400, size=64, seed=0)
@@ -49,7 +49,7 @@ def colours(tmp_path_factory):
     return train(multi_learner(dls, simple_cnn(2, bn=True)), 6)
 
 def right_answers(learn, output):
-    "The explanations of the validation items that the learner answers rightly, with their boxes"
+    "The explanations and boxes of the validation items that the learner predicts correctly"
     _,targs,decoded = learn.get_preds(with_decoded=True)
     right = (decoded[output]==targs[output]).nonzero().flatten().tolist()
     rows = [learn.dls.valid.items.iloc[i] for i in right]
@@ -57,11 +57,11 @@ def right_answers(learn, output):
     return [learn.explain(r, output)['image'] for r in rows], boxes
 
 def shared(a, b):
-    "The overlap of two boxes as a share of their union"
+    "The IoU of two boxes"
     return float(box_iou(a[None], b[None]))
 
 def test_the_heat_of_the_colour_lies_in_the_objects_box(colours):
-    "And not in the box of another item, which lies elsewhere"
+    "The heat is not in the box of another item, which lies elsewhere"
     heats,boxes = right_answers(colours, 'colour')
     inside = np.array([h.share_in(b) for h,b in zip(heats, boxes)])
     others = [next(b for b in boxes[i+1:]+boxes[:i] if shared(b, own)<.1) for i,own in enumerate(boxes)]
@@ -98,7 +98,7 @@ WORDS = 'the of a small large old new house tree river road cloud stone'.split()
 DECIDES = dict(good='yes', fine='yes', bad='no', poor='no')
 
 def stories(n=240):
-    "Texts in which one word decides, in any place"
+    "Texts in which one word at any position decides"
     rng = np.random.default_rng(0)
     rows = []
     for i in range(n):
@@ -109,7 +109,7 @@ def stories(n=240):
     return pd.DataFrame(rows)
 
 def deciding_share(learn, df, n=20):
-    "Of how many right answers the deciding word has the largest attribution"
+    "The share of correct answers whose deciding word has the largest attribution"
     found = []
     for _,r in df[df.is_valid].head(n).iterrows():
         e = learn.explain(r)
@@ -125,7 +125,7 @@ def test_the_word_that_decides_has_the_largest_attribution(text, epochs):
                                    num_workers=0)
     learn = quiet(multi_learner(dls, text=text))
     if epochs: train(learn, epochs)
-    else: learn.probe()    # a linear fit on the words' weights, which no gradient of a word vector sees
+    else: learn.probe()    # fits the words' weights linearly, which gradients of word vectors do not see
     assert deciding_share(learn, df)>=.9
 
 def test_a_transformer_is_explained_by_integrated_gradients(tmp_path):
@@ -204,7 +204,7 @@ def test_wrong_arguments_are_answered_in_words(many):
     with pytest.raises(ValueError, match='nothing to predict from'): learn.explain(dict(title=None), 'kind')
     with pytest.raises(KeyError, match="Unknown input 'image'"): learn.explain(row, 'kind')['image']
 
-# Every form, and no trace
+# Every form, without a trace
 
 FORMS = [{}, dict(depth=1), dict(depth=dict(box=1, kind=2)), dict(split=0), dict(split=1),
          dict(depth=dict(box=1), split=2), dict(depth=2, split=0), dict(after=dict(tags='kind'), split=1)]

@@ -1,4 +1,4 @@
-"Files of ONNX and of `torch.export` give the learner's answers"
+"ONNX and `torch.export` files give the learner's answers"
 import json
 import pytest, torch
 from fastai.vision.all import *
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures('one_thread')
 outputs = dict(kind=CategoryBlock, tags=MultiCategoryBlock, area=NumberBlock(range=(0, None), scale='log1p'))
 
 def loaders(path, **kwargs):
-    "Loaders of drawn shapes, normalised if there are pictures"
+    "Loaders of drawn shapes. Pictures are normalised"
     options = dict(outputs=dict(outputs), label_delim='|', bs=8, num_workers=0, seed=0)
     if 'image' in kwargs:
         options['outputs']['box'] = BBoxBlock
@@ -22,12 +22,12 @@ def loaders(path, **kwargs):
     return MultiDataLoaders.from_csv(path, **options, **kwargs)
 
 def randomised(learn):
-    "The learner with random weights: heads start at zero, and would hide every mistake before them"
+    "The learner with random weights. Heads start at zero, which would hide mistakes before them"
     for p in learn.model.parameters(): p.data.normal_(0, .2)
     return learn
 
 def answers_of(learn, model):
-    "What `get_preds` gives for a batch, in the user's units, and the exported model's inputs for it"
+    "The predictions of `get_preds` for a batch, in your units, and the batch as inputs of the exported model"
     dl = learn.dls.valid
     x = dl.one_batch()[0]
     tensors = [x] if isinstance(x, Tensor) else list(x)
@@ -63,7 +63,7 @@ def test_pictures_alone_with_points(shapes, tmp_path):
     assert res.difference<1e-5 and res.outputs==dict(kind='float32 batch,4', corner='float32 batch,1,2')
 
 def test_pictures_keep_the_size_of_their_files(shapes, tmp_path):
-    "No item transform gives a size: the files are all 64 by 64 in one table and 48 by 48 in the other"
+    "Without an item transform, the size comes from the files: 64 by 64 in one table and 48 by 48 in the other"
     for size in (64, 48):
         folder = multi_shapes(tmp_path/str(size), n=10, size=size, seed=0)
         dls = MultiDataLoaders.from_csv(folder, image='file', outputs=dict(kind=CategoryBlock), bs=4, num_workers=0)
@@ -128,10 +128,10 @@ def test_both_encoders_of_siglip(shapes, tmp_path):
                                     outputs=dict(kind=CategoryBlock), num_workers=0)
     learn = randomised(multi_learner(dls, dict(image=dual.image), text=dual.text))
     res = learn.to_program(tmp_path/'model.pt2')
-    assert res.difference<1e-5 and res.inputs['text']=='int64 batch,tokens'    # it cuts or pads to 16
+    assert res.difference<1e-5 and res.inputs['text']=='int64 batch,tokens'    # the model cuts or pads to 16
 
 def test_objects_of_every_place(shapes, tmp_path):
-    "The file gives boxes and scores of all places; whoever drops what overlaps has the learner's objects"
+    "The file gives the boxes and scores of all locations. After suppression they are the learner's objects"
     from torchvision.ops import batched_nms
     block = ObjectsBlock(colour=CategoryBlock, area=RegressionBlock)
     dls = MultiDataLoaders.from_csv(shapes, image='file', objects='boxes.csv', outputs=dict(objects=block),
@@ -164,7 +164,7 @@ def test_objects_of_every_place(shapes, tmp_path):
 # In 8-bit integers
 
 def metrics_moved(res):
-    "The largest change of a metric or loss, relative where it is above 1"
+    "The largest change of a metric or loss, relative for values above 1"
     own = res.metrics['learner']
     return float(((res.metrics['int8']-own).abs()/own.abs().clip(lower=1)).max())
 
@@ -182,7 +182,7 @@ def test_int8_of_a_picture_and_its_text(shapes, tmp_path):
     assert [o.name for o in (tmp_path/'new').iterdir()]==['model.onnx']
 
 def test_int8_measures_a_network_that_it_harms(shapes, tmp_path):
-    "One weight far above the others takes all the steps of its row: what the sentence is for"
+    "One weight far above the others uses up the steps of its row, and the metrics show the harm"
     learn = multi_learner(loaders(shapes, text='caption'))
     with learn.no_bar(), learn.no_logging(): learn.fine_tune(1)
     for m in learn.model.modules():

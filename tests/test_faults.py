@@ -1,4 +1,4 @@
-"Faults outside the program: a full disk, a deleted picture, a killed worker, too little memory, a NaN"
+"Faults outside the program: a full disk, a deleted picture, a killed worker, a lack of memory, a NaN"
 import errno, io, os, subprocess, sys
 import pytest, torch
 from fastai.vision.all import *
@@ -16,7 +16,7 @@ def learner(path, where=None, workers=0, **kwargs):
 
 @pytest.fixture
 def full_disk(monkeypatch):
-    "A disk on which nothing more than 1,000 bytes can be written: called, it is full"
+    "A function that fills the disk, so that no file larger than 1,000 bytes can be written"
     real = torch.save
     def save(obj, f, **kwargs):
         real(obj, f, **kwargs)
@@ -39,7 +39,7 @@ def test_a_full_disk_leaves_the_old_file(shapes, tmp_path, full_disk, write):
     assert {f: f.read_bytes() for f in tmp_path.rglob('*') if f.is_file()}==files
 
 def test_a_full_disk_stops_a_training_that_can_go_on(shapes, tmp_path, full_disk, monkeypatch):
-    "The epoch that was kept before the disk was full is where the training goes on"
+    "The training resumes from the epoch that was saved before the disk was full"
     set_seed(0)
     whole = learner(shapes, tmp_path/'whole')
     whole.fit_one_cycle(3, 1e-2)
@@ -92,7 +92,7 @@ with learn.no_bar(), learn.no_logging():
 """
 
 def test_a_worker_that_is_killed_stops_the_training_and_the_next_one_runs(shapes):
-    "In a process of its own: PyTorch's handler of signals raises wherever the main program is"
+    "The test needs its own process, because PyTorch's signal handler raises wherever the main program is"
     run = subprocess.run([sys.executable, '-c', killing, str(shapes)], capture_output=True, text=True, timeout=300)
     assert run.returncode==0, run.stderr
     loss = run.stdout.strip().splitlines()[-1]
@@ -110,7 +110,7 @@ def test_a_loss_that_is_nan_is_named_and_the_best_weights_stay(shapes, tmp_path)
     assert np.isfinite(learn.load('best').evaluate()['valid_loss'])
 
 class Narrow(nn.Module):
-    "A layer with room for so many items"
+    "A layer with memory for a given number of items"
     def __init__(self, most):
         super().__init__()
         self.most = most

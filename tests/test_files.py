@@ -1,4 +1,4 @@
-"""Files that are missing, too large or truncated raise an error that names file and row, wherever they are opened"""
+"""Missing, too large or truncated files raise an error that names the file and the row, wherever they are opened"""
 import os, subprocess, sys
 
 import numpy as np, pandas as pd, pytest
@@ -11,7 +11,7 @@ from fastai_multi import *
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    "Pictures of 8 by 8 pixels, a pipe, one picture above the limit and one above twice the limit"
+    "A folder with pictures of 8 by 8 pixels, a pipe, a picture above the limit and one above twice the limit"
     Image.fromarray(np.full((8,8,3), 9, np.uint8)).save(tmp_path/'ok.png')
     Image.fromarray(np.eye(8, dtype=np.uint8)).save(tmp_path/'mask.png')
     Image.new('L', (40,40)).save(tmp_path/'large.png')
@@ -37,7 +37,7 @@ hostile = {'pipe': 'is a pipe, but only regular files are read', '/dev/zero': 'i
 @pytest.mark.filterwarnings('ignore:Image size')
 @pytest.mark.parametrize('name', hostile)
 def test_hostile_files_are_refused_wherever_they_are_opened(folder, name):
-    "A pipe would hang here, a device fill the memory"
+    "Without the check, a pipe would hang and a device would fill the memory"
     words = rf"{name}' cannot be opened \(ValueError: .*{hostile[name]}"
     row = words+r'.*\(In item 3, row 3 of the table.\)'
     df = table(file=name)
@@ -64,11 +64,11 @@ def test_large_pictures_that_are_no_files(folder):
         for name in ('large.png','bomb.png'):
             with pytest.raises(ValueError, match='but the limit is 1,500'): learn.predict((folder/name).read_bytes())
         with pytest.raises(ValueError, match=r'\(40 by 40\)'): learn.predict(Image.open(folder/'large.png'))
-        Image.MAX_IMAGE_PIXELS = 1600    # what the message says
+        Image.MAX_IMAGE_PIXELS = 1600    # as the message advises
         assert learn.predict(folder/'large.png')[0]['kind'] in 'ab'
 
 def test_from_a_worker_the_sentence_stands_alone(folder):
-    "In the same words as without workers"
+    "The message is the same as without workers"
     messages = []
     for n in (0, 1):
         with pytest.raises(ValueError) as e: list(loaders(table(file='pipe'), folder, num_workers=n).train)
@@ -80,7 +80,7 @@ def test_a_pipe_is_no_table(folder):
 
 @pytest.mark.parametrize('form', ['PNG','JPEG','GIF','TIFF','BMP','WEBP','PPM','TGA','JPEG2000'])
 def test_broken_files_are_refused_in_words(form, tmp_path):
-    "Bytes changed at random: a picture, or a message; never what PIL raises"
+    "A file with random changes gives a picture or our message, never PIL's error"
     from fastai_multi.core import BadItem
     from fastai_multi.data.inputs import ImagePart
     part = ImagePart('image')
@@ -136,7 +136,7 @@ print('whole', flush=True)
 """
 
 def test_only_a_whole_export_is_loaded(tmp_path):
-    "Cut short, empty, with a bit changed, or another kind of file"
+    "Files that are cut short, empty, changed by a bit or of another kind are refused"
     df = pd.DataFrame(dict(a=[float(i) for i in range(12)], kind=['x','y']*6))
     dls = MultiDataLoaders.from_df(df, tmp_path, features='a', outputs=dict(kind=CategoryBlock), bs=4, num_workers=0)
     learn = multi_learner(dls, path=tmp_path)
@@ -161,7 +161,7 @@ def test_only_a_whole_export_is_loaded(tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='kills a forked process')
 def test_a_process_that_is_killed_leaves_the_old_files(tmp_path):
-    "`save`, `export` and `SaveModelCallback`, killed while they write"
+    "The old files stay if `save`, `export` or `SaveModelCallback` is killed while it writes"
     res = subprocess.run([sys.executable, '-W', 'ignore', '-c', _write, str(tmp_path)], capture_output=True, text=True)
     lines = res.stdout.split('\n')
     assert 'whole' in lines, res.stderr[-2000:]

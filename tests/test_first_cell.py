@@ -1,4 +1,4 @@
-"The first cell of a notebook prints nothing red and defines every name that a user calls"
+"The first cell of a notebook prints nothing red and defines every name that you call"
 import nbformat
 from nbclient import NotebookClient
 
@@ -11,12 +11,12 @@ missing += [n for n in ('plot_loss', 'plot_sched', 'plot_lr_find') if not hasatt
 print(missing)"""
 
 def outputs(*cells):
-    "What the cells of a new notebook leave, in a kernel of its own"
+    "The outputs of the cells of a new notebook, run in its own kernel"
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
     NotebookClient(nb, kernel_name='python3', timeout=300).execute()
     return [o for c in nb.cells for o in c.outputs]
 
 def test_the_first_cell_prints_nothing_red():
-    "And the star import alone gives a learner all of fastai's methods. tests/test_jupyterlab.py does it with widgets"
+    "The star import alone also gives a learner all of fastai's methods. test_jupyterlab.py tests this with widgets"
     found = outputs(WITHOUT_WIDGETS, 'from fastai_multi import *', CHECK, 'from fastai.vision.all import *')
     assert [(o.name, o.text) for o in found]==[('stdout', '[]\n')]

@@ -1,5 +1,5 @@
-"""What a fastai user types first: each row of the table in *From plain fastai* does what the row says. Nothing ends in
-a bare traceback: what is not there is answered with what to write here"""
+"""What a fastai user types first: each row of the table in *From plain fastai* does what it says. No call ends in a
+bare traceback: if a name does not exist here, the error says what to write"""
 import json, pickle, re
 from pathlib import Path
 
@@ -12,7 +12,7 @@ NOTEBOOK = Path(__file__).resolve().parent.parent/'nbs/90_tutorial.plainfastai.i
 HEADING = '## Twenty things you type first'
 
 def rows():
-    "Code, and what the page says of it, of each row"
+    "The code of each row, and what the page says about it"
     cells = [''.join(c['source']) for c in json.loads(NOTEBOOK.read_text(encoding='utf-8'))['cells']]
     table = next(c for c in cells if c.startswith('| you type |'))
     assert any(c.startswith(HEADING) for c in cells)
@@ -20,7 +20,7 @@ def rows():
 
 @pytest.fixture(scope='module')
 def names(shapes, tmp_path_factory):
-    "The names that the rows use"
+    "The variables that the rows use"
     path = tmp_path_factory.mktemp('hour')
     df = pd.read_csv(shapes/'items.csv').head(24)
     files = []
@@ -49,7 +49,7 @@ def test_each_row_does_what_it_says(names, code, says):
 
 @contextmanager
 def no_windows():
-    "No window, and no figure left"
+    "Open no window, and close all figures"
     was = plt.get_backend()
     plt.switch_backend('Agg')
     try: yield
@@ -79,7 +79,7 @@ def test_a_regular_expression_names_the_label(names):
         MultiDataLoaders.from_path_re(names['path'], names['files'], r'(\d+)[.]png$')
 
 def test_a_table_that_is_written_in_another_way_reads_step_by_step(shapes, tmp_path):
-    "A Korean table with semicolons and decimal commas: each message names the next argument"
+    "For a Korean table with semicolons and decimal commas, each message names the next argument"
     df = pd.read_csv(shapes/'items.csv').head(24)
     table = pd.DataFrame({'파일': df.file, '모양': df.kind, '잉크(%)': [f'{o/100:.1f}'.replace('.', ',') for o in df.area]})
     table.to_csv(tmp_path/'표.csv', sep=';', index=False, encoding='cp949')

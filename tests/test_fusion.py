@@ -1,4 +1,5 @@
-"Every fusion by name in a learner of a picture and a text: trained, predicted with an input missing, traced, loaded again"
+"""Every fusion by name in a learner of a picture and a text: it trains, predicts with a missing input, is traced, and
+loads again"""
 import pytest, torch
 from fastai.vision.all import *
 from fastai_multi import *
@@ -6,7 +7,7 @@ from fastai_multi.core import untyped
 from fastai_multi.models.awdlstm import AWDLSTMEncoder
 from fastai_multi.callback.late import InputLosses
 from fastai_multi.models.fusion import LateFusion, fusions
-import fastai_multi.models.tokens    # has two of them
+import fastai_multi.models.tokens    # defines two fusions
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -46,7 +47,7 @@ small_awd = partial(AWDLSTMEncoder, emb_sz=8, n_hid=8, n_layers=2)
 
 @pytest.mark.parametrize('name,text', [*[(n,'bag') for n in fusions], ('attention','lstm'), ('tokens',small_awd)])
 def test_calls_of_a_learner_with_each_fusion(loaders, name, text):
-    "Depths by output, a split, balancing at both levels, and what looks at a model"
+    "Depths by output, a split, balancing at both levels, and the calls that inspect a model work"
     kwargs = dict(fusion=name, text=text)
     for options in (dict(depth=dict(colour=1, area=2)), dict(split=1)):
         learn = multi_learner(loaders, simple_cnn(2, width=4), **kwargs, **options)
@@ -68,7 +69,7 @@ def test_calls_of_a_learner_with_each_fusion(loaders, name, text):
     assert set(check.table.index.get_level_values('input'))=={'image','text'}
 
 def test_a_late_fusion_answers_from_what_there_is():
-    "Without the second input the answer is what the head makes of the first; with both it is between the two"
+    "Without the second input, the answer is the head's answer to the first. With both, it is between the two answers"
     torch.manual_seed(0)
     model = MultiModel(dict(a=nn.Linear(3, 5), b=nn.Linear(2, 5)), dict(y=1), fusion='late').eval()    # no wide features
     for p in model.parameters(): nn.init.normal_(p, std=.5)
@@ -86,7 +87,7 @@ def test_a_late_fusion_answers_from_what_there_is():
     torch.testing.assert_close(both, shares[0]*only_a+shares[1]*only_b)
 
 def said_twice(n=160, seed=0):
-    "A text and two numbers that both tell the kind: the word always, the numbers nearly"
+    "A table of a text and two numbers that predict the kind: the word always, the numbers nearly always"
     rng = np.random.default_rng(seed)
     kind = rng.integers(0, 3, n)
     a = kind+.35*rng.normal(size=n)
@@ -102,7 +103,7 @@ def late_learner(aux):
     return learn
 
 def loss_alone(learn, name):
-    "The loss of the kind where input `name` is the only one"
+    "The loss of the kind with `name` as the only input"
     x,y = learn.dls.valid.one_batch()
     x = x.map(untyped)
     x = type(x)([v if n==name else learn.modalities[n].absent(v) for n,v in x.items()])
@@ -112,11 +113,11 @@ def test_auxiliary_losses_teach_the_inputs():
     plain,aux = late_learner(0.), late_learner(1.)
     assert not any(isinstance(cb, InputLosses) for cb in plain.cbs)
     def alone(learn): return sum(loss_alone(learn, name) for name in learn.modalities)
-    assert alone(aux)<.95*alone(plain)    # not each: an input that answered by itself anyway may lose a little
+    assert alone(aux)<.95*alone(plain)    # only on average: an input that already answers well alone may lose a little
     watch = first(cb for cb in aux.cbs if isinstance(cb, InputLosses))
     assert watch.term>0
     last = aux.recorder.values[-1]
-    columns = aux.evaluate()                       # the columns are of the mixture
+    columns = aux.evaluate()                       # the columns describe the mixture
     preds,targs = aux.get_preds(act=noop)
     assert columns['kind_loss']==pytest.approx(float(F.cross_entropy(preds.kind, targs.kind)), rel=1e-4)
     assert list(last[1:4])==pytest.approx([columns[n] for n in ('valid_loss','kind_loss','a_loss')], rel=1e-4)

@@ -1,4 +1,4 @@
-"Gradient methods, the task monitor and the report: laws, and what happens around them"
+"Gradient methods, the task monitor and the report: their mathematical laws, and the training around them"
 import os, subprocess, sys, textwrap
 import pandas as pd, pytest, torch
 from fastai.vision.all import *
@@ -32,7 +32,7 @@ class Two(nn.Module):
     def owned_parameters(self, n): return list(self.heads[self.names.index(n)].parameters())
 
 class Scaled:
-    "Squared error times a factor"
+    "The squared error times a factor"
     def __init__(self, k=1.): self.k = k
     def __call__(self, p, t): return self.k*(p-t)**2
 
@@ -41,7 +41,7 @@ def _against(x): return -3*x.sum()
 def _max(x): return x.amax()
 
 class Keep(Callback):
-    "Keeps what the optimizer is given, and each output's own gradient at the shared parameters"
+    "Record the gradients that the optimizer gets, and each output's own gradient at the shared parameters"
     order = -20
     def before_fit(self):
         self.steps = []
@@ -84,7 +84,7 @@ def multi(data, outputs=OUTPUTS, cbs=None, **kwargs):
 
 @pytest.mark.parametrize('level', LEVELS)
 def test_an_output_that_stops_early_leaves_the_balance(level):
-    "After `b` has stopped its head stands still, and the trunk goes on as for the two that are left"
+    "After `b` stops, its head does not change, and the trunk trains with the two other outputs"
     class Heads(Callback):
         order = 60
         def before_fit(self): self.at = []
@@ -92,7 +92,7 @@ def test_an_output_that_stops_early_leaves_the_balance(level):
     stop = TaskEarlyStopping(patience=1, min_delta=0.)
     heads = Heads()
     keep = Keep()
-    stop._value = lambda n: 1. if n=='b' else -float(stop.epoch)             # `b` gets no better
+    stop._value = lambda n: 1. if n=='b' else -float(stop.epoch)             # `b` does not improve
     learn = fit(toy([GradientBalance('upgrad', level), stop],
                     opt_func=partial(OptimWrapper, opt=partial(torch.optim.AdamW, weight_decay=.1))),
                 4, cbs=[heads, keep])
@@ -104,7 +104,7 @@ def test_an_output_that_stops_early_leaves_the_balance(level):
     step = flat_grads(keep.steps[-1][:2])
     J = keep.rows[-1]
     w = learn.gradient_balance.last_weights
-    torch.testing.assert_close(step, J[[0,2]].T@w[[0,2]], atol=1e-4, rtol=1e-3)      # of a's and c's gradients alone
+    torch.testing.assert_close(step, J[[0,2]].T@w[[0,2]], atol=1e-4, rtol=1e-3)      # only a's and c's gradients
 
 def test_rows_are_kept_from_one_step_to_the_next_and_no_longer():
     class Look(Callback):
@@ -128,10 +128,10 @@ def test_rows_are_kept_from_one_step_to_the_next_and_no_longer():
 # Laws
 
 class Double(Callback):
-    "So that rounding cannot be taken for a difference"
+    "Compute in double precision, so that rounding does not look like a difference"
     order = 20
     def before_batch(self): self.learn.xb = (self.xb[0].double(),)
-    def after_loss(self): self.learn.loss = self.loss.float()          # `Recorder` does not mix the two
+    def after_loss(self): self.learn.loss = self.loss.float()          # `Recorder` cannot mix precisions
 
 @pytest.mark.parametrize('level', LEVELS)
 @pytest.mark.parametrize('kw',
@@ -161,19 +161,19 @@ def test_one_output_is_plain_training_bitwise(level, shapes):
     a,b = (fit(multi(shapes, dict(kind=CategoryBlock), cbs)) for cbs in (GradientBalance(level=level), None))
     assert torch.equal(params(a), params(b))
 
-# the last two by a solver: torchjd[full]
+# the last two need a solver: torchjd[full]
 METHODS = ('upgrad','mgda','pcgrad','gradvac','alignedmtl','imtlg','dualproj','sum','mean','cagrad','nashmtl')
 
 @pytest.mark.parametrize('name', METHODS)
 def test_equal_tasks_get_equal_weights_and_order_does_not_matter(name):
     w = GramianWeights(name, 3, {})(torch.ones(3,3)*7)
-    # Nash-MTL: w*(G@w)=1, so three that agree share one step of length sqrt(3)
+    # Nash-MTL solves w*(G@w)=1, so three equal gradients share one step of length sqrt(3)
     torch.testing.assert_close(w, torch.full((3,), 3**-.5 if name=='nashmtl' else 1.), atol=1e-3, rtol=0)
     torch.manual_seed(0)
     J = torch.randn(4, 50) + torch.tensor([1.,-1.,.5,.2])[:,None]*torch.randn(50)
     order = [2,0,3,1]
     a,b = (GramianWeights(name, 4, {}) for _ in range(2))
-    if name in ('pcgrad','gradvac'):        # they draw the order themselves: mean over draws
+    if name in ('pcgrad','gradvac'):        # these draw the order at random, so take the mean over draws
         a,b = (lambda g, f=f: torch.stack([_fresh(f.name, 4)(g) for _ in range(300)]).mean(0) for f in (a,b))
     tol = .05 if name in ('pcgrad','gradvac') else 1e-3
     torch.testing.assert_close(a(J@J.T)[order], b(J[order]@J[order].T), atol=tol, rtol=tol)
@@ -201,13 +201,13 @@ def test_a_factor_on_one_loss():
     J = torch.eye(3, 6)
     K = J*torch.tensor([10.,1.,1.])[:,None]
     w = lambda n, J: _fresh(n, 3)(J@J.T)
-    # no conflict, nothing to do: ten times the gradient has ten times the say
+    # without a conflict nothing changes: ten times the gradient has ten times the influence
     for n in ('sum','mean','upgrad','pcgrad','gradvac','dualproj'):
         torch.testing.assert_close(w(n, K), torch.ones(3), atol=1e-4, rtol=0)
-    # equal say whatever the length
+    # the influence is equal for any length
     torch.testing.assert_close(w('imtlg', K)*torch.tensor([10.,1.,1.])/w('imtlg', K)[1], torch.ones(3), atol=1e-3,
                                rtol=0)
-    assert w('mgda', K)[0]<.05 and abs(w('mgda', K)[1]-w('mgda', K)[2])<2e-2    # the smallest combination
+    assert w('mgda', K)[0]<.05 and abs(w('mgda', K)[1]-w('mgda', K)[2])<2e-2    # the shortest combination
     torch.testing.assert_close(w('alignedmtl', K)*torch.tensor([10.,1.,1.]), torch.ones(3), atol=1e-3, rtol=0)
 
 @pytest.mark.parametrize('name', ['upgrad','mgda','dualproj'])
@@ -246,12 +246,12 @@ def test_exact_solver_beside_torchjds():
                          [('graddrop',{}),('config',{}),('excessmtl',{}),('trimmedmean',dict(trim_number=1)),
                           ('random',{}),('pcd',{}),('fairgrad',{}),('constant',dict(weights=torch.ones(3)))])
 def test_every_other_aggregator_steps_by_its_law(name, kw):
-    "One sign of each element, the middle of three, or else a combination of the outputs' gradients"
+    "Each step has one sign per element, or is the median of three, or combines the outputs' gradients"
     keep = Keep()
     learn = fit(toy([GradientBalance(name, 'parameters', **kw), keep], holes=[(0, range(8))]), 2)
     assert len(keep.steps)==8 and learn.gradient_balance.skipped==0
     factor = learn.gradient_balance.weigher.factor(3)
-    for J,gs in zip(keep.rows[1:4], keep.steps[1:4]):                # in the first batch one output has no label
+    for J,gs in zip(keep.rows[1:4], keep.steps[1:4]):                # one output has no label in the first batch
         step = flat_grads(gs[:2])
         if name=='graddrop':
             ways = [J.clamp(min=0).sum(0), J.clamp(max=0).sum(0)]
@@ -260,10 +260,10 @@ def test_every_other_aggregator_steps_by_its_law(name, kw):
         else: off = step-J.T@torch.linalg.lstsq(J.T, step[:,None]).solution[:,0]
         assert off.norm() < 1e-3*step.norm() and step.norm()>0
 
-# Around it
+# The training around them
 
 class CPUMixed(MixedPrecision):
-    "fastai's callback on a CPU"
+    "fastai's callback, made to work on a CPU"
     def __init__(self, dtype, scale=False, on=True):
         super().__init__()
         self.dtype = dtype
@@ -331,7 +331,7 @@ def test_frozen_and_partly_frozen_trunks(level):
 @pytest.mark.parametrize('level', LEVELS)
 @pytest.mark.parametrize('name', ['upgrad','mgda','pcgrad','gradvac','imtlg','alignedmtl'])
 def test_outputs_without_labels_take_no_part(level, name):
-    "All three labelled for `a` and `b` alone against a learner of `a` and `b`"
+    "If only `a` and `b` have labels, a learner of three outputs trains as one of `a` and `b`"
     net = Two(('a','b','c'))
     two = Two(('a','b'))
     two.load_state_dict({k: v for k,v in net.state_dict().items() if not k.startswith('heads.2')})
@@ -366,7 +366,7 @@ def test_losses_that_are_not_finite_skip_the_step(level):
     assert not torch.equal(params(learn), before)
 
 class Stop(Callback):
-    "Raises in some event of the second batch"
+    "Raise an exception at an event of the second batch"
     order = 30
     def __init__(self, event, exc):
         self.event = event
@@ -376,7 +376,7 @@ class Stop(Callback):
         return super().__call__(event)
 
 def left(learn):
-    "What a callback could leave behind"
+    "Everything that a callback could leave behind"
     return dict(hooks=sum(len(m._forward_hooks)+len(m._forward_pre_hooks)+len(m._backward_hooks)
                           for m in learn.model.modules()),
                 requires_grad=[p.requires_grad for p in learn.model.parameters()],
@@ -391,7 +391,7 @@ def left(learn):
                           'after_batch'])
 @pytest.mark.parametrize('exc', [CancelFitException, CancelBatchException, CancelTrainException, ZeroDivisionError])
 def test_a_stopped_fit_leaves_what_a_plain_one_leaves(level, event, exc):
-    if event=='after_batch' and exc is CancelBatchException: return          # fastai itself does not catch it there
+    if event=='after_batch' and exc is CancelBatchException: return          # fastai does not catch this there
     seen = []
     for cbs in ([], [GradientBalance('upgrad', level), TaskMonitor(1)]):
         learn = toy([*cbs, Stop(event, exc)])
@@ -403,7 +403,7 @@ def test_a_stopped_fit_leaves_what_a_plain_one_leaves(level, event, exc):
         seen.append(left(learn))
     n = len(seen)//2
     for a,b in zip(seen[:n], seen[n:]):
-        # plain fastai has none yet, or all, at that point
+        # at this point plain fastai has no gradients or all of them
         if exc is ZeroDivisionError and event in ('after_loss','before_backward'): a['grads'] = b['grads']
         assert a==b
 
@@ -447,12 +447,12 @@ def test_a_callback_without_its_learner_breaks_no_prediction(level):
     cb = GradientBalance(level=level)
     learn = fit(toy(cb))
     want = learn.get_preds()[0]
-    fit(toy(), cbs=cb)                                     # a second learner, which takes it off again
+    fit(toy(), cbs=cb)                                     # a second learner, which removes it again
     assert cb.learn is None
     for got,p in zip(learn.get_preds()[0], want): assert torch.equal(got, p)
     with pytest.raises(ValueError, match='This GradientBalance was also added to another learner'): fit(learn)
 
-# One object for several learners, and loss terms of the user's own
+# One object for several learners, and your own loss terms
 
 @pytest.mark.parametrize('level', LEVELS)
 @pytest.mark.parametrize('name', ['upgrad','gradvac','nashmtl'])
@@ -470,7 +470,7 @@ def test_one_object_for_several_learners_starts_afresh(level, name):
 def penalty_of(model, pred): return model.trunk[0].weight.pow(2).sum() + sum(p.pow(2).mean() for p in pred)
 
 class Penalty(Callback):
-    "Adds to the loss what depends on parameters and on predictions"
+    "Add a term to the loss that depends on parameters and on predictions"
     run_valid = False
     def __init__(self, order, in_place): store_attr()
     def after_loss(self):
@@ -479,7 +479,7 @@ class Penalty(Callback):
         else: self.learn.loss_grad = self.loss_grad + extra
 
 class Penalised(MultiLoss):
-    "The same as a loss"
+    "The same term in a loss"
     def __call__(self, pred, *targs): return super().__call__(pred, *targs) + penalty_of(self.model, pred)
 
 def penalised(cbs, **kwargs):
@@ -494,8 +494,8 @@ def penalised(cbs, **kwargs):
                          ids=['plain','accumulation','and scale'])
 @pytest.mark.parametrize('name', ['sum','upgrad','graddrop'])
 def test_loss_terms_of_ones_own_add_their_gradient(level, cbs, name):
-    "The step with a penalty minus the step without is the penalty's own gradient"
-    if name=='graddrop' and level=='features': return                        # not offered there
+    "The step with a penalty minus the step without it is the penalty's own gradient"
+    if name=='graddrop' and level=='features': return                        # not available at the features
     def _first(make, *more):
         keep = Keep()
         torch.manual_seed(3)
@@ -507,7 +507,7 @@ def test_loss_terms_of_ones_own_add_their_gradient(level, cbs, name):
     for make,*more in makes: torch.testing.assert_close(_first(make, *more), wanted, atol=1e-4, rtol=1e-4)
 
 def penalty_gradients(accumulated):
-    "The penalty's gradient at the first step: of one batch, or the mean of three that are accumulated"
+    "The penalty's gradient at the first step: for one batch, or the mean over three accumulated batches"
     learn = toy()
     x = torch.stack([o[0] for o in learn.dls.train.dataset])
     batches = [x[i:i+8] for i in range(0, 24 if accumulated else 8, 8)]
@@ -546,7 +546,7 @@ def test_without_torchjd_the_extra_is_named(monkeypatch):
     assert not GRADS.any()
 
 def test_two_processes_step_as_one(tmp_path):
-    "Half of each batch on each of two processes gives the step of the whole batch"
+    "Two processes with half of each batch take the same step as one process with the whole batch"
     code = f'''
         import os, sys, torch
         sys.path.insert(0, {str(Path(__file__).parent)!r})
@@ -583,7 +583,7 @@ def test_two_processes_step_as_one(tmp_path):
     torch.testing.assert_close(torch.load(tmp_path/'p.pth'), params(fit(toy(GradientBalance('upgrad')))), atol=1e-5,
                                rtol=1e-4)
 
-# Looking
+# Inspection
 
 def test_report_of_a_trunk_pulled_both_ways_and_of_one_that_is_not(shapes):
     df = pd.read_csv(shapes/'items.csv')
@@ -594,7 +594,7 @@ def test_report_of_a_trunk_pulled_both_ways_and_of_one_that_is_not(shapes):
                                        num_workers=0, item_tfms=Resize(32))
         torch.manual_seed(0)
         learn = multi_learner(dls, simple_cnn(depth=2), heads=dict(more=[], less=[]))
-        nn.init.normal_(learn.model.heads['more'].layers[-1].weight, std=.01)     # zero sends back nothing
+        nn.init.normal_(learn.model.heads['more'].layers[-1].weight, std=.01)     # zero weights pass no gradient
         learn.model.heads['less'].load_state_dict(learn.model.heads['more'].state_dict())
         rep = learn.task_report(4)
         assert (rep.cosines.loc['more','less']<-.1)==conflict
@@ -660,10 +660,10 @@ def test_monitor_in_tables_and_loggers(shapes, tmp_path):
     assert len(learn.evaluate()) == 1+len(learn.metrics)
 
 def test_predictions_fetched_in_the_middle_of_a_fit(shapes):
-    "As W&B's callback fetches them after each validation: of other items, with no recorder"
+    "W&B's callback fetches predictions after each validation like this: for other items, without a recorder"
     values = []
     for more in ([], [1]):
-        heads = {n: dict(p=0.) for n in OUTPUTS}      # no dropout, whose draws would differ
+        heads = {n: dict(p=0.) for n in OUTPUTS}      # no dropout, which would draw differently
         learn = multi(shapes, heads=heads, cbs=[TaskMonitor(1, show=True), ShowWeights(), UncertaintyWeighting(),
                                                 TaskEarlyStopping(patience=1, min_delta=100.)])
         cbs = [FetchPredsCallback(dl=learn.dls.test_dl(learn.dls.valid_ds.items[:3], with_labels=True), with_input=True)

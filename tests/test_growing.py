@@ -1,4 +1,4 @@
-"Learners that get new outputs and classes keep their old predictions"
+"Learners with added outputs and classes keep their old predictions"
 import subprocess, sys
 import pytest
 from fastai.vision.all import *
@@ -10,7 +10,7 @@ from tests.small_models import save_bert
 pytestmark = pytest.mark.usefixtures('one_thread')
 
 def things(n=200, seed=0, kinds=('cup','hat'), shift=0.):
-    "Two numbers; the kind is the side of a line, the price a curve over the other axis"
+    "A table of two numbers. The kind is the side of a line, and the price is a curve over the other axis"
     rng = np.random.default_rng(seed)
     a,b = rng.normal(size=(2,n))
     edges = np.linspace(-1, 1, len(kinds)+1)[1:-1]
@@ -23,7 +23,7 @@ def loaders(df, outputs, **kwargs):
                                     device='cpu', label_delim='|', **kwargs)
 
 old_outputs = dict(kind=CategoryBlock, heavy=NumberBlock)
-more_outputs = dict(price=NumberBlock, **old_outputs)    # a new one in front
+more_outputs = dict(price=NumberBlock, **old_outputs)    # the new one is first
 
 def encoder(): return vector_encoder(2, nn.Sequential(nn.Linear(2, 16), nn.BatchNorm1d(16), nn.ReLU()))
 
@@ -54,14 +54,14 @@ def test_old_answers_are_equal_to_the_bit(learn):
     after = answers(new, x)
     assert same(after.kind, before.kind) and same(after.heavy, before.heavy)
     grown = new.model.state_dict()
-    assert all(torch.equal(v, grown[k]) for k,v in state.items())       # batch norms' statistics too
+    assert all(torch.equal(v, grown[k]) for k,v in state.items())       # includes batch norm statistics
     assert new.growth().moved==[]
     assert set(new.growth().table.verdict)=={'the same'}
     assert list(new.dls.train.dataset[0][1].keys())==['price','kind','heavy']
-    assert all(torch.equal(v, learn.model.state_dict()[k]) for k,v in state.items())    # the old learner is as it was
+    assert all(torch.equal(v, learn.model.state_dict()[k]) for k,v in state.items())    # the old learner is unchanged
 
 def test_old_answers_stay_through_several_growths(learn):
-    "Heads of one shape run as one operation; older ones run as they did before"
+    "Heads of one shape run as one operation, but the older ones run as before"
     x = torch.randn(200, 2)
     df = things(seed=1)
     kinds = things(seed=1, kinds=('bag','cup','hat'))
@@ -87,7 +87,7 @@ def test_new_output_learns(learn):
 def test_probe_leaves_old_heads_alone(shapes):
     outputs = dict(kind=CategoryBlock, area=RegressionBlock)
     learn = multi_learner(shape_loaders(shapes, outputs, image=None, text='caption'))
-    quiet(learn, learn.probe)            # the old heads are fits: their hidden layers add nothing yet
+    quiet(learn, learn.probe)            # the old heads are linear fits: their hidden layers add nothing yet
     x = learn.dls.one_batch()[:1]
     before = answers(learn, *x)
     more = shape_loaders(shapes, dict(outputs, colour=CategoryBlock), image=None, text='caption')
@@ -105,7 +105,7 @@ def test_probe_leaves_old_heads_alone(shapes):
 def test_distilled_answers_move_less():
     learn = trained(loaders(things(), old_outputs))
     new = things(seed=1)
-    new.loc[~new.is_valid & (new.index>3), ['kind','heavy']] = None         # hardly an old label to train on
+    new.loc[~new.is_valid & (new.index>3), ['kind','heavy']] = None         # leaves few old labels for training
     dls = loaders(new, dict(more_outputs, kind=CategoryBlock(vocab=['cup','hat'])))
     moved = {}
     for keep in (None, 'distil'):
@@ -130,7 +130,7 @@ def test_classes_are_mapped_by_name(keep):
     assert same(start.kind[:,[1,3]], before.kind) and same(start.tags[:,[1,2]], before.tags)
     probs = new.get_preds(ds_idx=0)[0]
     train = df[~df.is_valid]
-    for i,n in ((0,'bag'), (2,'eel')):                # a new class starts at its share
+    for i,n in ((0,'bag'), (2,'eel')):                # a new class starts at its share of the labels
         assert float(probs.kind[:,i].mean())==pytest.approx((train.kind==n).mean(), abs=.1)
     assert float(probs.tags[:,0].mean())==pytest.approx(train.tags.str.contains('far').mean(), abs=.02)
     quiet(new, lambda: new.fit_one_cycle(10, 1e-2))
@@ -158,7 +158,7 @@ def test_a_learner_from_a_file_grows_too(learn, tmp_path):
     new = loaded.add_class(loaders(df, old_outputs))
     x = torch.randn(50, 2)
     assert same(answers(new, x).kind[:,[1,2]], answers(learn, x).kind)
-    report = new.growth()                               # on the new items, of which bags have no old label
+    report = new.growth()                               # measured on the new items, of which bags have no old label
     valid = df[df.is_valid & (df.kind!='bag')]
     right = loaded.predict_df(valid).kind==valid.kind.values
     assert report.table.before['kind_accuracy']==pytest.approx(right.mean())
@@ -166,12 +166,12 @@ def test_a_learner_from_a_file_grows_too(learn, tmp_path):
     new.export('new.pkl')
     again = load_multi_learner(tmp_path/'new.pkl')
     assert same(answers(again, x), answers(new, x))
-    assert again.growth().table.equals(new.growth().table)          # the report travels, the items do not
+    assert again.growth().table.equals(new.growth().table)          # the export has the report but no items
     new.save_bundle(tmp_path/'bundle', metrics=False)
     bundle = load_bundle(tmp_path/'bundle')
     assert same(answers(bundle, x), answers(new, x))
     bundle.dls = loaders(df, old_outputs)
-    quiet(bundle, lambda: bundle.fit_one_cycle(2, 1e-2))          # what stood still does so after a bundle too
+    quiet(bundle, lambda: bundle.fit_one_cycle(2, 1e-2))          # frozen parts stay frozen after a bundle
     assert same(answers(bundle, x).kind[:,[1,2]], answers(learn, x).kind)
 
 def test_what_the_learner_had_goes_on():
@@ -235,7 +235,7 @@ def test_masks_and_objects(shapes):
     assert math.isfinite(first(cb.term for cb in held.cbs if isinstance(cb, KeepAnswers)))
 
 def mask_loaders(path, codes, n=12):
-    "Pictures whose left half is of the last class, drawn into `path`"
+    "Loaders of pictures, drawn into `path`, whose left half has the last class"
     rows = []
     for i in range(n):
         at = np.zeros((24,24), dtype=np.uint8)

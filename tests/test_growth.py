@@ -1,4 +1,4 @@
-"Long tables: bounded time for many rows, with the same classes and messages as short ones"
+"Long tables take bounded time, and give the same classes and messages as short ones"
 import gc
 import numpy as np, pandas as pd, pytest
 from fastai.vision.all import *

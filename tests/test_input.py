@@ -1,4 +1,4 @@
-"The fast path gives the same batches as the slow path and as plain fastai, to the last bit"
+"The fast path gives the same batches as the slow path and plain fastai, bit for bit"
 import random, warnings
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ n = 21
 
 @pytest.fixture(scope='module')
 def table(tmp_path_factory):
-    "Pictures of several shapes and modes, of which some are not there; so are some of everything else"
+    "A table of pictures of several shapes and modes, in which some of every input and output are missing"
     path = tmp_path_factory.mktemp('pictures')
     rng = np.random.default_rng(0)
     rows = []
@@ -73,7 +73,7 @@ def same(a, b):
                            torch.nan_to_num(b.as_subclass(torch.Tensor), -7.))
 
 def agree(dl, whole=None):
-    "Epochs of `dl` both ways are the same"
+    "Check that `dl` gives the same epochs on both paths"
     reader = BatchReader.of(dl) if dl.before_iter() is None else None
     assert reader is not None
     assert whole is None or reader.whole == whole
@@ -88,7 +88,7 @@ class Darker(Transform):
     def encodes(self, x:PILImage): return PILImage.create(np.asarray(x)//2)
 
 class Whole(ItemTransform):
-    "Asks for the whole item, and draws a random number"
+    "A transform that needs the whole item and draws a random number"
     order = 3
     def encodes(self, b):
         random.random()
@@ -122,15 +122,15 @@ def test_features(table):
     dls = MultiDataLoaders.from_df(df, path, image='file', features='vec', outputs=dict(area=RegressionBlock),
                                    valid_col='is_valid', item_tfms=Resize(24), bs=4, device='cpu')
     bs = agree(dls.train, whole=True)
-    # the last, short batch of a shuffled epoch is dropped
+    # a shuffled epoch drops its last, short batch
     assert sum((~present(b[0].features)).sum() for b in bs) in (0,1)
 
 class Photo:
-    "Someone's own picture class, which `Resize` and `ToTensor` have been taught"
+    "A custom picture class that `Resize` and `ToTensor` support"
     def __init__(self, im): self.im = im
 
 def test_names_on_both_sides(table):
-    "An output may be called as an input is"
+    "An output may have the same name as an input"
     path,df = table
     df = df.assign(image=df.boxes, text=df.what)
     dls = MultiDataLoaders.from_df(df, path, image='file', text='caption',
@@ -140,7 +140,7 @@ def test_names_on_both_sides(table):
     assert all(b[1].image.shape[:2] == b[1].text.shape for b in bs)
 
 def test_a_picture_type_of_one_s_own(table):
-    "Known transforms treat a type that was added to them as fastai does"
+    "Known transforms treat an added type as fastai does"
     from fastai.data.block import TransformBlock
     from fastai.data.transforms import ToTensor
     from fastai_multi.data.geometry import SafeResize
@@ -182,7 +182,7 @@ def test_test_sets(table):
     for b in epoch(dls.test_dl(df)): assert len(b) == 1
 
 def test_items_that_are_no_table(table):
-    "A getter that runs for each item, with a mask and boxes beside each other"
+    "The items are dicts that getters read, with points and a mask"
     from fastai_multi.data.block import ImageTextBlock, MultiOutputBlock
     path,df = table
     rows = [dict(pair=(None if not isinstance(r.file, str) else path/r.file, r.caption),
@@ -231,7 +231,7 @@ def test_an_error_names_the_item(table):
         with pytest.raises(ValueError, match=r"broken.jpg' cannot be opened .*row 11 of the table"): list(dls.train)
 
 def test_transparent_pixels_are_white_in_training_and_in_answers(tmp_path):
-    "What lies under transparent pixels is never seen: not from RGBA, not from a palette, and without a warning"
+    "The colours under transparent pixels are never read, from RGBA or a palette, and there is no warning"
     im = Image.new('RGBA', (32,32), (255,128,0,0))
     im.paste((0,0,255,255), (0,0,32,16))
     im.save(tmp_path/'0.png')

@@ -1,4 +1,4 @@
-"Several texts and pictures, rows of a table, and inputs that are missing: from the table to the prediction"
+"Several texts and pictures, rows of a table, and missing inputs, from the table to the prediction"
 import subprocess, sys, warnings
 import pytest
 from fastai.vision.all import *
@@ -8,7 +8,7 @@ from fastai_multi.callback.adapt import AbsentInputs, ModalityDropout, trained_w
 pytestmark = [pytest.mark.usefixtures('one_thread'), pytest.mark.filterwarnings('ignore:Input ')]
 
 def table(path):
-    "The drawn set with a second picture, a second text, and a row; some of everything is missing"
+    "The drawn set with a second picture, a second text and a row. Some of each input are missing"
     df = pd.read_csv(path/'items.csv')
     df['back'] = df.file.values[::-1]
     df['note'] = [f'note {c} {k}' for c,k in zip(df.colour, df.kind)]
@@ -42,7 +42,7 @@ def test_every_input_has_its_name(learn):
     x = learn.dls.one_batch()[0]
     assert list(x.keys())==['file','back','title','body','row']
     assert list(learn.model.encoders.keys())==list(x.keys())
-    # shop and place, a column of FillMissing for width (age, missing in whole rows only, has none), two numbers
+    # shop, place, FillMissing's column for width (not for age, which is missing only in whole rows) and two numbers
     assert x.row.shape[1]==5
 
 def test_every_input_is_shown(learn):
@@ -116,12 +116,12 @@ def blanked(x, rows):
     return res
 
 def test_missing_pictures_leave_batch_norm_alone():
-    "The statistics are those of the pictures that are there, whatever is missing beside them"
+    "The statistics come from the present pictures, whatever is missing in the batch"
     enc = image_encoder(cnn())
     alone = deepcopy(enc)
     x = torch.rand(6,3,16,16)
     enc.feature_maps(blanked(x, [1,4])).maps()
-    alone.feature_maps(x[[0,2,2,3,0,5]]).maps()    # present ones stand in, in turn
+    alone.feature_maps(x[[0,2,2,3,0,5]]).maps()    # present pictures fill the gaps in turn
     for a,b in zip(enc.buffers(), alone.buffers()): assert torch.allclose(a.float(), b.float())
     before = [b.clone() for b in enc.buffers()]
     enc.feature_maps(blanked(x, slice(None))).maps()

@@ -132,7 +132,7 @@ def test_slices_have_every_metric_of_the_epoch_table(interp, learn):
         row = res.loc[twins.get(k, (k.split('_')[0], k))]
         assert row.score==pytest.approx(float(vals[k]), abs=1e-4), k
         assert row.low<=row.score<=row.high, k
-    assert len(res)==len(columns)+2                          # scores of tags and size have no column
+    assert len(res)==len(columns)+2                          # tags and size add no columns of scores
     assert res.loc['kind','items'].tolist()==[11]
 
 def test_thresholds_are_in_the_table_of_tags(learn):
@@ -228,7 +228,7 @@ def test_the_calibration_error_is_that_by_hand(interp):
         if y<0: continue
         by_bin.setdefault(min(int(max(p)*10), 9), []).append((max(p), p.index(max(p))==y))
     n = sum(map(len, by_bin.values()))
-    assert n==11                                             # the item without a label is left out
+    assert n==11                                             # without the unlabelled item
     apart = [abs(sum(c for c,_ in o)-sum(right for _,right in o)) for o in by_bin.values()]
     assert kind.calibration_error()==pytest.approx(sum(apart)/n, abs=1e-5)
     ax = kind.plot_calibration()
@@ -247,7 +247,7 @@ def test_two_learners_are_compared_metric_by_metric(learn, table, interp):
     assert res.table.loc[('size','size_mae'),'first']==pytest.approx(float(learn.evaluate()['size_mae']), abs=1e-3)
     assert (res.table.low<=res.table.high).all()
     counts = res.changes.loc['kind']
-    assert counts.sum()==11                                  # the item without a label is left out
+    assert counts.sum()==11                                  # without the unlabelled item
     gain = (counts['wrong to right']-counts['right to wrong'])/11
     assert res.table.loc[('kind','accuracy'),'difference']==pytest.approx(gain, abs=1e-6)
     changed = res.changed('kind')

@@ -1,4 +1,4 @@
-"Several tables with different outputs, classes and inputs as one: `MultiDataLoaders.from_tables`"
+"`MultiDataLoaders.from_tables` joins several tables with different outputs, classes and inputs"
 import pandas as pd
 import pytest
 import torch
@@ -13,7 +13,7 @@ def single(one_thread): pass
 def items(shapes): return pd.read_csv(shapes/'items.csv')
 
 def two_tables(items):
-    "The first half of the pictures has kinds and a caption, the second half kinds, tags and an area"
+    "Two tables: the first half of the pictures has kinds and captions, the second half kinds, tags and areas"
     half = len(items)//2
     one = dict(df=items[:half], text='caption', outputs=dict(kind=CategoryBlock))
     other = dict(df=items[half:], outputs=dict(kind=CategoryBlock, tags=MultiCategoryBlock, area=RegressionBlock),
@@ -62,7 +62,7 @@ def test_classes_are_merged_and_told(items, shapes, capsys):
     assert f'{kinds[:2]} in a' in said
 
 def test_training_mixed_and_by_source(items, shapes):
-    "Losses are numbers where a whole batch lacks an output; every batch comes from one table"
+    "Losses stay finite if a whole batch lacks an output, and every batch comes from one table"
     dls = joined(two_tables(items), shapes, batches='source')
     missing = set()
     for x,y in dls.train:
@@ -93,7 +93,7 @@ def test_batches_by_source_show_each_row_once():
     assert sorted(drawn) == list(range(6))
 
 def test_the_same_picture_in_two_tables(items, shapes):
-    "A picture that validates in one table does not train in the other"
+    "A validation picture of one table is not a training picture of the other"
     tables = [dict(df=items, outputs=dict(kind=CategoryBlock), seed=1),
               dict(df=items, outputs=dict(area=RegressionBlock), seed=2)]
     with pytest.warns(UserWarning, match='show a picture that another table uses for validation'):
@@ -101,7 +101,7 @@ def test_the_same_picture_in_two_tables(items, shapes):
     assert not set(dls.train.items.file) & set(dls.valid.items.file)
 
 def test_objects_of_half_of_the_classes(items, shapes):
-    "Only the classes of its own table were looked for in a picture; members that a table lacks are missing"
+    "A picture was annotated only for the classes of its own table, and members that the table lacks are missing"
     boxes = pd.read_csv(shapes/'boxes.csv')
     half = len(items)//2
     warm = boxes.colour.isin(['red','yellow','pink'])
@@ -122,7 +122,7 @@ def test_objects_of_half_of_the_classes(items, shapes):
         assert (kind!=-100).sum() == (0 if source=='warm' else (colour!=-100).sum())
 
 def test_folders_and_masks(items, shapes, tmp_path):
-    "Files of inputs and of masks are found in the folder of their own table"
+    "The files of inputs and masks are found in the folder of their own table"
     import shutil
     for k in range(2):
         folder = tmp_path/str(k)

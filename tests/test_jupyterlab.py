@@ -1,6 +1,6 @@
 """The first hour in JupyterLab, in a real browser: README's ten lines, a table in three lines and a Korean table run
-from the first cell to the last, with nothing red, and Tab answers. It needs Debian's Chromium, which `bash .ci/docs`
-installs, and the extra `notebook`."""
+from the first cell to the last without anything red, and Tab completes. The tests need Debian's Chromium, which
+`bash .ci/docs` installs, and the extra `notebook`."""
 import json, os, re, shutil, subprocess, sys, time
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,8 +12,8 @@ CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shuti
 FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--no-first-run', '--disable-sync',
          '--disable-background-networking', '--disable-component-update']
 SETTINGS = {'apputils-extension/notification': dict(fetchNews='false', checkForUpdates=False),
-            'completer-extension/manager': dict(providerTimeout=20_000),   # a busy machine is no fault
-            'notebook-extension/tracker': dict(windowingMode='none')}   # every cell is in the page
+            'completer-extension/manager': dict(providerTimeout=20_000),   # allow for a busy machine
+            'notebook-extension/tracker': dict(windowingMode='none')}   # render every cell
 
 THREE_LINES = """df = pd.read_csv(path/'items.csv')
 dls = MultiDataLoaders.from_df(df, path, image='file', outputs=['kind', 'area'], item_tfms=Resize(32), bs=16)
@@ -26,12 +26,12 @@ learn = multi_learner(dls, simple_cnn(depth=2))
 learn.fit_one_cycle(1, 4e-3)
 learn.show_results(max_n=4)"""
 RED = ', '.join(f'[data-mime-type="application/vnd.jupyter.{n}"]' for n in ('stderr', 'error'))
-# A cell that is run before the kernel answers is never run
+# JupyterLab never runs a cell that was started before the kernel answers
 READY = """() => {
     const context = window.jupyterapp?.shell.currentWidget?.sessionContext, kernel = context?.session?.kernel;
     return context?.isReady && kernel?.connectionStatus === 'connected' && kernel.status === 'idle';
 }"""
-# All cells but the last two, which Tab completes and nobody runs
+# Run all cells except the last two, which are only for Tab
 RUN = """number => {
     const commands = window.jupyterapp.commands, notebook = window.jupyterapp.shell.currentWidget.content;
     const run = async () => {
@@ -45,10 +45,10 @@ RUN = """number => {
 PLAIN = "plain = Learner(dls, nn.Linear(1, 1), loss_func=noop)"
 
 def ten_lines():
-    "The code of README up to its first picture, with fewer items and one epoch"
+    "README's code up to its first picture, with fewer items and one epoch"
     code = re.findall(r'```python\n(.*?)```', (ROOT/'README.md').read_text(encoding='utf-8'), re.S)[:2]
     for old,new in [('n=1000', 'n=64'), ('(8, 4e-3)', '(1, 4e-3)')]:
-        assert old in code[0], f'README no longer says {old}'
+        assert old in code[0], f'README no longer has {old}'
         code[0] = code[0].replace(old, new)
     return code
 
@@ -56,10 +56,10 @@ CELLS = [*ten_lines(), 'learn', 'dls', THREE_LINES, KOREAN, 'dls.show_batch(max_
 
 @pytest.fixture(scope='module')
 def browser():
-    "Chromium, or a skip that says why there is none"
+    "Start Chromium, or skip the test and say why"
     playwright = pytest.importorskip('playwright.sync_api', reason='playwright is not installed')
     pytest.importorskip('jupyterlab', reason='JupyterLab is not installed: pip install fastai_multi[notebook]')
-    if CHROMIUM is None: pytest.skip('There is no chromium here: `bash .ci/docs` installs it where it may')
+    if CHROMIUM is None: pytest.skip('Chromium is not installed: run `bash .ci/docs` where you may install packages')
     with playwright.sync_playwright() as p:
         chrome = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield chrome
@@ -67,13 +67,13 @@ def browser():
 
 @pytest.fixture(scope='module')
 def lab(tmp_path_factory):
-    "A JupyterLab of its own, with the notebook `hour.ipynb`: its address"
+    "The address of the notebook `hour.ipynb` in its own JupyterLab"
     cells = [nbformat.v4.new_code_cell(c) for c in [*CELLS, 'plain.', 'learn.']]
     with running_lab(tmp_path_factory.mktemp('lab'), cells, 'hour.ipynb') as address: yield address
 
 @contextmanager
 def running_lab(folder, cells, notebook):
-    "A JupyterLab in a folder, with a notebook of these cells: its address"
+    "Run JupyterLab in a folder with a notebook of these cells, and yield its address"
     kernel = dict(name='python3', display_name='Python 3', language='python')
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=dict(kernelspec=kernel)), folder/notebook)
     homes = {n: folder/'jupyter'/n for n in ('CONFIG', 'DATA', 'RUNTIME')}
@@ -96,7 +96,7 @@ def running_lab(folder, cells, notebook):
         server.wait(20)
 
 def address_of(runtime, server, log, seconds=90):
-    "The address that a new server writes down, once it has one"
+    "The address of a new server, as soon as the server has written it"
     end = time.monotonic() + seconds
     while time.monotonic()<end and server.poll() is None:
         for file in runtime.glob('jpserver-*.json'):
@@ -106,7 +106,7 @@ def address_of(runtime, server, log, seconds=90):
 
 @pytest.fixture(scope='module')
 def page(browser, lab):
-    "The notebook in the browser after *Run All Cells*"
+    "The notebook in the browser after all its cells have run"
     page = browser.new_page(viewport=dict(width=1280, height=900))
     page.goto(f'{lab}lab/tree/hour.ipynb')
     page.wait_for_function(READY, timeout=120_000)
@@ -119,20 +119,20 @@ def page(browser, lab):
 
 def test_every_cell_ran_and_nothing_is_red(page):
     red = page.locator(RED).all_inner_texts()
-    # the sentence about a font is right where there is none
+    # the message about a font is correct if no font is installed
     assert [r for r in red if 'No installed font has the Hangul' not in r]==[] and len(red)<=1
     prompts = page.eval_on_selector_all('.jp-CodeCell .jp-InputPrompt', 'es => es.map(e => e.innerText)')
     assert prompts[:len(CELLS)]==[f'[{i+1}]:' for i in range(len(CELLS))]
 
 def test_the_pictures_are_there(page):
-    "README's results, the Korean results and its batch; and the tables of epochs"
+    "The page shows README's results, the Korean results and batch, and the tables of epochs"
     widths = page.eval_on_selector_all('.jp-RenderedImage img', 'es => es.map(e => e.naturalWidth)')
     assert len(widths)==3 and min(widths)>100
     assert page.locator('.jp-OutputArea-output table').count()>=3
     assert any('종류_accuracy' in t for t in page.locator('.jp-OutputArea-output').all_inner_texts())
 
 def seconds_of_tab(page, cell):
-    "How long Tab at the end of a cell takes, and what it offers"
+    "The seconds that Tab takes at the end of a cell, and its completions"
     page.locator('.jp-CodeCell').nth(cell).locator('.cm-content').click()
     page.keyboard.press('End')
     start = time.monotonic()
@@ -144,7 +144,7 @@ def seconds_of_tab(page, cell):
     return taken,offered
 
 def test_tab_answers_as_fast_as_on_a_learner_of_fastai(page):
-    "The second time, when fastai's names are known to the completer, as they are from the first cell on"
+    "This times the second Tab, when the completer knows fastai's names, as it does after the first cell"
     for _ in range(2):
         theirs,_ = seconds_of_tab(page, len(CELLS))
         ours,offered = seconds_of_tab(page, len(CELLS)+1)
