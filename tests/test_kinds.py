@@ -1,4 +1,5 @@
-"Two kinds from outside the package: an embedding to predict, a signal to read; a `Part` and a `Task` or `Modality` each"
+"""Two kinds from outside the package, each a `Part` with a `Task` or `Modality`: an embedding to predict, and a signal
+to read"""
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,7 +15,7 @@ from fastai_multi.build import Modality
 from fastai_multi.tasks import Task
 from tests.seen import texts_of_figure
 
-# An output: a direction in space, of which only the angle counts
+# An output: a direction in space
 
 class EmbeddingPart(Part):
     "A vector whose length does not matter"
@@ -43,11 +44,11 @@ def cosine(pred, targ): return F.cosine_similarity(pred, targ, dim=-1)
 def mean_cosine(pred, targ): return cosine(pred, targ).mean()
 
 class CosineLoss:
-    "One minus the cosine, a value for each item"
+    "One minus the cosine, for each item"
     def __call__(self, pred, targ): return 1-cosine(pred, targ)
 
 class EmbeddingTask(Task, part=EmbeddingPart):
-    "An embedding is right if it points the right way"
+    "An embedding is correct if its direction is"
     mixable = False
     def loss(self, **kwargs): return CosineLoss()
     def metrics(self): return [mean_cosine]
@@ -75,7 +76,7 @@ class SignalBlock(TransformBlock):
     def make_part(self, name, is_input): return SignalPart(name, is_input=is_input)
 
 class SignalEncoder(nn.Module):
-    "Two convolutions along time, and the mean"
+    "Two convolutions along time, then the mean"
     n_features = 16
     def __init__(self):
         super().__init__()
@@ -114,7 +115,7 @@ def loaders(table, outputs=KINDS):
     return MultiDataLoaders.from_dblock(block, table, bs=16, num_workers=0)
 
 def learner(table, **kwargs):
-    set_seed(0)    # the shuffling too
+    set_seed(0)    # seeds the shuffling too
     learn = multi_learner(loaders(table, **kwargs), simple_cnn(depth=3), lr=3e-3)
     if hasattr(learn, 'progress'): learn.remove_cb(ProgressCallback)
     learn.logger = noop
@@ -123,7 +124,7 @@ def learner(table, **kwargs):
 @pytest.fixture(scope='module')
 def trained(table):
     learn = learner(table)
-    learn.fit(20, 1e-2)    # three steps an epoch
+    learn.fit(20, 1e-2)    # three steps per epoch
     return learn
 
 def test_a_batch_has_both(table):
@@ -146,11 +147,11 @@ def test_show_batch_writes_them(table):
 def test_it_trains_beside_a_category_and_a_box(trained):
     res = trained.evaluate()
     assert {'way_loss', 'way_mean_cosine', 'kind_accuracy', 'box_iou'} <= set(res)
-    assert res['way_mean_cosine'] > .5    # the best constant answer gets .38
+    assert res['way_mean_cosine'] > .5    # the best constant answer scores .38
     assert res['way_loss'] == pytest.approx(1-res['way_mean_cosine'], abs=1e-4)
 
 def test_the_signal_is_read(table):
-    "The kind is written in the signal: without pictures' help it is learned from there"
+    "The signal encodes the kind, so the learner predicts the kind without pictures"
     learn = learner(table, outputs=dict(kind=CategoryBlock, way=EmbeddingBlock))
     learn.fit(8)
     flat = learn.dls.valid.new()
@@ -205,5 +206,5 @@ def test_a_wrong_size_is_told_with_its_row(table):
     bad.at[4, 'way'] = [1., 2.]
     with pytest.raises(ValueError, match=r"Output 'way' has 2 numbers, and 3 in the training split"):
         dls = loaders(bad)
-        for _ in dls.train.new(shuffle=False, drop_last=False): pass    # the last items too
+        for _ in dls.train.new(shuffle=False, drop_last=False): pass    # includes the last items
         for _ in dls.valid: pass

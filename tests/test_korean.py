@@ -1,5 +1,5 @@
-"""The Korean pages: every cell of prose is translated from the English text of today, and the code is that of the English
-notebooks, which are executed like all others."""
+"""The Korean pages: every cell of prose is a translation of the current English text, and the code is that of the
+English notebooks, which run like all others."""
 import ast, sys
 from copy import deepcopy
 from pathlib import Path
@@ -15,7 +15,7 @@ def test_no_translation_is_missing_or_stale():
     assert not korean.faults(), 'Translate in docs/korean.md, then `python docs/korean.py --seen`'
 
 def test_a_changed_cell_is_noticed(tmp_path, monkeypatch):
-    "Two cells: one as it was, one changed; and one that nobody translated"
+    "Of the English cells, one is unchanged, one is changed and one is not translated"
     said = '<!-- notebook a.ipynb -->\n\n<!-- aa %s -->\n하나\n\n<!-- bb %s -->\n둘\n\n<!-- cc -->\n셋\n'
     (tmp_path/'korean.md').write_text(said % (korean.digest('one'), korean.digest('two')), encoding='utf-8')
     monkeypatch.setattr(korean, 'file', tmp_path/'korean.md')
@@ -29,7 +29,7 @@ def test_a_changed_cell_is_noticed(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('name', korean.names())
 def test_code_is_the_english_notebooks(name):
-    "Only comments differ"
+    "The code differs only in its comments"
     english = [c for c in korean.cells_of(name) if c['cell_type']=='code']
     translated = [c for c in korean.translate(name, deepcopy(korean.cells_of(name))) if c['cell_type']=='code']
     assert [c['id'] for c in translated] == [c['id'] for c in english]
@@ -39,7 +39,7 @@ def test_code_is_the_english_notebooks(name):
 
 @pytest.mark.parametrize('name', korean.names())
 def test_prose_is_korean(name):
-    "Every translated cell has Hangul in it, but for links to the other language"
+    "Every translated cell has Hangul in it, except links to the other language"
     for i,(_,text) in korean.translations()[name].items():
         assert not text or any('가'<=c<='힣' for c in text) or text=='[English](../index.ipynb)', i
 

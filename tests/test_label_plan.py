@@ -1,4 +1,4 @@
-"`label_plan`: properties that every plan has, for any table"
+"`label_plan`: properties of every plan for any table"
 import math
 import numpy as np, pandas as pd, pytest, torch
 from fastai.vision.all import *
@@ -17,7 +17,7 @@ def loaders(df, path, **kwargs):
 
 @pytest.fixture(scope='module')
 def table(shapes):
-    "A third of the labels of the training rows are missing, each output's others"
+    "A table in which each output lacks about a third of the training labels, at random"
     df = pd.read_csv(shapes/'items.csv')
     df.index = [f'row {i}' for i in range(len(df))]
     df['is_valid'] = [i%4==0 for i in range(len(df))]
@@ -71,7 +71,7 @@ def test_a_copy_is_not_chosen_as_long_as_something_else_is_left(learn, table):
     assert 1<len(plan)<=len(hidden)
     assert plan['item'].str.removeprefix('copy of ').is_unique
     alone = label_plan(learn, table[table.is_valid][["file"]].head(1), 5)
-    assert sorted(alone.output)==sorted(OUTPUTS)      # a table of one item: its mean is itself
+    assert sorted(alone.output)==sorted(OUTPUTS)      # with one item, the mean is the item itself
 
 def test_an_output_without_labels_gets_the_most(table, shapes):
     df = table.assign(kind=pd.read_csv(shapes/'items.csv').kind.to_numpy())

@@ -1,4 +1,4 @@
-"The steps of a fastai user after the loaders, with several inputs and several outputs"
+"What a fastai user does with the loaders, with several inputs and several outputs"
 import json, subprocess, sys, textwrap, threading, warnings
 import numpy as np, pandas as pd, pytest, torch
 from PIL import Image
@@ -45,11 +45,11 @@ def test_table_names_every_loss_and_metric(trained):
     res = trained.evaluate()
     assert [*res] == ['valid_loss', *names]
     assert [*res.values()] == pytest.approx(list(trained.validate()))
-    scales = trained.loss_func.scales                      # one over what the prior costs
+    scales = trained.loss_func.scales                      # one over the loss of the prior
     assert res['valid_loss'] == pytest.approx(sum(res[f'{o}_loss']*scales.get(o, 1) for o in OUTPUTS), rel=1e-3)
 
 def test_lr_find_fit_one_cycle_and_fine_tune(shapes, tmp_path, one_thread):
-    "A network that is cut into groups, on few and small pictures"
+    "These calls work on a network cut into groups, with few and small pictures"
     few = pd.read_csv(shapes/'items.csv').iloc[:24]
     dls = MultiDataLoaders.from_df(few, shapes, image='file', text='caption', outputs=OUTPUTS, columns=dict(box=BOX),
                                    label_delim='|', item_tfms=Resize(32), bs=8, num_workers=0, seed=0)
@@ -76,7 +76,7 @@ def test_lr_find_fit_one_cycle_and_fine_tune(shapes, tmp_path, one_thread):
 @pytest.mark.parametrize('outputs', [OUTPUTS, dict(kind=CategoryBlock), CategoryBlock],
                          ids=['four','one named','plain'])
 def test_every_combination_trains_and_predicts(shapes, kw, outputs):
-    # a box lives in a picture
+    # a box needs a picture
     if kw.get('image', 'file') is None and isinstance(outputs, dict):
         outputs = {n:b for n,b in outputs.items() if n!='box'}
     extra = dict(columns='kind') if not isinstance(outputs, dict) else {}
@@ -121,7 +121,7 @@ def test_learner_of_fastais_flat_blocks(shapes):
 # Predictions
 
 def test_predictions_agree(trained, shapes, tmp_path):
-    "`get_preds`, one by one, batch sizes 1 and 16, and a learner loaded in a fresh process"
+    "Single predictions, batch sizes 1 and 16, and a learner loaded in a fresh process all agree"
     df = pd.read_csv(shapes/'items.csv').iloc[:16]
     preds,_ = trained.get_preds(dl=trained.dls.test_dl(df, num_workers=0))
     close(preds, trained.get_preds(dl=trained.dls.test_dl(df, bs=1, num_workers=0))[0])
@@ -171,7 +171,7 @@ class Darker(Transform):
 @pytest.mark.parametrize('tfms,workers,n', [([Resize(48)],0,1), ([Resize(48)],2,1), ([Resize(48), FlipItem(0)],0,1),
                                             ([Darker(), Resize(48)],0,2)], ids=['known','workers','long way','own'])
 def test_a_picture_is_opened_once(shapes, monkeypatch, tfms, workers, n):
-    "Twice only if a transform of yours might treat pictures of one size differently"
+    "A picture opens twice only if a transform of yours might treat pictures of one size differently"
     learn = learner(loaders(shapes, item_tfms=tfms))
     df = pd.read_csv(shapes/'items.csv').iloc[:6]
     df.loc[2, 'file'] = None
@@ -181,7 +181,7 @@ def test_a_picture_is_opened_once(shapes, monkeypatch, tfms, workers, n):
     monkeypatch.setattr(Image, 'open', lambda *args, **kwargs: opened.append(1) or open_file(*args, **kwargs))
     got = learn.predict_df(df, bs=4, num_workers=workers)
     monkeypatch.undo()
-    assert len(opened) == (0 if workers else 5*n)    # a worker counts its own
+    assert len(opened) == (0 if workers else 5*n)    # workers open the pictures, so nothing is counted here
     assert got.box[2] is None and want[2] is absent
     for i in (0,1,3,4,5): np.testing.assert_allclose(got.box[i], want[i], atol=1e-2)
 
@@ -235,14 +235,14 @@ def test_raw_items_of_every_form(trained, shapes):
                           RandomResizedCrop(64)],
                          ids=['crop','squish','pad','not square','random crop'])
 def test_boxes_in_the_pixels_of_the_given_image(tmp_path, tfm):
-    "A head that returns the target itself: `predict` must then give the box of the file"
+    "If the head returns the label itself, `predict` must give the box in the file's pixels"
     path = multi_shapes(tmp_path/'wide', n=12, size=(150,90), seed=3)
     dls = loaders(path, item_tfms=tfm, outputs=dict(box=BBoxBlock), text=None)
     learn = learner(dls)
     df = pd.read_csv(path/'items.csv')
     dl = dls.test_dl(df, with_labels=True, num_workers=0)
     targs = torch.cat([b[1].box.view(-1,4) for b in dl])
-    inside = (targs.abs()<0.999).all(-1)    # a crop may cut a box; those it left whole must come back exactly
+    inside = (targs.abs()<0.999).all(-1)    # a crop may cut a box; the others must return exactly
     assert inside.sum() >= 3
     for i in inside.nonzero().flatten().tolist():
         learn.model.forward = lambda *xb, t=targs[i]: Outputs(box=t[None].as_subclass(torch.Tensor))
@@ -260,11 +260,11 @@ def test_numbers_come_back_in_the_users_units(trained, shapes):
 
 def test_tta(trained, shapes):
     learn = learner(loaders(shapes, batch_tfms=aug_transforms()))
-    learn.fit(1)                                                     # before it every picture gets the prior
+    learn.fit(1)                                                     # an untrained learner answers the prior
     preds,targs = learn.tta(n=2)
     plain,_ = learn.get_preds()
     assert preds.keys()==tuple(OUTPUTS) and preds.kind.sum(-1).allclose(torch.ones(16), atol=1e-4)
-    torch.testing.assert_close(preds.box, plain.box)                 # a box on a mirrored picture is a mirrored box
+    torch.testing.assert_close(preds.box, plain.box)                 # TTA averages no boxes, which a mirror image moves
     assert not torch.allclose(preds.kind, plain.kind)
     aug,alone = learn.tta(n=1, beta=None)[0].kind
     torch.testing.assert_close(alone, plain.kind)
@@ -347,7 +347,7 @@ def test_mixup_and_cutmix(shapes, cb):
 def test_mixed_precision_where_the_device_allows(shapes, precision):
     learn = learner(loaders(shapes))
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore')          # on a CPU torch says that the scaler is off
+        warnings.simplefilter('ignore')          # torch warns that the scaler is off on a CPU
         getattr(learn, precision)()
         learn.fit(1)
     assert np.isfinite(learn.validate()[0])
@@ -392,10 +392,10 @@ def test_no_head_for_masks_and_many_boxes(shapes):
 
 @pytest.mark.parametrize('mix', [None, MixUp])
 def test_items_and_classes_that_count_more(shapes, mix, tmp_path):
-    "Weights of items go through training, mixing, export and a test set without them; a weight of 0 leaves an item out"
+    "Item weights work in training, mixing, export and test sets without weights. An item of weight 0 does not count"
     df = pd.read_csv(shapes/'items.csv')
     df['w'] = np.where(df.index%2, 0., 1.)
-    df.loc[0,'w'] = np.nan                                  # counts once
+    df.loc[0,'w'] = np.nan                                  # NaN counts as 1
     kw = dict(image='file', outputs=dict(kind=CategoryBlock, area=RegressionBlock), valid_col='valid', bs=16,
               item_tfms=Resize(32), num_workers=0)
     df['valid'] = df.index%5==4
@@ -427,13 +427,13 @@ PLAIN = dict(kind=CategoryBlock, area=RegressionBlock)
 def answers(learn, dl): return learn.get_preds(dl=dl)[0]
 
 def small(shapes, df=None, outputs=PLAIN, **kwargs):
-    "Loaders of pictures alone"
+    "Loaders with only pictures as input"
     if df is None: df = pd.read_csv(shapes/'items.csv')
     kw = dict(image='file', outputs=outputs, label_delim='|', bs=16, num_workers=0, seed=0, item_tfms=Resize(32))
     return MultiDataLoaders.from_df(df, shapes, **{**kw, **kwargs})
 
 def test_other_loaders_keep_the_statistics_of_the_model(shapes, tmp_path):
-    "Another size, another split, numbers in another unit, fewer classes: the model goes on as it was"
+    "The model keeps its statistics with another size, another split, numbers in another unit and fewer classes"
     df = pd.read_csv(shapes/'items.csv')
     learn = learner(small(shapes), path=tmp_path)
     learn.fit(1)
@@ -446,7 +446,7 @@ def test_other_loaders_keep_the_statistics_of_the_model(shapes, tmp_path):
     for dls in (small(shapes, item_tfms=Resize(32), seed=7), small(shapes, other)):
         given = describe(dls).outputs['area'].mean.clone()
         learn.dls = dls
-        assert describe(dls).outputs['area'].mean == given != mean     # the loaders that were given stay as they were
+        assert describe(dls).outputs['area'].mean == given != mean     # the given loaders do not change
         part = learn.output_parts['area']
         assert part.mean == mean and part.std == std and list(learn.output_parts['kind'].vocab) == vocab
         pd.testing.assert_frame_equal(learn.predict_df(sample, num_workers=0), want)
@@ -539,7 +539,7 @@ def test_outputs_in_another_order_and_a_new_one_first(shapes, tmp_path):
     turned.load('two')
     close(want, answers(turned, turned.dls.valid))
     names = {n: p for n,p in learn.model.named_parameters()}
-    for n,p in turned.model.named_parameters():                    # momentum follows the parameter
+    for n,p in turned.model.named_parameters():                    # the momentum follows its parameter
         torch.testing.assert_close(turned.opt.state[p]['grad_avg'], learn.opt.state[names[n]]['grad_avg'])
     three = learner(small(shapes, outputs=dict(tags=MultiCategoryBlock, **PLAIN)), path=tmp_path)
     with pytest.raises(ValueError, match='the outputs'): three.load('two')
@@ -554,7 +554,7 @@ def test_a_file_of_fastai_and_one_for_fastai(shapes, tmp_path):
     learn.save('ours')
     Learner.save(learn, 'theirs')
     learn.fit(1)
-    Learner.load(learn, 'ours')                                    # fastai's own reads it
+    Learner.load(learn, 'ours')                                    # fastai's own method reads the file
     close(want, answers(learn, learn.dls.valid))
     learn.fit(1)
     learn.load('theirs')
@@ -565,7 +565,7 @@ class Unpicklable(Callback):
     def __init__(self): self.lock = threading.Lock()
 
 class FullDisk:
-    "A pickle module that fails half way"
+    "A pickle module that fails halfway"
     class Pickler:
         def __init__(self, file, protocol): self.file = file
         def dump(self, obj): raise OSError('No space left on device')
@@ -623,7 +623,7 @@ def test_what_is_frozen_after_a_training_stays_still(shapes, how):
     if how=='freeze': learn.freeze()
     else: trunk.requires_grad_(False)
     frozen = [p for p in learn.model.parameters() if not p.requires_grad]
-    named = learn.model.named_parameters()    # the vectors of missing inputs rest while nothing is missing
+    named = learn.model.named_parameters()    # vectors of missing inputs do not train while nothing is missing
     moving = [p for n,p in named if p.requires_grad and '.absents.' not in n]
     before = [p.detach().clone() for p in frozen+moving]
     learn.fit(1)
@@ -639,10 +639,10 @@ def test_a_head_put_in_another_s_place_is_trained(shapes):
     before = [p.detach().clone() for p in learn.model.heads['kind'].parameters()]
     learn.fit(1)
     assert not any(torch.equal(a, b) for a,b in zip(before, learn.model.heads['kind'].parameters()) if a.ndim>1)
-    assert learn.opt.state[trunk]['step']==2*steps                 # the rest went on
+    assert learn.opt.state[trunk]['step']==2*steps                 # the others continued
 
 def test_a_module_put_in_the_place_of_a_head_is_trained(shapes):
-    "By key or by attribute, without a word to the optimizer"
+    "A head set by key or by attribute is trained, although you do not touch the optimizer"
     learn = learner(small(shapes))
     learn.fit(1)
     n_in = first(learn.model.views.values()).n_features
@@ -667,10 +667,10 @@ def test_set_head_of_a_learner(shapes):
     assert learn.opt.state[trunk]['step']==2*steps
     with pytest.raises(KeyError, match="Unknown output 'kin'.*Did you mean 'kind'"): learn.set_head('kin', [8])
 
-# Which items an epoch has
+# The items of an epoch
 
 def drawn(dl, epochs=40):
-    "How often each training item is drawn in an epoch, by its row in the table"
+    "How often an epoch draws each training item, by its row in the table"
     counts = np.zeros(80)
     for _ in range(epochs): np.add.at(counts, dl.items.index.to_numpy()[list(dl.get_idxs())], 1/epochs)
     return counts
@@ -701,7 +701,7 @@ def test_weights_of_items_are_kept_from_the_factory_to_training(shapes):
         small(shapes, df, weights='ww')
 
 class EveryOther(TfmdDL):
-    "A user's own loader: every other item, the last first"
+    "A custom loader of every other item, in reverse order"
     def get_idxs(self):
         if not self.shuffle: return super().get_idxs()
         return list(range(self.n))[::-2]
@@ -747,7 +747,7 @@ def test_one_class_in_training_trains(shapes, outputs, name):
     assert getattr(answer[0], 'kind', answer[0])=='circle'
     if isinstance(outputs, dict): assert res['kind_loss']==0 and answer[2].kind.tolist()==[1.]
 
-# What a user is told
+# Messages to the user
 
 def test_a_table_that_cannot_be_predicted(trained, shapes):
     df = pd.read_csv(shapes/'items.csv')
@@ -836,7 +836,7 @@ def test_the_column_that_is_watched(shapes, tmp_path):
 @pytest.mark.filterwarnings('ignore:The loss of')
 @pytest.mark.parametrize('extra', [[], [TerminateOnNaNCallback]], ids=['whole','stopped'])
 def test_no_best_epoch_is_not_taken_from_an_earlier_training(shapes, tmp_path, extra):
-    "fastai loads the file that the earlier training left"
+    "fastai would load the file of the earlier training"
     learn = learner(small(shapes, outputs=dict(area=RegressionBlock)), path=tmp_path,
                     loss_func=dict(area=lambda pred,targ: ((pred.squeeze(-1)-targ)*math.nan).mean()))
     learn.save('model')
@@ -846,7 +846,7 @@ def test_no_best_epoch_is_not_taken_from_an_earlier_training(shapes, tmp_path, e
 @pytest.mark.parametrize('where', ['training','validation'])
 def test_a_loss_that_is_not_finite_is_told_once(shapes, where):
     def area_loss(pred, targ):
-        "NaN in the third batch of training, or the first of validation"
+        "A loss that is NaN in the third batch of training or in the first of validation"
         learn.seen += 1
         bad = learn.seen==3 if where=='training' else not learn.model.training
         return ((pred.squeeze(-1)-targ)**2).mean()*(math.nan if bad else 1.)
@@ -855,7 +855,7 @@ def test_a_loss_that_is_not_finite_is_told_once(shapes, where):
     with pytest.warns(UserWarning, match='not finite') as said: learn.fit(1)
     told = [str(w.message) for w in said if 'not finite' in str(w.message)]
     assert f"The loss of 'area' is not finite in batch {2 if where=='training' else 0} of {where}, epoch 0" in told[0]
-    assert len(told)==(2 if where=='training' else 1)        # after training on NaN validation is lost too
+    assert len(told)==(2 if where=='training' else 1)        # after NaN in training, validation is NaN too
 
 def test_nothing_is_said_of_finite_losses(shapes):
     df = pd.read_csv(shapes/'items.csv')

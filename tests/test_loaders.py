@@ -1,4 +1,4 @@
-"From a table, files or data sets to loaders: blocks inferred from values, factories, splits"
+"Loaders from tables, files or data sets: blocks inferred from values, factories and splits"
 import io
 from contextlib import redirect_stdout
 
@@ -40,7 +40,7 @@ def test_blocks_are_inferred_and_printed(table):
     assert [p.kind for p in describe(dls).outputs.values()] == ['category','number','tags','category']
     assert len(lines) == 5 and all(n in l for n,l in zip(names, lines))
     assert [l.startswith('check ') for l in lines] == [False,False,False,True,False]
-    assert 'stars=RegressionBlock' in lines[3]    # how to say it differently
+    assert 'stars=RegressionBlock' in lines[3]    # the line says how to change the block
     written = lines[-1].removeprefix('Written out: ')
     again,lines = loaders_and_lines(
         lambda: MultiDataLoaders.from_df(df, folder, text='note', **eval(f'dict({written})'), **small))
@@ -107,7 +107,7 @@ def test_inferred_blocks_survive_export(table, tmp_path):
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    "A folder in ImageNet's manner: two classes, eight pictures for training and four for validation"
+    "A folder in ImageNet's layout with two classes, eight training pictures and four validation pictures"
     root = tmp_path_factory.mktemp('folders')
     for split,n in (('train',4),('valid',2)):
         for kind,colour in (('cup','red'),('car','blue')):
@@ -171,7 +171,7 @@ def test_fastais_names_are_answered_with_ours(table, arg):
 # Data sets
 
 class Drawn(torch.utils.data.Dataset):
-    "Pictures whose grey is random, with a mask of the same grey: both must come from one call"
+    "Pictures of random grey, with a mask of the same grey. Both must come from one call"
     def __init__(self, n): self.n = n
     def __len__(self): return self.n
     def __getitem__(self, i):
@@ -233,7 +233,7 @@ def test_a_hugging_face_data_set(hf, tmp_path):
     dls,lines = loaders_and_lines(lambda: MultiDataLoaders.from_hf(hf, seed=1, **kw))
     assert list(dls.vocab['kind']) == ['cup','car','tree'] and len(lines) == 4     # in the order of the data set
     items = dls.train_ds.items
-    assert 'rest' not in items and callable(items['photo'].iloc[0])    # pictures stay on disk, what is not used too
+    assert 'rest' not in items and callable(items['photo'].iloc[0])    # pictures and unused columns stay on disk
     x,y = dls.test_dl(hf, with_labels=True).one_batch()
     grey = (x.image[:,0,0,0]*255).round().tolist()
     assert grey[:3] == [0,10,20] and bool(x.image[3].isnan().all())
@@ -266,7 +266,7 @@ def test_any_other_data_is_no_hugging_face_data_set():
 
 @pytest.fixture(scope='module')
 def visits():
-    "Rows of 40 patients, each with 1 to 6 rows; a rare class, tags, and a skewed number"
+    "A table of 40 patients, each with 1 to 6 rows, with a rare class, tags and a skewed number"
     rng = np.random.default_rng(1)
     rows = []
     for p in range(40):
@@ -291,7 +291,7 @@ def test_folds_keep_groups_together_and_cover_all_rows(visits):
     assert sorted(seen) == list(range(len(visits)))
 
 def test_folds_are_as_even_as_scikit_learns(visits):
-    "Shares of the rare class: no further from even than `StratifiedGroupKFold`, which knows classes only"
+    "The rare class is spread at least as evenly as by `StratifiedGroupKFold`, which stratifies only classes"
     from sklearn.model_selection import StratifiedGroupKFold
     theirs = [(visits.kind[v]=='rare').mean() for _,v in StratifiedGroupKFold(4).split(visits, visits.kind, visits.patient)]
     ours = [(dls.valid_ds.items.kind=='rare').mean()
@@ -331,7 +331,7 @@ def test_splits_that_cannot_be(visits, kw, words):
 # Numbers with a range and a scale
 
 def priced(n=400, seed=0):
-    "Texts whose word says the price, over four orders of magnitude, and stars from 0 to 4"
+    "Texts with a word that tells the price, over four orders of magnitude, and stars from 0 to 4"
     rng = np.random.default_rng(seed)
     words = ['screw','lamp','bike','car']
     kind = rng.integers(0, 4, n)
@@ -353,7 +353,7 @@ def test_a_number_on_a_logarithmic_scale_is_in_the_users_units():
         said = learn.evaluate()
         answer,_,_ = learn.predict('a screw')
     right = np.log10(table['price']/df['price']).abs()
-    assert right.mean() < .15                                  # small prices too, in proportion
+    assert right.mean() < .15                                  # the relative error is small for small prices too
     assert table['stars'].min() >= 0 and table['stars'].max() <= 4
     assert float(answer.price) == pytest.approx(1, rel=.5)
     valid = learn.dls.valid_ds.items
@@ -370,7 +370,7 @@ def test_a_logarithmic_scale_does_better_in_proportion_than_a_plain_number():
     assert errors[0] < .5*errors[1]
 
 def test_a_range_is_reached_and_not_passed():
-    "A sigmoid never reaches its ends; here a prediction stops at them"
+    "A sigmoid never reaches its ends, but our predictions reach them and stop there"
     df = priced().assign(stars=lambda d: (d['price']>30)*4.)
     learn = fitted(df, dict(stars=NumberBlock(range=(0,4))))
     learn.model.heads['stars'].wide.bias.data += 1.

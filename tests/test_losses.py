@@ -1,4 +1,4 @@
-"Losses, metrics and MixUp inside fastai's own `Learner`: what crosses modules"
+"Losses, metrics and MixUp inside fastai's own `Learner`, across modules"
 import copy, math, pickle, re
 from functools import partial
 import numpy as np, pytest, torch, torchmetrics
@@ -29,7 +29,7 @@ Y = Outputs.of(*SIZES)
 nan = math.nan
 
 class Items:
-    "`n` items of 8 features and four targets, every third label of each output missing if `holes`"
+    "`n` items of 8 features and four outputs. If `holes`, every third label of each output is missing"
     def __init__(self, n=24, holes=True):
         g = torch.Generator().manual_seed(0)
         self.x = torch.randn(n, 8, generator=g)
@@ -51,7 +51,7 @@ class Model(nn.Module):
         return Outputs.make({n: h(f) for n,h in self.heads.items()})
 
 class Names(Callback):
-    "The targets under their names, at the place of `CastToTensor`"
+    "Name the outputs, instead of `CastToTensor`"
     order = CastToTensor.order
     def before_batch(self): self.learn.yb = (Y(flat(self.yb)),)
 
@@ -135,7 +135,7 @@ def test_one_output_is_its_plain_training():
         assert torch.allclose(a, b, atol=1e-6) and not torch.allclose(a, o, atol=1e-3)
 
 def test_rows_without_label_weigh_nothing():
-    "The gradient of a batch is the gradient of its labelled rows, for each output"
+    "For each output, the gradient of a batch is the gradient of its labelled rows"
     items = Items()
     model = Model()
     for n in SIZES:
@@ -150,7 +150,7 @@ def test_rows_without_label_weigh_nothing():
         assert torch.allclose(grad(items.x, t), grad(items.x[here], t[here]), atol=1e-6), n
 
 def test_each_metric_reads_its_own_head():
-    "Heads of one shape: only the output whose head is right scores, for every make of metric and any order of heads"
+    "With heads of one shape, only the output with the correct head scores, for every metric and any order of heads"
     names = ['a','b','c']
     t = torch.randint(0, 4, (16,))
     hit = F.one_hot(t, 4).float()
@@ -177,7 +177,7 @@ def test_each_metric_reads_its_own_head():
             assert (vals[f'{n}_loss']<1) == (n==right)
 
 class Waits(TorchDispatchMode):
-    "Collects the operations whose result the CPU has to wait for on another device"
+    "Collect the operations for which the CPU would have to wait on another device"
     waits = ('_local_scalar_dense', 'nonzero', 'masked_select', 'equal', 'is_nonzero', 'unique')
     def __init__(self):
         super().__init__()
@@ -207,10 +207,10 @@ def test_a_step_waits_for_nothing():
             for m in metrics: m.accumulate(learn)
         assert w.seen == []
         torch.ones(2)[torch.tensor([True,False])], torch.ones(1).item()
-    assert set(w.seen) >= {'index', '_local_scalar_dense'}    # it does notice
+    assert set(w.seen) >= {'index', '_local_scalar_dense'}    # the check can fail
 
 def test_trackers_follow_the_better_direction(tmp_path):
-    "`area_mae` rises epoch by epoch: the first model is the best"
+    "`area_mae` rises with each epoch, so the first model is the best"
     class Worse(Callback):
         order = -1
         def before_validate(self): self.learn.model.heads['area'].bias.data += 1.
@@ -247,7 +247,7 @@ def test_half_precision(dtype):
     for p,g in zip(model.parameters(), exact): assert (p.grad-g).norm() < .03*g.norm()
 
 def test_mixup_by_fastais_name():
-    "fastai's `MixUp` given to a learner of outputs that can be blended, and of one that cannot"
+    "fastai's `MixUp` works if all outputs can be blended, and raises an error if one cannot"
     kinds = ['kind','tags','area']
     class Some(Names):
         def before_batch(self):
@@ -274,7 +274,7 @@ def test_export_keeps_losses_and_metrics(tmp_path):
     assert [m.name for m in ms] == [m.name for m in output_metrics(None, USUAL)]
 
 def test_typed_predictions_and_targets():
-    "As a batch taken by hand has them: `x,y = dls.one_batch(); learn.loss_func(learn.model(x), y)`"
+    "A batch by hand has these types: `x,y = dls.one_batch(); learn.loss_func(learn.model(x), y)`"
     from fastai.torch_core import TensorCategory, TensorImage
     from fastai.vision.core import TensorBBox
     lf = MultiLoss(dict(a=CrossEntropyLossFlat(), b=MSELossFlat()))
@@ -283,7 +283,7 @@ def test_typed_predictions_and_targets():
     typed = lf(Outputs(a=TensorImage(p[0]), b=TensorImage(p[1])), Outputs(a=TensorCategory(t[0]), b=TensorBBox(t[1])))
     assert type(typed) is torch.Tensor and torch.equal(typed, lf(Outputs(a=p[0], b=p[1]), Outputs(a=t[0], b=t[1])))
 
-# Issue 12 B: what an output means does not depend on its loss
+# The meaning of an output does not depend on its loss
 
 WEIGHTS = torch.tensor([1.,2.,5.])
 CLASS_LOSSES = [
@@ -334,7 +334,7 @@ def regression_learner(metric, shape, bs=5):
 TARGETS = torch.rand(14, generator=torch.Generator().manual_seed(0))*9+1
 PREDS = .5*torch.arange(14.)+torch.arange(14.)%3
 def own_error(p, t): return (p-t).abs().max()
-NEEDED = dict(MinkowskiDistance=[3], CriticalSuccessIndex=[5.])    # what these metrics cannot be made without
+NEEDED = dict(MinkowskiDistance=[3], CriticalSuccessIndex=[5.])    # required arguments of metrics
 
 @pytest.mark.parametrize('shape', [(), (1,)])
 @pytest.mark.parametrize('metric', ['MeanAbsoluteError', 'MeanSquaredError', 'R2Score', 'PearsonCorrCoef',
@@ -378,7 +378,7 @@ def test_class_weights_leave_the_plain_name_alone():
     assert got['kind_accuracy'] != got['kind_weighted_accuracy']
 
 def test_total_loss_does_not_depend_on_the_batches():
-    "Neither in validation nor in training, and is the weighted sum of the columns"
+    "The total is the weighted sum of the columns in validation and in training"
     items = Items()
     model = Model()
     seen = []
@@ -448,7 +448,7 @@ def test_weights_and_mixtures_survive_what_happens_to_a_batch():
     assert torch.equal(item_weights(mixture(few)[0]), w[other][rows])
 
 class Weighed(Names):
-    "Names, and the item's position as its weight"
+    "Name the outputs, and weigh each item by its area"
     def before_batch(self):
         y = Y(flat(self.yb))
         self.learn.yb = (weigh_items(y, y.area.nan_to_num().abs()+.5),)
@@ -463,7 +463,7 @@ def test_weights_are_gathered_with_the_targets():
     assert type(plain_targets(targs)) is Y
 
 def test_mixed_targets_keep_each_items_weight_in_training():
-    "Under MixUp the partner counts by its own weight"
+    "Under MixUp, the partner counts with its own weight"
     kinds = ['kind','area']
     class Some(Weighed):
         def before_batch(self):

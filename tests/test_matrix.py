@@ -1,4 +1,4 @@
-"Everything that a learner does, for every encoder and fusion; exported files predict the same in a fresh process"
+"Every call of a learner works for every encoder and fusion, and exports predict the same in a fresh process"
 import importlib.util, subprocess, sys
 import pytest
 from fastai.vision.all import *
@@ -6,7 +6,7 @@ from fastai_multi import *
 from fastai_multi.models.awdlstm import AWDLSTMEncoder
 from fastai_multi.models.fusion import fusions
 from fastai_multi.models.text import text_encoders
-import fastai_multi.models.tokens    # has two of the fusions
+import fastai_multi.models.tokens    # defines two fusions
 from tests.small_models import save_bert, save_siglip
 
 pytestmark = [pytest.mark.usefixtures('one_thread'), pytest.mark.filterwarnings('ignore')]
@@ -15,13 +15,13 @@ ENCODERS = ['cnn','resnet18','timm','bag','lstm','awd_lstm','bert','lora','sigli
 STAGED = ['cnn','resnet18','timm']
 
 class Source:
-    "A drawn table and small models in folders, and a learner for each combination of an encoder and a fusion"
+    "A drawn table, small models in folders, and a learner for each combination of an encoder and a fusion"
     def __init__(self, folder):
         self.folder = folder
         self.path = multi_shapes(folder/'shapes', n=40, size=32, seed=0)
         self.df = pd.read_csv(self.path/'items.csv')
         self.df['file'] = [str(self.path/f) for f in self.df.file]
-        self.df['valid'] = self.df.groupby('colour').cumcount()%2==1    # every colour is in training
+        self.df['valid'] = self.df.groupby('colour').cumcount()%2==1    # every colour is in the training split
         self.df.loc[3:4, 'caption'] = None
         self.loaders = {}
         for name,save in dict(bert=save_bert, siglip=save_siglip).items():
@@ -34,7 +34,7 @@ class Source:
         return multi_learner(self.dls(encoder), fusion=fusion, pretrained=encoder=='siglip', **options)
 
     def dls(self, encoder):
-        "Loaders with a picture and a text; or a picture and a row of the table"
+        "Loaders of a picture and a text, or of a picture and a row of the table"
         key = encoder
         if encoder not in ('bert','lora','siglip','row'): key = 'words'
         if key not in self.loaders: self.loaders[key] = self.new_loaders(key)
@@ -51,7 +51,7 @@ class Source:
                                         item_tfms=Resize(32), num_workers=0, device='cpu', **options)
 
     def inputs(self, encoder):
-        "The arguments of `multi_learner` for this encoder, a small one beside it"
+        "The arguments of `multi_learner` for this encoder and a small second one"
         res = dict(arch=partial(simple_cnn, depth=2, width=4))
         if encoder=='row': return res
         if encoder=='resnet18': return dict(arch=resnet18, depth=1)
@@ -79,14 +79,14 @@ def quiet(learn, f):
 def item_of(source): return source.df.iloc[21]
 
 def raw(learn, row):
-    "The probabilities and values that a learner predicts for a row"
+    "The probabilities and numbers that a learner predicts for a row"
     return {n: torch.as_tensor(v).float() for n,v in quiet(learn, lambda: learn.predict(row))[2].items()}
 
 COMBINATIONS = [(e, f) for e in ENCODERS for f in fusions]
 
 @pytest.fixture(scope='session')
 def exported(source, tmp_path_factory):
-    "By combination, what the learner predicted here before it was exported, and what a fresh process makes of its file"
+    "For each combination, the learner's prediction before its export, and that of the file in a fresh process"
     folder = tmp_path_factory.mktemp('exported')
     here = {}
     for encoder,fusion in COMBINATIONS:
@@ -123,17 +123,17 @@ def test_a_fresh_process_predicts_the_same(exported, encoder, fusion):
 EACH = [*[(e, 'concat') for e in ENCODERS], *[('cnn', f) for f in fusions if f!='concat'],
         *[(e, f) for e in ('resnet18','bert') for f in ('attention','tokens')]]
 
-# The whole product runs `export`, a load in a fresh process and `predict`. The other calls run on a covering design:
+# All combinations run `export`, a load in a fresh process and `predict`. The other calls run on a covering design:
 # every encoder with one fusion, every fusion with one encoder, and the fusions of tokens with encoders that give maps
 # and words.
 
 def test_the_design_covers_every_encoder_every_fusion_and_every_pair():
     assert {e for e,_ in EACH}==set(ENCODERS) and {f for _,f in EACH}==set(fusions)
-    assert set(text_encoders)<=set(ENCODERS)                      # a new text encoder must join
+    assert set(text_encoders)<=set(ENCODERS)                      # add every new text encoder
     assert len(set(COMBINATIONS))==len(ENCODERS)*len(fusions) and len(set(EACH))==len(EACH)
-    for encoder in ('cnn','bert'):                                # maps and words
+    for encoder in ('cnn','bert'):                                # encoders that give maps and words
         assert {'attention','tokens'}<={f for e,f in EACH if e==encoder}
-    assert {f for e,f in EACH if e in STAGED}==set(fusions)       # `depth` and `split` meet every fusion
+    assert {f for e,f in EACH if e in STAGED}==set(fusions)       # `depth` and `split` with every fusion
 
 @pytest.mark.parametrize('encoder,fusion', EACH)
 def test_everything_that_a_learner_does(source, encoder, fusion):
@@ -174,7 +174,7 @@ def test_depth_and_split(source, encoder, fusion, options):
 
 @pytest.mark.parametrize('encoder', [e for e in ENCODERS if e not in STAGED])
 def test_options_of_stages_beside_an_encoder_without_any(source, encoder):
-    "The picture's encoder is cut and split; a dual encoder, which has no stages, is answered in words"
+    "The picture's encoder is cut and split, but a dual encoder, which has no stages, raises a clear error"
     if encoder!='siglip':
         learn = source.learner(encoder, 'concat', depth=1)
         assert learn.model.trunks['image'].depths=={'colour': 1, 'area': 1}

@@ -9,7 +9,7 @@ from fastai_multi.modality import ChangedInput, ModalityCheck, change_of, of_ano
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 class Reads(nn.Module):
-    "Says the answer that its vector `name` holds, and looks at no other input"
+    "Give the answer that the vector `name` holds, and ignore the other input"
     def __init__(self, name):
         super().__init__()
         self.name = name
@@ -80,7 +80,7 @@ def test_a_harmful_input_is_named(loaders):
     sentences = modality_check(MultiLearner(loaders, Wrong('a'))).sentences()
     assert sentences[0].startswith('kind is better without its own a')
 
-# An input that carries a little
+# An input with little information
 
 N_TAGS = 8
 
@@ -118,7 +118,7 @@ def weak_check():
 
 @pytest.mark.parametrize('output', ['kind','tags'])
 def test_an_input_that_carries_a_little_is_not_called_ignored(weak_check, output):
-    "Few decisions turn on it, so the score cannot tell; the loss can"
+    "The input changes few decisions, so the score does not show it, but the loss does"
     by_score,by_loss = weak_check.worse(output, 'weak')
     assert by_score.low<=0<by_loss.low and by_loss.what=='loss'
     assert (output,'weak') not in weak_check.ignored and (output,'strong') not in weak_check.ignored
@@ -131,7 +131,7 @@ def test_beside_it_an_input_without_information_is_called_ignored(weak_check, ou
     assert any(s.startswith(f'{output} seems to ignore noise: ') for s in weak_check.sentences())
 
 def test_chance_is_rarely_taken_for_reading():
-    "Of 400 models that follow an input without information, few are said to read it"
+    "Of 400 models that follow an uninformative input, the check says of only few that they read it"
     rng = np.random.default_rng(0)
     false = 0
     for _ in range(400):
@@ -144,7 +144,7 @@ def test_chance_is_rarely_taken_for_reading():
 
 def test_items_are_exchanged_in_batches_of_one_too(loaders):
     learn = MultiLearner(loaders, Reads('a'))
-    for bs in (1, 59):                                    # 60 items: the last batch of 59 has one
+    for bs in (1, 59):                                    # 60 items: with batches of 59, the last has one item
         check = modality_check(learn, dl=loaders.valid.new(bs=bs))
         assert ('kind','a') not in check.ignored and ('kind','b') in check.ignored
         assert check.table.loc[('size','a','shuffled')].changed>.5
@@ -158,7 +158,7 @@ def test_an_output_without_labels_is_not_judged(loaders):
     assert check.ignored==[('size','b')]
 
 def test_one_learner_for_each_set_of_inputs(shapes):
-    "Each is trained on its own inputs, from the same seeds, and the random state is put back"
+    "Each learner trains on its own inputs from the same seeds, and the random state is restored"
     columns = dict(image='file', text='caption')
     built = []
     def learner_of(inputs):

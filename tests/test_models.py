@@ -1,4 +1,4 @@
-"Backbones cut at every depth against torchvision's and timm's own features; weights; the whole model"
+"Backbones cut at every depth equal torchvision's and timm's own features; weights; the whole model"
 import logging, pickle, re
 from copy import deepcopy
 import pytest, torch, torchvision
@@ -12,7 +12,7 @@ from fastai_multi.models.heads import *
 from fastai_multi.models.wide import *
 from fastai_multi.models.multi import *
 
-# name: (stages, picture, whether strides are exact: networks without padding lose a few more pixels)
+# name: (stages, picture size, whether strides are exact: networks without padding lose a few more pixels)
 families = dict(resnet18=(4,64,True), resnet50=(4,64,True), mobilenet_v2=(5,64,True), mobilenet_v3_small=(4,64,True),
                 mobilenet_v3_large=(5,64,True), efficientnet_b0=(5,64,True), convnext_tiny=(4,64,True),
                 densenet121=(4,64,True), regnet_y_400mf=(4,64,True), shufflenet_v2_x0_5=(3,64,True),
@@ -20,12 +20,12 @@ families = dict(resnet18=(4,64,True), resnet50=(4,64,True), mobilenet_v2=(5,64,T
                 swin_t=(4,64,True), maxvit_t=(4,224,True), inception_v3=(5,160,False))
 
 def build(name):
-    kw = dict(init_weights=False) if name=='inception_v3' else {}     # its slow initialisation is not what is tested
+    kw = dict(init_weights=False) if name=='inception_v3' else {}     # skips its slow initialisation
     torch.manual_seed(0)
     return torchvision.models.get_model(name, weights=None, **kw).eval()
 
 def last_node(stage, model):
-    "The name of a stage's last module, which torchvision's `create_feature_extractor` takes"
+    "The name of a stage's last module for torchvision's `create_feature_extractor`"
     a,_,b = stage.partition('..')
     inner = f"{a.rpartition('.')[0]}.{b}"
     return a if not b else inner if inner in dict(model.named_modules()) else b
@@ -46,7 +46,7 @@ def test_every_depth_of_a_torchvision_model(name):
     for i,(s,m) in enumerate(zip(full.stages, maps)):
         o = own[s]
         if name=='swin_t' and i<n-1: o = o.permute(0,3,1,2)
-        if name=='densenet121' and i==n-1: o = o.relu()                # applied in its forward, not by a module
+        if name=='densenet121' and i==n-1: o = o.relu()                # torchvision applies it in `forward`
         torch.testing.assert_close(m, o, atol=1e-5, rtol=1e-5)
         assert m.shape[1]==full.channels[i]
         if exact: assert m.shape[2]==px//full.strides[i]
@@ -62,7 +62,7 @@ def test_every_depth_of_a_torchvision_model(name):
         torch.testing.assert_close(y.detach(), maps[d-1], atol=1e-5, rtol=1e-5)
         enc.zero_grad()
         y.sum().backward()
-        assert all(p.grad is not None for p in enc.parameters())       # nothing that the depth does not need
+        assert all(p.grad is not None for p in enc.parameters())       # no unused parameter
         early,late = enc.param_groups()
         assert len(early)+len(late)==len(list(enc.parameters())) and (len(early)>0)==(d>1) and late
     with torch.no_grad(): torch.testing.assert_close(pickled(x), maps[-1])
@@ -95,7 +95,7 @@ def test_a_vision_transformer():
 
 @pytest.mark.parametrize('name', ['resnet18','mobilenet_v2'])
 def test_a_cut_network_trains_as_the_whole_one(name):
-    "Batch norm in training mode sees the same numbers"
+    "In training mode, batch norm sees the same numbers"
     model = build(name)
     x = torch.randn(4,3,64,64)
     enc = pickle.loads(pickle.dumps(image_encoder(model)))
@@ -105,7 +105,7 @@ def test_a_cut_network_trains_as_the_whole_one(name):
     for a,b in zip(bufs(enc), bufs(own)): torch.testing.assert_close(a, b)
 
 def flat_key(k):
-    "A name in timm's network, or in the chain made of it, without its containers"
+    "A parameter's name without its containers, in timm's network or in our chain of its modules"
     return re.sub(r'^(body_stages_\d+_|body_vit_|body_net_|model_)|^', '',
                   re.sub(r'^body_stages_(\d+)_(?=norm1|attn|norm2|mlp|ls)', r'blocks_\1_', k.replace('.','_')))
 
@@ -116,7 +116,7 @@ timm_levels = dict(resnet18=[4,8,16,32], mobilenetv3_small_050=[4,8,16,32], effi
                    ese_vovnet19b_dw=[4,8,16,32])
 
 def timm_whole(name):
-    "timm's own feature network of all its levels; a vision transformer may see pictures of other sizes, as ours does"
+    "timm's own feature network with all levels. A vision transformer accepts pictures of other sizes, as ours does"
     import timm
     kw = dict(features_only=True, **dict(dynamic_img_size=True) if name[:3]=='vit' else {})
     with torch.device('meta'): n = len(timm.create_model(name, **kw).feature_info.info)
@@ -138,16 +138,16 @@ def test_every_depth_of_a_timm_model(name):
         enc = image_encoder('timm/'+name, depth=d).eval()
         assert enc.strides==levels[:d] and len(enc.channels)==d==len(enc.stages)
         sd = {flat_key(k): k for k in enc.state_dict()}
-        assert set(sd) <= set(theirs)                                  # timm's own modules under timm's own names
+        assert set(sd) <= set(theirs)                                  # timm's modules with timm's names
         enc.load_state_dict({k: theirs[f] for f,k in sd.items()})
         maps = enc.maps(x)
         assert [m.shape[1] for m in maps]==enc.channels and [px//m.shape[2] for m in maps]==enc.strides
         for m,o in zip(maps, own): torch.testing.assert_close(m.detach(), o, atol=1e-5, rtol=1e-5)
-        if n is not None: assert sum(p.numel() for p in enc.parameters()) < n  # each depth less is a stage less
+        if n is not None: assert sum(p.numel() for p in enc.parameters()) < n  # each smaller depth drops a stage
         n = sum(p.numel() for p in enc.parameters())
         maps[-1].sum().backward()
         used = all(p.grad is not None for p in enc.parameters())
-        # whose branches run beside each other: all are needed for any of its levels, not all of each
+        # in hrnet the branches run in parallel: each level needs all branches, but not all of each
         assert used or 'hrnet' in name
         early,late = enc.param_groups()
         assert late and (len(early)>0)==(d>1) and len(early)+len(late)==len(list(enc.parameters()))
@@ -237,7 +237,7 @@ def test_one_by_one_and_in_a_batch_give_the_same_numbers():
     assert all(o.isfinite().all() for o in y) and y.eyes.shape==(16,2,2)
 
 def test_a_step_asks_the_device_for_nothing():
-    "On the meta device nothing has a value, so any question to it fails"
+    "On the meta device tensors have no values, so reading one fails"
     model = model_of_all().to('meta').train()
     y = model([o.to('meta') for o in batch_of_all()])
     sum(o.sum() for o in y).backward()
@@ -278,7 +278,7 @@ def test_features_that_depend_on_the_size_of_the_picture():
         image_encoder(nn.Sequential(simple_cnn(widths=[8]), nn.Flatten()))
     assert image_encoder(nn.Sequential(simple_cnn(widths=[8]), nn.AdaptiveAvgPool2d(4), nn.Flatten())).n_features==128
 
-# the outputs' order, names, and other tools
+# the order of outputs, names, and other tools
 
 def image_and_text(outputs, **kwargs):
     "A small model of a picture and a text"
@@ -354,7 +354,7 @@ def test_a_head_replaced_and_one_added():
     assert sum(len(g) for g in groups)==len(list(model.parameters()))
     with pytest.raises(ValueError, match=r"\['mask'\] come after 'kind' and read its 6 numbers"):
         model.set_head('kind', [8], 5)
-    close(model(*xb), y)                                                # a refusal changes nothing
+    close(model(*xb), y)                                                # the error changes nothing
 
 def test_one_encoder_for_two_inputs_is_listed_once():
     image = image_encoder(simple_cnn(3, width=4))
@@ -370,7 +370,7 @@ def test_one_encoder_for_two_inputs_is_listed_once():
     assert model(picture, picture, words, words).a.shape==(4,2)
 
 def tools_case(name):
-    "A model and what it is called with"
+    "A model and its arguments"
     picture,words = picture_and_words()
     both = dict(kind=5, box=4, mask=2)
     lstm = dict(text=text_encoder('lstm', 30))
@@ -385,7 +385,7 @@ def tools_case(name):
 TOOLS_CASES = ['image','text','bare text','image and text','image and text by name']
 
 class AllMaps(nn.Module):
-    "Reads the maps of every stage, and the last one a second time"
+    "Read the maps of every stage, and the last one twice"
     def __init__(self, enc):
         super().__init__()
         self.enc = enc
@@ -431,7 +431,7 @@ def test_export_makes_a_program(name, tmp_path):
     assert type(z) is type(y)
     torch.testing.assert_close(tuple(z), tuple(y), atol=1e-5, rtol=1e-4)
     torch.export.save(program, tmp_path/'model.pt2')
-    logging.disable(logging.WARNING)                                   # a warning of PyTorch's lacks an argument
+    logging.disable(logging.WARNING)                                   # one of PyTorch's warnings lacks an argument
     try: again = torch.export.load(tmp_path/'model.pt2').module()(*xb)
     finally: logging.disable(logging.NOTSET)
     assert type(again) is type(y)
@@ -455,12 +455,12 @@ def test_an_exported_program_takes_batches_of_any_size():
 # the prior, and linear maps of wide features
 
 def some_terms():
-    "Words and pairs of words of drawn texts"
+    "The words and pairs of words in drawn texts"
     torch.manual_seed(2)
     return TermWeights(list(torch.randint(2, 30, (60,8))), 30, pad_id=0, unk_id=1)
 
 def wide_model(**kwargs):
-    "A picture, a text with terms and a vector, for one output of each kind"
+    "A model of a picture, a text with terms and a vector, with one output of each kind"
     torch.manual_seed(0)
     encoders = dict(image=image_encoder(simple_cnn(3, width=4, bn=True)),
                     text=text_encoder('bag', 30, terms=some_terms()), nums=vector_encoder(4))
@@ -479,7 +479,7 @@ def put_prior(model):
         with torch.no_grad(): model.heads[n].wide.bias.copy_(bias)
 
 def maps_by_hand(model):
-    "Drawn weights of the linear map of each head, put in their place"
+    "Put random weights into the linear map of each head, and return them"
     res = {}
     for n,head in model.heads.items():
         res[n] = torch.randn(len(PRIOR[n]), head.n_wide)
@@ -549,7 +549,7 @@ def test_an_absent_input_adds_nothing():
         for i,name in ((3,'image'), (4,'text'), (5,'nums')):
             assert not blocks[name][i].any() and blocks[name][2].any()
     nums[5] = 0.
-    nums[5,1] = float('nan')                                           # one of several numbers is missing
+    nums[5,1] = float('nan')                                           # one number of several is missing
     assert model(picture, words, nums).kind.isfinite().all()
 
 def test_wide_features_are_on_one_scale_after_fit():
@@ -597,7 +597,7 @@ def test_a_head_added_reads_wide_features_and_leaves_the_scales_alone():
     assert model.wide_of==dict(kind='depth_3', more='depth_3', box='fields_depth_3')
     assert all(torch.equal(model.wides.state_dict()[k], v) for k,v in before.items())
     assert model(*xb).box.shape==(8,4)
-    model.set_head('kind', nn.Linear(160,5))                           # a module of yours is called as ever
+    model.set_head('kind', nn.Linear(160,5))                           # a module of yours is called as usual
     assert 'kind' not in model.wide_of and model(*xb).kind.shape==(8,5)
     with pytest.raises(ValueError, match="The head 'kind' reads 7 wide features, but the inputs give 36: .*n_wide=36"):
         model.set_head('kind', Head(160, 5, n_wide=7))
@@ -606,7 +606,7 @@ def test_a_head_added_reads_wide_features_and_leaves_the_scales_alone():
     assert model.wide_of['kind']=='depth_3'
 
 class OwnHead(nn.Module):
-    "A head class of a user's that knows nothing of wide features"
+    "A custom head class that does not use wide features"
     options = ('width',)
     def __init__(self, n_in, n_out, maps=None, width=3):
         super().__init__()

@@ -1,4 +1,4 @@
-"A group from outside the package: two numbers and a category under one name, with its own head, loss and metric"
+"A custom group: two numbers and a category under one name, with its own head, loss and metric"
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,10 +15,10 @@ from fastai_multi.losses import GroupLoss
 from fastai_multi.tasks import GroupTask
 from tests.seen import texts_of_figure
 
-# The kind: where the object is, and what it is
+# The kind: an object's place and class
 
 class ThingPart(GroupPart):
-    "A place and a class; a prediction is right if the class is and the place is near"
+    "A place and a class. A prediction is correct if the class is, and if the place is near"
 
 class ThingBlock(GroupBlock):
     "Two numbers and a category under one name"
@@ -26,7 +26,7 @@ class ThingBlock(GroupBlock):
     def __init__(self): super().__init__(place=RegressionBlock(n_out=2), kind=CategoryBlock)
 
 class ThingHead(nn.Module):
-    "One hidden layer for all that is said of a thing"
+    "One hidden layer for all members of a thing"
     options = ()
     def __init__(self, n_in, n_out, maps=None):
         super().__init__()
@@ -38,18 +38,18 @@ class ThingHead(nn.Module):
         return dict(place=self.place(x), kind=self.kind(x))
 
 class ThingLoss:
-    "Squared errors of the place, plus cross-entropy: a value for each item"
+    "The squared error of the place plus the cross-entropy of the class, for each item"
     def __call__(self, pred, targ):
         off = F.mse_loss(pred.place, targ.place, reduction='none').mean(1)
         return off + F.cross_entropy(pred.kind, targ.kind, reduction='none')
 
 def found(pred, targ):
-    "The share of things whose kind is right, with a place within 16 pixels"
+    "The share of things with the correct kind and a place within 16 pixels"
     near = (pred.place-targ.place).norm(dim=1) < 16
     return (near & (pred.kind.argmax(1)==targ.kind)).float().mean()
 
 class ThingTask(GroupTask, part=ThingPart):
-    "A thing is judged as a whole"
+    "A thing is scored as a whole"
     head_class = ThingHead
     def loss(self, **kwargs): return ThingLoss()
     def metrics(self): return [found, *super().metrics()]
@@ -98,7 +98,7 @@ def test_a_batch_holds_a_group(table, shapes):
     assert 'thing   group' in said
 
 def test_every_way_to_give_it(table, shapes):
-    "A dict, a tuple, a dict without a member, a dict by leaf, nothing"
+    "An item may be a dict, a tuple, a dict without a member, a dict by leaf, or nothing"
     ways = [dict(place=[1.,2.], kind='a'), ([3.,4.], 'b'), dict(kind='a'), dict(place=[5.,7.]), None]
     items = [dict(x=float(i), y=dict(n=float(i), who=w)) for i,w in enumerate(ways)]
     items.append(dict(x=0., y={'n': 0., 'who.place': [1.,1.], 'who.kind': 'b'}))
@@ -130,7 +130,7 @@ def test_it_trains_beside_a_category(trained):
     assert res['thing_place_mae'] > 1            # in pixels, not in standard deviations
 
 def test_loss_and_metrics_count_what_is_labelled(trained):
-    "Against the same numbers by hand"
+    "Loss and metrics equal the numbers by hand"
     preds,targs = trained.get_preds(act=noop)
     p = preds.thing
     t = targs.thing
@@ -190,7 +190,7 @@ def test_weights_of_losses_and_items(table, shapes):
 @pytest.mark.parametrize('cb', [UncertaintyWeighting, DynamicWeightAverage, GradNorm, GradientBalance,
                                 partial(GradientBalance, level='parameters'), TaskMonitor], ids=str)
 def test_balancing(table, shapes, cb):
-    "Each batch weighs two outputs: the group has one weight, its members have none"
+    "Each batch has weights for two outputs: the group has one weight, and its members have none"
     seen = []
     class Watch(Callback):
         order = 70
@@ -228,10 +228,10 @@ def test_a_metric_by_member(table, shapes):
     with pytest.raises(KeyError, match="Unknown member of the group 'thing' in `metrics` 'knd'"):
         learner(dls, metrics=dict(thing=dict(knd=accuracy)))
 
-# Without a class of one's own
+# Without a custom class
 
 def test_a_group_of_usual_members(table, shapes):
-    "Heads, losses and metrics are its members'; it is the only output, and its members live in the picture"
+    "The members have heads, losses and metrics. The group is the only output, and its members lie in the picture"
     outputs = dict(thing=GroupBlock(box=BBoxBlock, kind=CategoryBlock, area=RegressionBlock))
     df = table.assign(x1=table.x1.fillna(2), y1=table.y1.fillna(2))
     df.loc[df.index%5==1, ['x1','y1','x2','y2']] = np.nan
@@ -265,7 +265,7 @@ class Slots(nn.Module):
         return Outputs(boxes=self.boxes(x).unflatten(1, (3,4)).tanh(), labels=self.labels(x).unflatten(1, (3,-1)))
 
 class SlotLoss:
-    "The first boxes in the slots' order; pictures without boxes cost nothing"
+    "The loss of the first boxes in the order of the slots. Pictures without boxes have no loss"
     ignores_missing = True
     def __call__(self, pred, targ):
         n = min(3, targ.boxes.shape[1])
@@ -314,7 +314,7 @@ def test_boxes_with_labels_are_one_output(shapes):
     assert 'objects: boxes: 3 predicted' in texts_of_figure().replace('\n', ' ')
 
 def test_the_short_form_keeps_its_names(shapes):
-    "`boxes` and `labels` of a `MultiOutputBlock` stand beside each other, with the same values as in a group"
+    "`boxes` and `labels` of a `MultiOutputBlock` are two outputs with the same values as in a group"
     def first_batch(blocks, get_y):
         block = DataBlock((ImageBlock, MultiOutputBlock(**blocks)), get_x=lambda o: o['file'], get_y=get_y,
                           splitter=RandomSplitter(seed=0), item_tfms=Resize(64))
@@ -341,7 +341,7 @@ def test_mistakes(table, shapes):
     with pytest.raises(ValueError, match="The loss of output 'thing'.*failed on predictions place"): broken.fit(1)
 
 def test_only_groups_have_members():
-    "No kind uses the names by which a group tells its form for something else"
+    "No kind uses the names that describe the form of a group for something else"
     from fastai_multi.data.parts import Part
     for cls in Part.classes:
         if issubclass(cls, GroupPart): continue

@@ -1,4 +1,4 @@
-"Every call of a learner with objects among its outputs: beside a class, tags, a number and a mask; and alone"
+"Every call of a learner works with objects, alone or with a class, tags, a number and a mask"
 import numpy as np, pandas as pd, pytest, torch
 from matplotlib import pyplot as plt
 from fastai.vision.all import *
@@ -8,7 +8,7 @@ pytestmark = [pytest.mark.usefixtures('one_thread'), pytest.mark.filterwarnings(
 LABELS = ['ground','shape']
 
 class Source:
-    "Drawn pictures, their objects and a mask of each; some kinds, areas, colours and masks are missing"
+    "Drawn pictures with objects and masks. Some kinds, areas, colours and masks are missing"
     def __init__(self, folder):
         self.path = multi_shapes(folder/'shapes', n=32, size=32, seed=3)
         self.df = pd.read_csv(self.path/'items.csv')
@@ -19,7 +19,7 @@ class Source:
         self.df.loc[::6, 'mask'] = None
         self.df.loc[1::6, 'area'] = np.nan
         self.df['v'] = self.df.index>=24
-        self.boxes = self.boxes[self.boxes.file!=self.df.file[2]]    # a picture that shows nothing
+        self.boxes = self.boxes[self.boxes.file!=self.df.file[2]]    # this picture has no objects
 
     def mask_of(self, file):
         m = np.zeros((32,32), dtype=np.uint8)
@@ -58,7 +58,7 @@ def trained(source, request):
     learn.tasks['objects'].threshold = .05
     return learn
 
-# What changes a learner: a fresh one each time
+# Calls that change a learner get a fresh one each time
 
 def is_finite(learn): return np.isfinite(learn.recorder.values[-1]).any() and weights_are_finite(learn)
 def weights_are_finite(learn): return all(p.isfinite().all() for p in learn.model.parameters())
@@ -66,7 +66,7 @@ def weights_are_finite(learn): return all(p.isfinite().all() for p in learn.mode
 def fitted(cb): return lambda learn, source: learn.fit(1, cbs=cb())
 
 def grown(learn, source):
-    "A learner with one more output keeps the objects' scores"
+    "A learner with an added output keeps the scores of the objects"
     before = learn.evaluate()['objects_map']
     df = source.df.assign(again=source.df.colour)
     outputs = {n: block for n,block in dict(kind=CategoryBlock, tags=MultiCategoryBlock, area=RegressionBlock,
@@ -119,10 +119,10 @@ def test_options(source, form, name):
     assert is_finite(learn)
     assert isinstance(learn.predict(source.path/source.df.file[30])[0].objects, list)
 
-# What asks a learner
+# Calls that only read a learner
 
 def same_rows(a, b):
-    "Whether two answers name the same objects"
+    "Whether two answers have the same objects"
     assert [o['colour'] for o in a]==[o['colour'] for o in b]
     assert [o['kind'] for o in a]==[o['kind'] for o in b]
     for key in ('box','score','area'):
@@ -177,7 +177,7 @@ def evaluated(learn, source, tmp_path):
     return {'objects_map50','objects_map','objects_kind_accuracy','objects_area_mae'} <= set(res)
 
 def tiles(learn, source, tmp_path):
-    "One tile: the objects of the whole picture; of two of a class that overlap only one is left"
+    "With one tile, the objects are those of the whole picture, but of two overlapping ones of a class only one stays"
     whole = {(o['score'],o['colour']) for o in learn.predict(picture(source))[0].objects}
     rows = learn.predict_tiles(picture(source), tile=32, overlap=0)
     return 0<len(rows)<=len(whole) and {(o['score'],o['colour']) for o in rows} <= whole
@@ -209,7 +209,7 @@ def compared(learn, source, tmp_path):
     return table.loc[('objects','objects_map50'), 'difference']==0
 
 def calibrated(learn, source, tmp_path):
-    "The objects keep their scores"
+    "Calibration does not change the scores of objects"
     before = learn.predict(picture(source))[0].objects
     learn.calibrate()
     return same_rows(before, learn.predict(picture(source))[0].objects)
@@ -235,7 +235,7 @@ def test_questions(trained, source, tmp_path, name):
     assert questions[name](trained, source, tmp_path)
     for n,v in trained.model.state_dict().items(): assert torch.equal(v, before[n]), n
 
-# What objects cannot do is said in words
+# What objects cannot do raises a clear error
 
 refused = dict(
     mixup=(ValueError, "cannot blend output 'objects'", lambda learn, source: learn.fit(1, cbs=MixUp())),

@@ -1,4 +1,4 @@
-"Objects as rows: many boxes a picture, each with its own named outputs, beside outputs of the whole picture"
+"Objects as rows: many boxes per picture, each with its own named outputs, next to outputs of the whole picture"
 import math, os, shutil, subprocess, sys, textwrap
 import numpy as np
 import pandas as pd
@@ -17,7 +17,7 @@ def objects_of(boxes):
 
 @pytest.fixture(scope='module')
 def table(shapes):
-    "Pictures with objects; some kinds are missing, some pictures are not labelled, one shows nothing"
+    "Pictures with objects. Some kinds are missing, some pictures are not annotated, and one has no objects"
     df = pd.read_csv(shapes/'items.csv')
     by_file = dict(list(pd.read_csv(shapes/'boxes.csv').groupby('file')))
     df['objects'] = [objects_of(by_file[f]) for f in df.file]
@@ -84,7 +84,7 @@ def test_a_batch(table, shapes):
     assert 'objects' in str(describe(dls))
 
 def test_ways_to_give_them(shapes):
-    "A list of dicts, a dict of lists, a table; nothing, nobody looked, numbers missing"
+    "Give objects as a list of dicts, a dict of lists or a table, with no objects, no annotation or missing numbers"
     file = shapes/pd.read_csv(shapes/'items.csv').file[0]
     one = dict(box=[1,2,9,9], kind='a', age=2.)
     ways = [[one, dict(box=[3,3,30,40], kind='b')], dict(box=[[1,2,9,9]], kind=['a'], age=[4.]), pd.DataFrame([one]),
@@ -99,7 +99,7 @@ def test_ways_to_give_them(shapes):
     assert y.looked_for.isnan().all(1).tolist() == [False]*4+[True]*2
 
 def test_rows_leave_with_their_boxes(table, shapes):
-    "Whatever a crop, a flip or a rotation does, a row without a box holds nothing, and one with a box holds its colour"
+    "After any crop, flip or rotation, a row without a box is empty, and a row with a box has its colour"
     tfms = [RandomResizedCrop(48, min_scale=.1)], aug_transforms(do_flip=True, flip_vert=True, max_rotate=20)
     dls = loaders(table, shapes, item_tfms=tfms[0], batch_tfms=tfms[1])
     empty = 0
@@ -114,10 +114,10 @@ def test_rows_leave_with_their_boxes(table, shapes):
             for i,j in (~gone).nonzero().tolist():
                 x1,y1,x2,y2 = ((y.box[i,j]+1)*24).tolist()
                 assert 0<=x1<x2<=48.01 and 0<=y1<y2<=48.01
-    assert empty>0    # crops took all boxes of some pictures
+    assert empty>0    # crops removed all boxes of some pictures
 
 def test_colour_stays_with_its_box(shapes):
-    "The middle of a circle's box has its colour after every flip and rotation"
+    "The pixel in the middle of a circle's box has the object's colour after every flip and rotation"
     df = pd.read_csv(shapes/'items.csv')
     by_file = dict(list(pd.read_csv(shapes/'boxes.csv').groupby('file')))
     df['objects'] = [objects_of(by_file[f][lambda d: d.label=='circle']) for f in df.file]
@@ -136,7 +136,7 @@ def test_colour_stays_with_its_box(shapes):
     assert seen>10 and right/seen>.9
 
 def test_a_second_table(shapes):
-    "The same batch from a file, from a table, and from a column of rows"
+    "A file, a table and a column of rows give the same batch"
     df = pd.read_csv(shapes/'items.csv')
     boxes = pd.read_csv(shapes/'boxes.csv')
     by_file = dict(list(boxes.groupby('file')))
@@ -153,7 +153,7 @@ def test_a_second_table(shapes):
     assert dls.one_batch()[1].objects.keys() == want.keys()
 
 def test_classes_that_nobody_looked_for(shapes):
-    "What is predicted of them changes neither the loss nor mAP"
+    "Predictions of these classes change neither the loss nor mAP"
     df = pd.read_csv(shapes/'items.csv')
     boxes = pd.read_csv(shapes/'boxes.csv')
     df['seen'] = np.where(df.index%2, 'red|blue|green', 'yellow|pink')
@@ -178,7 +178,7 @@ def test_classes_that_nobody_looked_for(shapes):
 # A learner
 
 def test_a_narrow_head_trains_on_one_small_picture(table, shapes):
-    "A single place of the coarsest map: a norm of one channel alone is refused by PyTorch"
+    "The coarsest map has a single location, where PyTorch refuses to normalise one channel alone"
     outputs = dict(objects=ObjectsBlock(area=RegressionBlock))
     rows = [[dict(box=[8,8,56,56], area=9.)]]*10
     df = table.iloc[:10].assign(objects=rows)
@@ -187,7 +187,7 @@ def test_a_narrow_head_trains_on_one_small_picture(table, shapes):
     assert np.isfinite(learn.recorder.values[-1][0])
 
 def test_it_learns_where_and_what(tmp_path):
-    "Boxes and colours of drawn shapes, beside the colour of the largest"
+    "The learner finds boxes and colours of drawn shapes, and the colour of the largest"
     path = multi_shapes(tmp_path/'shapes', n=240, size=64, seed=1)
     df = pd.read_csv(path/'items.csv')
     by_file = dict(list(pd.read_csv(path/'boxes.csv').groupby('file')))
@@ -225,7 +225,7 @@ def test_predict(trained, table, shapes, tmp_path):
     scores = [o['score'] for o in rows]
     assert scores == sorted(scores, reverse=True)
     assert all(0<=v<=64 for o in rows for v in o['box'])
-    big = PILImage.create(shapes/row.file).resize((640,320))      # boxes are in the pixels of the picture given
+    big = PILImage.create(shapes/row.file).resize((640,320))      # boxes are in pixels of the given picture
     boxes = [o['box'] for o in trained.predict(big)[0].objects]
     assert max(max(b[0::2]) for b in boxes)>64
     df = trained.predict_df(table.iloc[:4], num_workers=0)
@@ -248,7 +248,7 @@ def test_pictures(trained):
     trained.tasks['objects'].threshold = .4
 
 def test_export(trained, table, shapes, tmp_path):
-    "In a fresh process"
+    "An export predicts objects in a fresh process"
     trained.tasks['objects'].threshold = .1
     trained.export(tmp_path/'objects.pkl')
     file = shapes/table.file[1]
@@ -369,7 +369,7 @@ def test_small_boxes_are_told(table, shapes):
 # Two processes
 
 def run_twice(code, tmp_path):
-    "Run `code` in two processes that talk to each other"
+    "Run `code` in two processes that communicate"
     head = f'''
         import os, sys, torch
         sys.path.insert(0, {str(Path(__file__).parent)!r})
@@ -405,7 +405,7 @@ def step_of(learn, x, y, wrap=noop):
     return {n: p.detach() for n,p in learn.model.named_parameters()}
 
 def test_two_processes_step_as_one(shapes, tmp_path):
-    "Half of a batch on each of two processes gives the step of the whole batch; no parameter is left out"
+    "Two processes with half a batch each take the step of the whole batch, and no parameter is left out"
     shutil.copytree(shapes, tmp_path/'shapes')
     run_twice('''
         import torch.distributed as dist
@@ -424,8 +424,8 @@ def test_two_processes_step_as_one(shapes, tmp_path):
 # Tiles
 
 def test_tiles_of_a_large_picture(trained, table, shapes):
-    "Four pictures side by side: the objects of each, in the pixels of all; a learner's other inputs are refused"
-    trained.tasks['objects'].threshold = .1    # three epochs are not sure of much
+    "Four pictures side by side give the objects of each, in pixels of the whole. Other inputs are refused"
+    trained.tasks['objects'].threshold = .1    # three epochs give low scores
     files = [shapes/f for f in table.file[-4:]]
     large = PILImage.create(np.zeros((128,128,3), dtype=np.uint8))
     corners = [(0,0), (64,0), (0,64), (64,64)]

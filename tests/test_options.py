@@ -1,4 +1,4 @@
-"Options of losses, metrics and training: weights of tags, smoothing, a metric over outputs, blended batches"
+"Options of losses, metrics and training: tag weights, smoothing, a metric over outputs, blended batches"
 import matplotlib
 matplotlib.use('Agg')
 import numpy as np, pandas as pd, pytest, torch
@@ -12,7 +12,7 @@ from fastai.vision.core import Image
 from fastai_multi import *
 
 def written(n=300, seed=0):
-    "Texts with a kind, a size, and tags of which one is rare and hard to see"
+    "Texts with a kind, a size and two tags, one of them rare and hard to learn"
     rng = np.random.default_rng(seed)
     kind = rng.integers(0, 3, n)
     rare = rng.random(n)<.08
@@ -139,7 +139,7 @@ def test_a_part_frozen_by_name_stays_so_in_fine_tune(tmp_path):
         learn.fit(1, 1e-2)
         learn.freeze('kind')
         before = {n: state_of(learn, n) for n in ('kind','size','trunk')}
-        assert any(t.dtype==torch.int64 for t in before['kind'])      # batch norms count their batches
+        assert any(t.dtype==torch.int64 for t in before['kind'])      # batch norm counts its batches
         learn.fine_tune(1, 1e-2, probe=False)
         after = {n: state_of(learn, n) for n in before}
         assert same(before['kind'], after['kind'])
@@ -154,7 +154,7 @@ def test_a_frozen_trunk_keeps_its_statistics(tmp_path):
     before = state_of(learn, 'trunk')
     with learn.no_logging(), learn.no_bar(): learn.fine_tune(1, 1e-2)
     assert same(before, state_of(learn, 'trunk'))
-    learn.unfreeze()                      # groups: what is frozen by name stays so
+    learn.unfreeze()                      # parts frozen by name stay frozen
     assert not any(p.requires_grad for p in learn.model.encoders['image'].parameters())
 
 def test_rates_by_name_hold_throughout_fine_tune(tmp_path):

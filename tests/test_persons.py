@@ -1,4 +1,4 @@
-"A person with a box and keypoints: a flip keeps left and right, in what is read, shown, learned and predicted"
+"A flip keeps left and right of a person's keypoints apart in reading, showing, training and prediction"
 import numpy as np, pandas as pd, pytest, torch
 from matplotlib import pyplot as plt
 from torchvision.transforms import v2
@@ -10,11 +10,11 @@ from tests.seen import texts_of_figure
 pytestmark = pytest.mark.usefixtures('one_thread')
 JOINTS = ['head','left hand','right hand']
 PAIRS = [(1,2)]
-HANDS = {1: (220,40,40), 2: (40,60,220)}    # of those who wear gloves
+HANDS = {1: (220,40,40), 2: (40,60,220)}    # colours of gloves
 SIDE = 48
 
 def person(i, folder, gloves):
-    "Someone who faces you: the left hand is on the right; every fourth hides the right hand"
+    "Draw a person who faces you, with the left hand on the right. Every fourth hides the right hand"
     rng = np.random.default_rng(i)
     cx,cy,r = rng.uniform(18, 30),rng.uniform(16, 24),rng.uniform(9, 13)
     joints = [[cx,cy-8], [cx+r,cy+rng.uniform(0, 8)], [cx-r,cy+rng.uniform(0, 8)]]
@@ -44,7 +44,7 @@ def untyped(t): return t.as_subclass(Tensor)
 def pixels(t, w, h): return (untyped(t).reshape(-1,2)+1)/2*torch.tensor([w,h])
 
 def nearest_hand(x, point):
-    "Which hand has the colour that the picture shows at a point; `None` for neither"
+    "The hand whose colour the picture has at a point, or `None`"
     h,w = x.shape[-2:]
     at = pixels(point, w, h)[0].int()
     px,py = at.tolist()
@@ -62,7 +62,7 @@ turns = dict(none=still, half=dict(batch_tfms=Rotate(p=1., draw=180.), **still),
              twice=dict(item_tfms=[FlipItem(p=1.), Resize(64)], batch_tfms=Flip(p=1.)))
 
 def hands_seen(dl, swapped):
-    "How many hands show the colour that they must show, after the check that none shows the other"
+    "Check that no hand has the colour of the other, and count those with their own colour"
     seen = 0
     for x,y in dl:
         for im,joints in zip(x, y.joints):
@@ -75,14 +75,14 @@ def hands_seen(dl, swapped):
 
 @pytest.mark.parametrize('name', [*mirrors, *turns])
 def test_a_mirrored_left_hand_is_a_right_hand(tmp_path, name):
-    "In a mirror image the point `left hand` is where the right hand was; a turn swaps nothing, nor do two mirrors"
+    "In a mirror image the point `left hand` is where the right hand was. Rotations and double flips swap nothing"
     dls = persons(tmp_path, **{**mirrors, **turns}[name])
     assert hands_seen(dls.train, swapped=name in mirrors)>10
-    assert hands_seen(dls.valid, swapped=False)>8    # nobody flips these
+    assert hands_seen(dls.valid, swapped=False)>8    # validation does not flip
 
 @pytest.mark.parametrize('name', [*mirrors, *turns])
 def test_box_objects_and_points_move_together(tmp_path, name):
-    "The box of the person, the same box among the objects, and all points inside; a hidden hand stays hidden"
+    "The person's box equals the box among the objects and contains all points. A hidden hand stays hidden"
     dls = persons(tmp_path, **{**mirrors, **turns}[name])
     hidden = 0
     for x,y in dls.train:
@@ -97,7 +97,7 @@ def test_box_objects_and_points_move_together(tmp_path, name):
     assert hidden>0
 
 def test_random_flips_and_turns(tmp_path):
-    "Both hands of a person are swapped, or neither; both happen"
+    "Both hands of a person are swapped, or neither. Both cases occur"
     dls = persons(tmp_path, batch_tfms=aug_transforms(max_rotate=20, max_warp=0., max_lighting=0.), **still)
     ways = set()
     for _ in range(6):
@@ -117,13 +117,13 @@ def trained(folder, pairs):
     return learn
 
 def widths(learn, folder):
-    "By how many pixels the predicted left hand lies right of the right hand, for each validation picture"
+    "For each validation picture, how many pixels the predicted left hand is to the right of the right hand"
     files = [folder/f for f in learn.dls.valid.items.file]
     answers = [learn.predict(f)[0].joints for f in files]
     return np.array([float(a[1][0])-float(a[2][0]) for a in answers])
 
 def test_a_learner_tells_left_from_right(tmp_path):
-    "Bare hands, half of the pictures mirrored: with the pairs the left hand is on the right; without them they collapse"
+    "With bare hands and half of the pictures mirrored, `flip_pairs` keep the hands apart; without it they collapse"
     for name in ('pairs','none'): (tmp_path/name).mkdir()
     learn = trained(tmp_path/'pairs', PAIRS)
     told = widths(learn, tmp_path/'pairs')

@@ -1,4 +1,4 @@
-"With a cache of pictures, an epoch gives the same batches to the last bit, and reads each file once"
+"With a cache of pictures, an epoch gives the same batches bit for bit, and reads each file once"
 import os, pickle, random, time, warnings
 from multiprocessing import get_context
 from pathlib import Path
@@ -19,7 +19,7 @@ n = 24
 
 @pytest.fixture(scope='module')
 def table(tmp_path_factory):
-    "Pictures of several shapes and modes, with a box, points and a mask in each; two are missing"
+    "Pictures of several shapes and modes, each with a box, points and a mask. Two are missing"
     path = tmp_path_factory.mktemp('pictures')
     rng = np.random.default_rng(0)
     rows = []
@@ -69,7 +69,7 @@ tfms = dict(crop=lambda: [Resize(32)], squish=lambda: [Resize(32, method='squish
 @pytest.mark.parametrize('decoder', ['pil','torchvision'])
 @pytest.mark.filterwarnings('ignore:decoder=')
 def test_the_same_batches_with_a_cache_and_without(table, name, decoder):
-    "Pictures, classes, boxes, points and masks, in training and in validation, in a first epoch and in later ones"
+    "Pictures and labels are equal in training and in validation, in the first epoch and in later ones"
     plain = loaders(table, tfms[name](), decoder=decoder)
     cached = loaders(table, tfms[name](), decoder=decoder, cache=PictureCache(gb=.002))
     for a,b in zip(plain, cached):
@@ -107,7 +107,7 @@ def test_a_changed_file_is_read_again(table):
     same(dls.valid.one_batch()[0][0], before)
 
 def test_a_damaged_entry_is_read_from_its_picture(table, tmp_path):
-    "Cut short, of other bytes, or empty; and the store is whole afterwards"
+    "The entry is cut short, has other bytes or is empty. The store is repaired afterwards"
     expected = loaders(table, [Resize(32)]).valid.one_batch()
     cache = PictureCache('disk', .01, tmp_path/'kept')
     valid = loaders(table, [Resize(32)], cache=cache).valid
@@ -130,7 +130,7 @@ def put_all(cache, pictures):
 
 @pytest.mark.parametrize('where', ['memory','disk'])
 def test_processes_that_write_the_same_pictures_at_once(table, tmp_path, where):
-    "Every picture is there once, whole; a writer that is killed takes nothing with it"
+    "Every picture is stored once and complete, and a killed writer destroys nothing"
     from fastai_multi.data.picturecache import KeptPixels
     rng = np.random.default_rng(0)
     pictures = {bytes([i])*16: KeptPixels((9,9), rng.integers(0, 255, (30,30,3), dtype=np.uint8)) for i in range(1, 60)}
@@ -141,7 +141,7 @@ def test_processes_that_write_the_same_pictures_at_once(table, tmp_path, where):
     for p in writers: p.start()
     writers[0].kill()
     for p in writers: p.join()
-    cache.store.turn.seconds = .1    # the killed one may hold the lock
+    cache.store.turn.seconds = .1    # the killed process may hold the lock
     put_all(cache, pictures)
     whole = [k for k in pictures if cache.get(k) is not None]
     assert len(whole)>=len(pictures)-1
@@ -185,7 +185,7 @@ def test_words(table):
     assert repr(dls.train.cache).startswith('PictureCache: 0 pictures')
 
 def test_torchvision_reads_what_pil_reads(table):
-    "All pixels within 2 of 255, as tensors of floats"
+    "All pixels of the float tensors differ by at most 2 of 255"
     a = loaders(table, [Resize(32)]).valid.one_batch()
     b = loaders(table, [Resize(32)], decoder='torchvision').valid.one_batch()
     assert torch.equal(a[0].isnan(), b[0].isnan())

@@ -1,4 +1,4 @@
-"The package as a whole: what importing it does, what its metadata says, and the order of its modules"
+"The package as a whole: the effects of its import, its metadata, and the order of its modules"
 import ast, builtins, dis, importlib, json, re, subprocess, sys, types
 from configparser import ConfigParser
 from functools import lru_cache
@@ -22,10 +22,10 @@ def in_fresh_process(task, data=None):
 @lru_cache
 def cost(): return in_fresh_process('cost')
 
-# What importing it does
+# The effects of the import
 
 def test_star_import_is_quick():
-    "At most half a second on top of `fastai.vision.all`: the best of a few, as other work only ever adds"
+    "The import takes at most .5 s more than `fastai.vision.all`, in the best of a few runs"
     seconds = [cost()['seconds']]
     while min(seconds) > .5 and len(seconds) < 5: seconds.append(in_fresh_process('cost')['seconds'])
     assert min(seconds) <= .5, seconds
@@ -35,7 +35,7 @@ def test_star_import_shows_the_public_names_and_no_module():
     assert {'multi_shapes', 'Outputs'} <= {*cost()['all']}
 
 def test_star_import_hides_no_name_of_fastai():
-    "So that it may stand before or after fastai's"
+    "You can import it before or after fastai"
     assert cost()['replaced'] == []
 
 def test_importing_after_fastai_changes_nothing_in_it():
@@ -51,7 +51,7 @@ def test_importing_before_fastai_changes_nothing_in_it():
     assert len(without['state']) > 300
     assert with_us['state'].keys() == without['state'].keys()
     for name,was in without['state'].items(): assert with_us['state'][name] == was, name
-    own_to_each_process = {'random', 'numpy', 'torch'}   # random states that nothing has seeded
+    own_to_each_process = {'random', 'numpy', 'torch'}   # random states without a seed
     for k in without['settings'].keys() - own_to_each_process:
         assert with_us['settings'][k] == without['settings'][k], k
 
@@ -82,12 +82,12 @@ def cells(nb, kind):
     return [''.join(c['source']) for c in json.loads(nb.read_text(encoding='utf-8'))['cells'] if c['cell_type']==kind]
 
 def exported_to(nb):
-    "The module that a notebook writes, or nothing"
+    "The module that a notebook exports to, or nothing"
     m = re.search(r'^#\|\s*default_exp (\S+)', '\n'.join(cells(nb, 'code')), re.M)
     return m and m[1]
 
 notebooks = sorted((root/'nbs').glob('[0-9]*.ipynb'))
-modules = {m: nb for nb in notebooks if (m := exported_to(nb))}   # in the order of the notebooks' numbers
+modules = {m: nb for nb in notebooks if (m := exported_to(nb))}   # in the order of notebook numbers
 path_of = lambda m: (lib/Path(*m.split('.'))).with_suffix('.py')
 
 def test_every_module_has_its_notebook_and_number():
@@ -103,14 +103,14 @@ def test_readme_says_what_every_module_is_for():
     assert rows == [*modules]
 
 def code_objects(code):
-    "A code object and those within it"
+    "A code object and all code objects in it"
     yield code
     for o in code.co_consts:
         if isinstance(o, types.CodeType): yield from code_objects(o)
 
 @pytest.mark.parametrize('m', modules)
 def test_every_name_is_known(m):
-    "Star imports hide a name that went to another module until somebody calls the function that reads it"
+    "After star imports, a moved name fails only when you call the function that uses it"
     known = vars(importlib.import_module(f'fastai_multi.{m}')).keys() | vars(builtins).keys()
     code = compile(path_of(m).read_text(encoding='utf-8'), m, 'exec')
     read = {i.argval for c in code_objects(code) for i in dis.get_instructions(c) if i.opname=='LOAD_GLOBAL'}
@@ -118,7 +118,7 @@ def test_every_name_is_known(m):
 
 @pytest.mark.parametrize('m', modules)
 def test_module_introduces_itself(m):
-    "`default_exp` in the first cell, a title with its sentence in the first prose: the module's docstring"
+    "The first code cell has `default_exp`, and the first prose has a title and the sentence of the module's docstring"
     code = cells(modules[m], 'code')
     prose = cells(modules[m], 'markdown')
     assert re.match(r'#\|\s*default_exp ', code[0])
@@ -133,7 +133,7 @@ def test_no_cell_is_kept_from_running(m):
 
 @pytest.mark.parametrize('nb', notebooks, ids=lambda nb: nb.stem)
 def test_stored_outputs_are_for_a_reader(nb):
-    "`.ci/execute.py` leaves no progress bar, style sheet or path of a machine; each picture has its words"
+    "`.ci/execute.py` keeps no progress bar, style sheet or local path, and every picture has an alternative text"
     assert nb.stat().st_size < 300*1024
     for c in json.loads(nb.read_text(encoding='utf-8'))['cells']:
         if c['cell_type']!='code': continue
@@ -146,7 +146,7 @@ def test_stored_outputs_are_for_a_reader(nb):
         assert not re.search(r'"\[\d+, [\d.]+, ', texts), source
 
 def imported(m):
-    "Modules of this package that the module `m` imports"
+    "The modules of this package that the module `m` imports"
     found = set()
     for n in ast.walk(ast.parse(path_of(m).read_text(encoding='utf-8'))):
         if isinstance(n, ast.ImportFrom):

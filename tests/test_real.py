@@ -26,7 +26,7 @@ def test_pretrained_weights_from_a_file_are_used_frozen_and_normalised(real, wei
     assert not conv.weight.requires_grad
 
 def test_fashion_trains_on_photo_and_title(real, weights):
-    "A slice of what `python -m benchmarks.fashion` measures: titles alone must already beat the majority class"
+    "In a small part of `python -m benchmarks.fashion`, titles alone must already beat the majority class"
     df = pd.read_csv(real('fashion')/'items.csv').sample(600, random_state=0).reset_index(drop=True)
     df['is_valid'] = df.index.isin(RandomSplitter(0.2, seed=42)(df)[1])
     learn = multi_learner(fashion.loaders(df, real('fashion'), False, True, 64, 32, 0), lr=1e-2)
@@ -37,7 +37,7 @@ def test_fashion_trains_on_photo_and_title(real, weights):
         assert res[f'{o}_accuracy'] > majority, (o, res)
 
 def test_gaps_leave_each_product_an_input(real):
-    "The validation items of `python -m benchmarks.fusion missing`"
+    "This checks the validation items of `python -m benchmarks.fusion missing`"
     items = pd.read_csv(real('fashion')/'items.csv')
     gaps = fusion.with_gaps(items)
     no_photo,no_title = gaps.file.isna(),gaps.title.isna()

@@ -1,4 +1,4 @@
-"Each advice of `task_report` is tested on a drawn problem on which it helps to follow it"
+"Each piece of advice in `task_report` is tested on a drawn problem where following it helps"
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,11 +8,11 @@ from fastai_multi import *
 
 @pytest.fixture(autouse=True)
 def one_state():
-    "Loaders draw their order from the state that a test before has left: each starts from the same"
+    "Start every test from the same random state, from which loaders draw their order"
     set_seed(0)
 
 def table(n=320, noise=.3, seed=0):
-    "Four features; `a` and `b` are numbers that depend on them, `noise` is a number that does not"
+    "A table of four features, two numbers `a` and `b` that depend on them, and `noise`, which does not"
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(n,4))
     df = pd.DataFrame({f'x{i}': x[:,i] for i in range(4)})
@@ -33,13 +33,13 @@ def learner(outputs, df=None, bs=32, arch=None, **kwargs):
     return learn
 
 def about(learn, name, **kwargs):
-    "What the report says of one output"
+    "What the report says about one output"
     return ' '.join(s for s in learn.task_report(**kwargs).advice if s.startswith(f'`{name}`'))
 
 def loss(learn, name): return learn.evaluate()[f'{name}_loss']
 
 class Head(nn.Module):
-    "A head of a user, whose random last layer is large"
+    "A custom head whose random last layer is large"
     scale = 5.
     def __init__(self, n_in, n_out):
         super().__init__()
@@ -48,7 +48,7 @@ class Head(nn.Module):
     def forward(self, x): return self.last(x)
 
 class Small(Head):
-    "The same, as the report advises: the last layer starts at zero"
+    "The same head as the report advises: its last layer starts at zero"
     scale = 0.
 
 def trunk(n_in=4, n_out=32, norm=None):
@@ -131,7 +131,7 @@ def quiet(p, t): return .001*(p-t)**2
 @pytest.mark.parametrize('name,own,outputs,words', [('a', loud, ['a','b'], 'decide alone'),
                                                     ('b', quiet, ['a','b','noise'], 'hardly moves')])
 def test_weights_of_losses(name, own, outputs, words):
-    "Through a few features that all outputs share, `b` is drowned, and learned better with the weight advised"
+    "With few shared features the other losses drown `b`, and the advised weight makes it learn better"
     def trained(weights, epochs):
         torch.manual_seed(1)
         learn = learner(outputs, arch=trunk(4, 4), loss_func={name: own}, loss_weights=weights)
@@ -144,7 +144,7 @@ def test_weights_of_losses(name, own, outputs, words):
     assert trained(weights, 15).evaluate()['b_mae'] < trained(None, 15).evaluate()['b_mae']
 
 class Shared(nn.Module):
-    "Both outputs are one number"
+    "A model that predicts one number for both outputs"
     def __init__(self):
         super().__init__()
         self.line = nn.Linear(4, 1)
@@ -154,7 +154,7 @@ class Shared(nn.Module):
     def shared_points(self): return [self.line]
 
 def test_a_step_against_an_output():
-    "`b` is the opposite of `a`, whose loss is larger: the sum gives `b` up, the balanced gradient does not"
+    "`b` is the opposite of `a`, whose loss is larger. The plain sum gives `b` up, but balanced gradients do not"
     pytest.importorskip('torchjd')
     df = table()
     df['a'] = df.x0
@@ -195,7 +195,7 @@ def test_metrics_beside_baselines():
 WORDS = dict(up=['sun', 'cloud', 'bird'], down=['stone', 'root', 'worm'])
 
 def captions(n=160):
-    "A text whose words say the class, at times the wrong one, and a number that nothing says"
+    "Texts whose words usually tell the class, and a number that nothing predicts"
     rng = np.random.default_rng(0)
     kind = rng.choice(['up','down'], n, p=[.6,.4])
     said = np.where(rng.random(n)<.1, 'down', kind)
@@ -219,12 +219,12 @@ def test_baselines_of_texts():
     valid = learn.dls.valid.items
     assert t.constant['kind_accuracy'] == pytest.approx((valid.kind=='up').mean(), abs=1e-4)
     assert t.text['kind_accuracy'] > .85 and t.probe['kind_accuracy'] > .85
-    assert t.learner['kind_accuracy'] == pytest.approx(t.constant['kind_accuracy'])    # not trained yet
-    for k,v in learn.model.state_dict().items(): assert torch.equal(v, before[k])      # the probe was of a copy
+    assert t.learner['kind_accuracy'] == pytest.approx(t.constant['kind_accuracy'])    # untrained
+    for k,v in learn.model.state_dict().items(): assert torch.equal(v, before[k])      # the probe changed only a copy
     assert learn.probe_scores is None
     learn.probe()
     probed = learn.evaluate()['kind_accuracy']
     learn.fit_one_cycle(2, 1e-2)
     assert learn.evaluate(baseline=True).probe['kind_accuracy'] == pytest.approx(probed)
     dl = learn.dls.test_dl(valid.iloc[:20], with_labels=True)
-    assert 'probe' not in learn.evaluate(dl=dl, baseline=True)      # its scores are of other items
+    assert 'probe' not in learn.evaluate(dl=dl, baseline=True)      # the probe's scores are for other items

@@ -1,4 +1,4 @@
-"A killed training resumes and ends with the same weights"
+"A killed training resumes, and ends with the same weights"
 import json, subprocess, sys
 from pathlib import Path
 import pytest
@@ -7,7 +7,7 @@ from fastai_multi import *
 
 @pytest.fixture(scope='module')
 def rows(tmp_path_factory):
-    "What `tests/killed.py` says of each training that was killed"
+    "The rows of `tests/killed.py` for the killed trainings"
     run = subprocess.run([sys.executable, '-W', 'ignore', '-m', 'tests.killed', tmp_path_factory.mktemp('killed')],
                          capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert run.returncode==0, run.stderr[-2000:]
@@ -25,7 +25,7 @@ def _learner(path, shapes):
     return multi_learner(dls, simple_cnn(depth=2), path=path)
 
 class Stop(Callback):
-    "What a user does at the end of the second epoch"
+    "Interrupt the training at the end of the second epoch, as a user would"
     def state_dict(self): return {}
     def load_state_dict(self, state): pass
     def before_validate(self):

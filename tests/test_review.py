@@ -1,5 +1,5 @@
-"""Labels corrected in a real browser, in JupyterLab and on the page without a kernel: an edit, an undo, a reload
-or a restart, and the file of edits read back by `apply_edits`. It needs Debian's Chromium and the extra `notebook`."""
+"""Correct labels in a real browser, in JupyterLab and on the page without a kernel: edit, undo, reload or restart, and
+read the file of edits with `apply_edits`. The tests need Debian's Chromium and the extra `notebook`."""
 import os
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,9 +22,9 @@ SHOW = "Review(interp, [16, 17, 18], file='edits.csv')"
 
 @pytest.fixture(scope='module')
 def browser():
-    "Chromium, or a skip that says why there is none"
+    "Start Chromium, or skip the test and say why"
     playwright = pytest.importorskip('playwright.sync_api', reason='playwright is not installed')
-    if CHROMIUM is None: pytest.skip('There is no chromium here: `bash .ci/docs` installs it where it may')
+    if CHROMIUM is None: pytest.skip('Chromium is not installed: run `bash .ci/docs` where you may install packages')
     with playwright.sync_playwright() as p:
         chrome = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield chrome
@@ -32,7 +32,7 @@ def browser():
 
 @pytest.fixture(scope='module')
 def path(tmp_path_factory):
-    "A drawn data set, some of whose texts would be tags of HTML"
+    "A drawn data set, in which some texts look like HTML tags"
     path = multi_shapes(tmp_path_factory.mktemp('shapes'), n=24, size=96, seed=0)
     df = pd.read_csv(path/'items.csv')
     df.loc[16, 'caption'] = '<img src=x onerror=alert(1)> </script> & "so"'
@@ -41,7 +41,7 @@ def path(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def interp(path):
-    "What the cell in JupyterLab makes, here for the page"
+    "The object of the cell in JupyterLab, for the page"
     space = {}
     here = os.getcwd()
     os.chdir(path)
@@ -54,14 +54,14 @@ def shot(page, name):
     if folder := os.environ.get('SCREENSHOTS'): page.screenshot(path=f'{folder}/{name}.png', full_page=True)
 
 def downloaded(page, folder):
-    "The file that the button gives"
+    "The file that the button downloads"
     with page.expect_download() as waiting: page.click('#download')
     assert waiting.value.suggested_filename=='edits.csv'
     waiting.value.save_as(folder/'edits.csv')
     return folder/'edits.csv'
 
 def fits(page):
-    "Nothing is wider than the window"
+    "Check that nothing is wider than the window"
     return page.evaluate('document.documentElement.scrollWidth') <= page.viewport_size['width']
 
 @pytest.mark.parametrize('size', [dict(width=1200, height=900), PHONE], ids=['notebook', 'phone'])
@@ -77,14 +77,14 @@ def test_the_page_without_a_kernel(browser, interp, path, tmp_path, size):
     assert '<img src=x onerror=alert(1)>' in page.inner_text('#figure') and page.locator('#figure img').count()==1
     df = pd.read_csv(path/'items.csv')
 
-    page.select_option('select[aria-label=kind]', label='(a new class …)')      # a new class, tags, a box by hand
+    page.select_option('select[aria-label=kind]', label='(a new class …)')      # a new class, tags, a typed box
     page.fill('[aria-label="new class of kind"]', 'hexagon, "regular"')
     page.fill('[aria-label="new tags of tags"]', 'shiny')
     for n,v in dict(x1=5, y1=6, x2=70, y2=71.5).items(): page.fill(f'[aria-label="box {n}"]', str(v))
     shot(page, f'reviewpage-{size["width"]}')
     assert fits(page)
     page.click('#next')
-    page.fill('[aria-label="box x2"]', '1')                                      # a mistake is told and not kept
+    page.fill('[aria-label="box x2"]', '1')                                      # a mistake is reported, not saved
     page.click('#next')
     assert 'x1 < x2' in page.inner_text('#note') and '2 of 3' in page.inner_text('#where')
     page.fill('[aria-label="area"]', 'large')
@@ -92,7 +92,7 @@ def test_the_page_without_a_kernel(browser, interp, path, tmp_path, size):
     page.click('#save')
     assert 'takes numbers' in page.inner_text('#note')
     page.fill('[aria-label="area"]', '')
-    page.click('text=Draw it')                                                   # a box by mouse
+    page.click('text=Draw it')                                                   # a box drawn with the mouse
     frame = page.locator('.picture').bounding_box()
     at = lambda x,y: (frame['x']+frame['width']*x, frame['y']+frame['height']*y)
     page.mouse.move(*at(.25, .5))
@@ -146,7 +146,7 @@ def run_cells(page):
     page.wait_for_selector('.review select', timeout=60_000)
 
 def draw_a_box(page, widget):
-    "Draw a box with the mouse, as anywidget allows; returns its corners"
+    "Draw a box with the mouse, which needs anywidget, and return its corners"
     widget.get_by_role('button', name='Draw it').click()
     page.wait_for_selector('.review-drawing')
     frame = widget.locator('.review-picture').bounding_box()

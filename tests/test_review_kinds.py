@@ -1,4 +1,4 @@
-"Corrections of a review reach the loaders through the file of edits, for every kind of output that it can correct"
+"Corrections of a review reach the loaders through the file of edits, for every kind of output that you can correct"
 import pandas as pd, pytest
 from fastai.vision.all import *
 from fastai_multi import *
@@ -9,7 +9,7 @@ OUTPUTS = dict(kind=CategoryBlock, tags=MultiCategoryBlock, flags=MultiCategoryB
                pair=GroupBlock(colour=CategoryBlock, far=RegressionBlock))
 COLUMNS = dict(box=['x1', 'y1', 'x2', 'y2'], size=['w', 'h'], at=['x1', 'y1'], flags=['round', 'red'],
                two=['x1', 'y1', 'x2', 'y2'], pair=dict(colour='colour', far='w'))
-# What a person enters, by output as the file of edits has it
+# What you enter for each output, as the file of edits stores it
 ENTERED = dict(kind='star', tags='dark|outlined', flags='red', listed='b', area='7.5', size='3 4.5', box='2 3 20 21',
                frame='4 5 21 22', at='7 8', two='1 2 11 12', level='0.25', code='2')
 ENTERED.update({'pair.colour': 'red', 'pair.far': '9'})
@@ -58,7 +58,7 @@ def test_what_a_person_enters_is_what_the_loaders_read(learn, table, path, tmp_p
 
 def test_every_kind_can_be_left_without_a_label(learn, table, path, tmp_path):
     review = Review(learn, [3], file=tmp_path/'edits.csv')
-    alone = [n for n in review.forms if n not in ('at', 'two')]      # they share columns with the box
+    alone = [n for n in review.forms if n not in ('at', 'two')]      # these share columns with the box
     for n in alone: review.forms[n].text = ''
     review.save()
     dls = loaders(table, path, edits=tmp_path/'edits.csv')

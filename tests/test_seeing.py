@@ -1,4 +1,4 @@
-"The first hour: what Tab completes, what `?` explains, what a learner, its loaders and its answers look like"
+"The first hour: what Tab completes, what `?` explains, and how a learner, its loaders and its answers look"
 import importlib, inspect, pkgutil, re, time, warnings
 
 import pytest
@@ -37,16 +37,16 @@ def seconds(completer, text):
 
 @pytest.mark.parametrize('text', ['learn.', 'dls.', 'learn.model.', 'learn.dls.', 'learn.fit('])
 def test_tab_answers_as_fast_as_for_a_plain_learner(completer, text):
-    "The completer reads source anew each time: names that come by star imports cost it seconds"
+    "The completer reads the source again each time, and names from star imports cost it seconds"
     seconds(completer, 'plain.')
-    seconds(completer, text)    # the first time it parses the files
+    seconds(completer, text)    # the first call parses the files
     bound = None
     for _ in range(4):
         plain = seconds(completer, 'plain.fit(' if '(' in text else 'plain.')
         bound = max(.2, 3*plain)
         took = seconds(completer, text)
         if took<=bound: return
-    pytest.fail(f'{text!r} took {took:.2f} s, and the bound is {bound:.2f} s')
+    pytest.fail(f'{text!r} took {took:.2f} s, but the bound is {bound:.2f} s')
 
 def test_tab_knows_our_methods_and_the_names_of_outputs(completer):
     assert {'fine_tune', 'predict_df', 'task_report'} <= {*completions(completer, 'learn.')}
@@ -69,7 +69,7 @@ def test_question_mark_explains_every_parameter(name):
         assert f'\n    {n}: ' in shown, n
 
 def test_every_comment_of_a_parameter_is_in_a_docstring():
-    "Of all modules: what fastcore finds in the source stands in `__doc__`"
+    "In all modules, `__doc__` has every comment that fastcore finds in the source"
     from fastcore.docments import docments
     from fastai_multi.docstrings import function_of
     n_seen = 0
@@ -81,12 +81,12 @@ def test_every_comment_of_a_parameter_is_in_a_docstring():
             if f is None or f.__module__!=m.name or f.__name__=='<lambda>': continue
             for parameter,comment in docments(f, returns=False).items():
                 if not comment or parameter in ('self', 'cls'): continue
-                ending = comment.split('; ')[-1]     # several parameters may share a line and its comment
+                ending = comment.split('; ')[-1]     # several parameters may share a line and a comment
                 assert ending in f.__doc__, (m.name, name, parameter)
                 n_seen += 1
     assert n_seen>300
 
-# Seeing
+# Display
 
 def test_loaders_say_what_they_hold(dls):
     text = repr(dls)
@@ -214,7 +214,7 @@ def unlabelled(shapes, tmp_path_factory):
 
 def test_a_missing_truth_is_marked_for_every_kind(unlabelled):
     fig = results(unlabelled, max_n=2)
-    texts = [t.get_text() for ax in fig.axes[1::2] for t in ax.texts]      # right: predicted
+    texts = [t.get_text() for ax in fig.axes[1::2] for t in ax.texts]      # the right column is predicted
     for name in unlabelled.dls.c:
         lines = [t for t in texts if t.startswith(f'{name}: ')]
         assert len(lines)==2 and all('no label' in t for t in lines), (name, lines)

@@ -1,4 +1,4 @@
-"The web service answers as the learner does, refuses what it should, and shows a page that needs no internet"
+"The web service answers like the learner, refuses bad requests, and shows a page that needs no internet"
 import asyncio, base64, io, os, re
 import pytest
 from fastai.vision.all import *
@@ -73,7 +73,7 @@ def test_what_it_says_of_itself(client):
     assert not re.search(r'https?:|//[a-z]+\.', page)
 
 def test_together_as_alone(learn, files):
-    "Requests that arrive together are one batch, and get the answers they get alone; a bad one fails alone"
+    "Simultaneous requests form one batch and get the same answers as alone, and only a bad request fails"
     items = [dict(image=f.read_bytes(), text=t) for f,t in zip(files, ['a circle', '', 'red', 'big', 'left', 'a star'])]
     alone = [answer_all(learn, [o])[0]['kind_confidence'] for o in items]
     async def ask():
@@ -91,7 +91,7 @@ def test_together_as_alone(learn, files):
 
 @pytest.fixture(scope='module')
 def dense(tmp_path_factory):
-    "A learner of masks, depths and objects, and the file of a picture that is larger than the network's input"
+    "A learner of masks, depths and objects, and a picture file that is larger than the network's input"
     path = multi_rooms(tmp_path_factory.mktemp('rooms'), n=16, size=96)
     df = pd.read_csv(path/'items.csv')
     boxes = pd.DataFrame(dict(image=df.image, x1=10, y1=20, x2=50, y2=60, kind=['ball','cube']*8))
@@ -99,7 +99,7 @@ def dense(tmp_path_factory):
     dls = MultiDataLoaders.from_df(df, path, image='image', outputs=outputs, objects=boxes, item_tfms=Resize(64), bs=4,
                                    seed=0, num_workers=0)
     learn = multi_learner(dls, simple_cnn(3, 4), heads=dict(things=dict(width=32, convs=1)))
-    learn.model.heads['things'].objects.cls_logits.bias.data.fill_(1.)    # so that there is something to draw
+    learn.model.heads['things'].objects.cls_logits.bias.data.fill_(1.)    # gives objects to draw
     return learn, path/df.image[0]
 
 def test_values_for_each_pixel_are_packed(dense):
@@ -131,13 +131,13 @@ def test_no_answer_in_time(learn):
 
 @pytest.fixture(scope='module')
 def service(learn, tmp_path_factory):
-    "The service in a process of its own, from a bundle"
+    "The service of a bundle in its own process"
     folder = tmp_path_factory.mktemp('serve')/'bundle'
     learn.save_bundle(folder, metrics=False)
     with serving(folder) as service: yield service
 
 def test_many_requests(service, files):
-    "Two hundred requests of eight clients: each is answered, several in a batch, and memory stays as it is"
+    "Each of two hundred requests from eight clients is answered, several in a batch, and the memory does not grow"
     url,process = service
     items = [(f.read_bytes(), 'a red circle') for f in files]
     res = load(url, process, items, requests=200, clients=8, every=100)
@@ -150,7 +150,7 @@ def test_the_page(service, files, tmp_path, width):
     url,_ = service
     sync_api = pytest.importorskip('playwright.sync_api')
     chromium = shutil.which('chromium')
-    if chromium is None: pytest.skip('no chromium on this machine')
+    if chromium is None: pytest.skip('Chromium is not installed')
     with sync_api.sync_playwright() as p:
         browser = p.chromium.launch(executable_path=chromium, args=['--no-sandbox'])
         tab = browser.new_page(viewport=dict(width=width, height=900))

@@ -1,4 +1,4 @@
-"Several pictures or texts that read through one encoder: `multi_learner(…, share=…)`"
+"Several pictures or texts share one encoder: `multi_learner(…, share=…)`"
 import subprocess, sys
 import pytest
 from fastai.vision.all import *
@@ -9,7 +9,7 @@ from tests.small_models import save_bert
 pytestmark = [pytest.mark.usefixtures('one_thread'), pytest.mark.filterwarnings('ignore:Input ')]
 
 def table(path):
-    "The drawn set with a second picture and a second text, some of them missing"
+    "The drawn set with a second picture and a second text. Some are missing"
     df = pd.read_csv(path/'items.csv')
     df['back'] = df.file.values[::-1]
     df['note'] = [f'note {c} {k}' for c,k in zip(df.colour, df.kind)]
@@ -56,7 +56,7 @@ def test_what_stands_for_a_missing_input_stays_its_own(learn):
     assert view.absents['back'].n_absent>0 and not torch.equal(front, back)
 
 def test_a_shared_trunk_reads_each_picture_as_alone(learn):
-    "In evaluation a picture's maps do not depend on those beside it, of whatever size"
+    "In evaluation, a picture's maps do not depend on the other pictures, whatever their size"
     trunk = learn.model.encoders['front'].eval()
     front,back = torch.rand(3,3,32,32),torch.rand(3,3,32,32)
     back[1] = math.nan
@@ -70,7 +70,7 @@ def test_a_shared_trunk_reads_each_picture_as_alone(learn):
         assert in_turn[1]['kind'][-1].shape[-1]==6
 
 def test_batch_norm_sees_the_pictures_of_all_that_share():
-    "In training the statistics are those of one batch with all pictures that are there"
+    "In training, the statistics are those of one batch with all present pictures"
     body = image_encoder(cnn())
     alone = deepcopy(body)
     trunk = SharedTrunk(body, dict(kind=None))

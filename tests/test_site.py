@@ -1,6 +1,5 @@
-"""The site without its renderer: what a page says of a name, that every public name is documented, that links and
-tables can be trusted. `make docs` builds it, with no warning and no dead link, and `bash .ci/docs` opens it in a
-browser."""
+"""The site without its renderer: the text about a name, the documentation of every public name, the links and the
+tables. `make docs` builds the site without warnings and dead links, and `bash .ci/docs` opens it in a browser."""
 import json, re, sys
 from fnmatch import fnmatch
 from pathlib import Path
@@ -26,14 +25,14 @@ def test_every_public_name_is_documented(report, what):
 def test_what_counts_as_explained():
     assert names.unexplained('MultiMixUp')==[] and names.has_summary('multi_learner') and names.example('multi_learner')
     names.homes()['did_you_mean'] = 'fastai_multi.core'
-    try: assert names.unexplained('did_you_mean')==['name', 'options']    # not of the public ones, and without comments
+    try: assert names.unexplained('did_you_mean')==['name', 'options']    # not a public name, and without comments
     finally: del names.homes()['did_you_mean']
 
 # Pages
 
 @pytest.fixture(scope='module')
 def pages(tmp_path_factory):
-    "All pages as Sphinx gets them: name -> text"
+    "The text of all pages as Sphinx gets them, by name"
     was = stage.build
     stage.build = tmp_path_factory.mktemp('pages')
     try:
@@ -56,7 +55,7 @@ def test_every_public_name_is_on_its_modules_page(pages):
     assert not lost
 
 def test_a_name_on_its_page(pages):
-    "Signature as written, parameters as a table, methods under their class"
+    "A page shows signatures as written, parameters as a table, and methods under their class"
     p = pages['data.readers']
     assert '{py:class} InputReader(image=None, text=None, features=None, pref=\'\', suff=\'\', ' in p
     assert "| `image` | `None` | Column of the picture's file" in p
@@ -72,7 +71,7 @@ def test_pages_have_no_directives_and_no_exported_code(pages):
         assert 'nbdev_export()' not in t or n=='contributing', n
 
 def test_searches_have_their_entries(pages):
-    "What the browser test searches for is an index entry of the page that it wants"
+    "Each search of the browser test is an index entry on the page that it should find"
     sys.path.insert(0, str(root/'.ci'))
     try: from docs_browser import SEARCHES
     finally: sys.path.pop(0)
@@ -86,7 +85,7 @@ def test_pages_to_look_things_up_stand_apart(pages):
     for name in stage.LOOK_UP: assert f'(tutorial.{name}.ipynb)' in look_up and name not in read
 
 def test_the_cheat_sheet_has_every_argument():
-    "Of `MultiDataLoaders.from_df` and of `multi_learner`"
+    "The cheat sheet has a line for each argument of `MultiDataLoaders.from_df` and `multi_learner`"
     import inspect
     import fastai_multi
     text = (stage.nbs/'90_tutorial.cheatsheet.ipynb').read_text(encoding='utf-8')
@@ -134,7 +133,7 @@ def test_links_between_notebooks_are_links_between_pages(monkeypatch):
     assert stage.links('[a](LICENSE)') == '[a](https://github.com/a/b/blob/main/LICENSE)'
 
 def test_links_carry_the_title_of_their_page():
-    "The title, how it begins, or the name of what the page is about"
+    "The text of a link is the title, its start, or the name of the page's subject"
     other = []
     for nb in stage.nbs.glob('*.ipynb'):
         prose = '\n'.join(c.source for c in stage.read_nb(nb).cells if c.cell_type=='markdown')

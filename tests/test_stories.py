@@ -1,4 +1,4 @@
-"The five stories that the package comes from: each does what its last column says"
+"The five user stories behind the package: each does what its last column says"
 import shutil
 from copy import deepcopy
 import numpy as np, pandas as pd, pytest, torch
@@ -15,13 +15,13 @@ def quiet(learn):
 # S0: several tasks and modalities in fastai
 
 class Captions:
-    "Path of a picture -> (picture, text): the text from a function of the file"
+    "Turn a picture's path into a picture and a text, which a function of the file gives"
     def __init__(self, df): self.texts = dict(zip(df.file.map(lambda f: Path(f).name), df.caption))
     def __call__(self, f): return f, self.texts[f.name]
 
 @pytest.fixture(scope='module')
 def folders(shapes, tmp_path_factory):
-    "Some of the drawn pictures in a folder for each kind"
+    "Some drawn pictures, in a folder for each kind"
     path = tmp_path_factory.mktemp('folders')
     df = pd.read_csv(shapes/'items.csv').iloc[:24]
     for f,k in zip(df.file, df.kind):
@@ -59,7 +59,7 @@ def test_s1_two_heads_give_the_numbers_of_the_hand_written_loop():
     rng = np.random.default_rng(0)
     df = pd.DataFrame({**{f'x{i}': rng.normal(size=100) for i in range(10)},
                        **{f'y{i}': rng.normal(size=100) for i in range(5)}, 'label': rng.integers(0, 3, 100)})
-    values = TransformBlock(type_tfms=as_floats)      # a block of the user's own
+    values = TransformBlock(type_tfms=as_floats)      # a custom block
     dblock = DataBlock(blocks=(FeaturesBlock, MultiOutputBlock(values=values, label=CategoryBlock)), get_x=tensor_item,
                        get_y=tensor_targets, splitter=IndexSplitter([0,1]))
     dls = dblock.dataloaders(df, bs=98, shuffle=False, drop_last=False, num_workers=0)
@@ -75,7 +75,7 @@ def test_s1_two_heads_give_the_numbers_of_the_hand_written_loop():
     c = torch.tensor(df.label[2:].to_numpy())
     opt = torch.optim.SGD([p for m in by_hand.values() for p in m.parameters()], lr=0.01)
     for _ in range(100):
-        loss = F.mse_loss(by_hand['values'](x), y) + F.cross_entropy(by_hand['label'](x), c)    # the sum is the default
+        loss = F.mse_loss(by_hand['values'](x), y) + F.cross_entropy(by_hand['label'](x), c)    # the default is the sum
         loss.backward()
         opt.step()
         opt.zero_grad()
@@ -135,7 +135,7 @@ def test_s3_picture_and_text_from_a_dataframe_in_one_call(shapes):
     lstm = first(m for m in learn.model.modules() if isinstance(m, nn.RNNBase))
     assert emb.embedding_dim==100 and 2*lstm.hidden_size==256      # both directions
     train_words = set(' '.join(df.caption[dls.train_ds.items.index].dropna()).lower().replace(',',' ').split())
-    assert set(learn.input_parts['text'].vocab[2:]) <= train_words    # the validation texts are not in the vocabulary
+    assert set(learn.input_parts['text'].vocab[2:]) <= train_words    # no words of validation texts only
     learn.fit(1)
     assert 0 <= learn.evaluate()['big_accuracy'] <= 1
 

@@ -1,4 +1,4 @@
-"Depth and surface normals, and whether all labels of one object agree after every augmentation"
+"Depth and surface normals, and the agreement of all labels of one object after every augmentation"
 import warnings
 import numpy as np
 import pandas as pd
@@ -14,10 +14,10 @@ from torchvision.transforms import v2
 @pytest.fixture(autouse=True)
 def single(one_thread): pass
 
-# One ball: its box, its centre, its mask, its depth and its normals
+# One ball with its box, centre, mask, depth and normals
 
 def ball(i, size=(72,64)):
-    "An item: a photo with one ball, and all that is known of it"
+    "An item: a photo of one ball, and all its labels"
     rng = np.random.default_rng(i)
     w,h = size
     r = rng.uniform(9, 14)
@@ -29,7 +29,7 @@ def ball(i, size=(72,64)):
     into = -np.sqrt(np.clip(1-across**2-down**2, 0, 1))
     normals = np.where(inside[...,None], np.stack([across,down,into], -1), [0,0,-1.])
     depth = np.where(inside, 1., 4.)
-    depth[:2] = 0    # the sensor saw nothing
+    depth[:2] = 0    # no sensor data
     box = [cx-r, cy-r, cx+r, cy+r]
     return dict(photo=photo, y=dict(objects=[dict(box=box, kind='ball', size=2*r)], centre=[[cx,cy]],
                                     mask=inside.astype(np.uint8), depth=depth, normals=normals))
@@ -62,7 +62,7 @@ moves = dict(
 
 @pytest.mark.parametrize('name', moves)
 def test_what_belongs_to_one_object_agrees(name):
-    "After every augmentation: the mask lies in the box, the depth follows the mask, normals point away from the centre"
+    "After every augmentation, the mask is in the box, depth follows the mask, and normals point away from the centre"
     set_seed(1)
     dls = balls(**moves[name])
     seen = 0
@@ -77,26 +77,26 @@ def test_what_belongs_to_one_object_agrees(name):
     assert seen>4
 
 def agrees(box, centre, mask, depth, normals):
-    "Check one item; whether its ball is in sight"
+    "Check one item, and return whether its ball is visible"
     h,w = mask.shape
     down,across = torch.meshgrid(torch.arange(h)+.5, torch.arange(w)+.5, indexing='ij')
     known = ~depth[0].isnan() & ~normals.isnan().any(0)
     is_ball = (mask==1) & known
     expected = torch.where(mask==1, 0., math.log(4))
-    assert ((depth[0]-expected).abs()<.01)[known].float().mean()>.97    # a border pixel may fall to either side
+    assert ((depth[0]-expected).abs()<.01)[known].float().mean()>.97    # border pixels may go either way
     if is_ball.sum()<60 or box[0].isnan().any() or centre.isnan().any(): return 0
     x1,y1,x2,y2 = ((box[0]+1)/2*torch.tensor([w,h,w,h])).tolist()
     inside = (across>x1-1.5) & (across<x2+1.5) & (down>y1-1.5) & (down<y2+1.5)
     assert inside[is_ball].float().mean()>.98
     cx,cy = ((centre.reshape(2)+1)/2*torch.tensor([w,h])).tolist()
     away = torch.stack([across-cx, down-cy])
-    far = is_ball & (away.norm(dim=0)>4) & (normals[:2].norm(dim=0)>.1)    # what lies behind a border pixel faces you
+    far = is_ball & (away.norm(dim=0)>4) & (normals[:2].norm(dim=0)>.1)    # drops border pixels of the wall behind
     cos = F.cosine_similarity(away, normals[:2], dim=0)[far]
     assert cos.mean()>.97 and cos.min()>.6
     return 1
 
 def test_unknown_pixels_and_colours():
-    "Nothing that changes colours touches depths; holes stay holes; no depth appears that nobody measured"
+    "Colour transforms do not change depths, holes stay holes, and no unmeasured depth appears"
     tfms = aug_transforms(do_flip=False, max_rotate=20, max_lighting=.9, p_lighting=1.)
     dls = balls(item_tfms=still, batch_tfms=tfms)
     y = dls.train.one_batch()[1]
@@ -157,7 +157,7 @@ def test_the_head_starts_at_the_mean(rooms):
     assert off()<before/2
 
 def test_every_call(learn, rooms, tmp_path):
-    "Each call of a learner answers, with maps in the given picture's size where it is drawn"
+    "Every call of a learner works, and drawn maps have the size of the given picture"
     plt.close('all')
     learn.dls.show_batch(max_n=3)
     learn.show_results(max_n=2)
@@ -185,7 +185,7 @@ def test_mistakes(rooms):
     with pytest.raises(TypeError, match='which are outputs'):
         MultiInputBlock(depth=DepthBlock)
     df = pd.read_csv(rooms/'items.csv')
-    df = df.assign(depth=df.image)    # a photo in place of a depth map
+    df = df.assign(depth=df.image)    # a photo instead of a depth map
     with pytest.raises(ValueError, match=r'a map of depths is h,w'):
         MultiDataLoaders.from_df(df, rooms, image='image', outputs=dict(depth=DepthBlock), bs=2, item_tfms=Resize(32),
                                  num_workers=0).one_batch()

@@ -1,5 +1,5 @@
-"""500 random tables: built, read, decoded and compared with an independent reading. Some are trained on; some contain one
-mistake, which the error must name. `python -m tests.random_tables 5000` tries more."""
+"""500 random tables are built, read, decoded and compared with an independent reading. Some also train a learner, and
+some contain one mistake, which the error must name. `python -m tests.random_tables 5000` tries more."""
 import pytest
 from tests.contents import Window, near
 from tests.mistakes import LEARNER_MISTAKES, TABLE_MISTAKES
@@ -16,7 +16,7 @@ def test_no_table_is_read_wrongly_or_refused_unclearly(start, one_thread):
     assert counts['right']>=60 and counts['clear error']>=20
 
 def test_every_mistake_is_made_by_some_table():
-    "What the seeds of this file do not reach is not tested"
+    "Each mistake must occur with the seeds of this file, or else it would not be tested"
     made = {m.name: 0 for m in [*TABLE_MISTAKES, *LEARNER_MISTAKES]}
     for seed in range(600):
         for m in TABLE_MISTAKES+LEARNER_MISTAKES:
@@ -27,7 +27,7 @@ def test_every_mistake_is_made_by_some_table():
     assert all(made.values()), [n for n,k in made.items() if not k]
 
 def test_the_judge_is_strict():
-    "An error of pandas, of a plain index or without the words is not clear"
+    "An error from pandas, from a plain index or without the words does not count as clear"
     def of(f):
         try: f()
         except Exception as e: return e

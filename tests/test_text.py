@@ -1,4 +1,4 @@
-"Hugging Face text models as encoders: a small random one, and a pretrained one if it is installed"
+"Hugging Face text models as encoders: a small random model, and a pretrained one if it is installed"
 import importlib, math, pickle
 import numpy as np, pandas as pd, pytest, torch
 from fastai.vision.all import *
@@ -14,7 +14,7 @@ WORDS = 'a red blue green circle square on the left right small large'.split()
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    "A tiny random BERT with its own tokenizer, as a folder"
+    "The folder of a tiny random BERT and its tokenizer"
     path = tmp_path_factory.mktemp('bert')
     torch.manual_seed(0)
     save_bert(path, WORDS, layers=4)
@@ -37,7 +37,7 @@ def loaders(table, tok, max_len=32, outputs=None):
                                     text_block=PlainTextBlock(tok=tok, max_len=max_len))
 
 @pytest.fixture(scope='module')
-def learn(folder, table): return multi_learner(loaders(table, folder), text=folder)    # a `Path` is a folder too
+def learn(folder, table): return multi_learner(loaders(table, folder), text=folder)    # a `Path` works too
 
 def test_the_loaders_read_the_models_own_tokens(learn, folder, table):
     x,_ = learn.dls.valid.one_batch()
@@ -76,7 +76,7 @@ def test_it_starts_frozen_and_has_rates_of_its_own(learn):
     assert by_name['late trunk']==sum(p.numel() for l in enc.model.encoder.layer[2:] for p in l.parameters())
     norms = sum(p.numel() for m in enc.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters())
     trainable = groups.set_index('group').trainable
-    assert trainable['early trunk']+trainable['late trunk']==norms      # fastai trains the norms of what is frozen
+    assert trainable['early trunk']+trainable['late trunk']==norms      # fastai trains the norms of frozen groups
 
 def test_it_learns_predicts_and_is_loaded_again(folder, table, tmp_path):
     learn = multi_learner(loaders(table, str(folder)), text=str(folder))
@@ -170,7 +170,7 @@ def test_a_lora_configuration(folder):
     assert len(added)==8 and all('query' in n for n in added)
     with pytest.raises(TypeError, match='`lora` is .many.; it takes a rank'): transformer_encoder(folder, lora='many')
 
-# What is read, and in which numbers
+# Texts and their numbers
 
 def test_a_model_in_half_precision_is_read_in_float32(folder, tmp_path):
     transformers.AutoModel.from_pretrained(folder).to(torch.bfloat16).save_pretrained(tmp_path)
@@ -253,16 +253,16 @@ def test_frozen_epochs_take_a_models_features_from_memory(folder, table):
         torch.testing.assert_close(learn.get_preds()[0].colour, start.colour)
         n = len(met)
         learn.fit_one_cycle(2, 1e-2)
-        assert set(met[n:]) == {1}                       # row numbers, no tokens
+        assert set(met[n:]) == {1}                       # row numbers instead of tokens
     kept = learn.get_preds()[0]
     assert not torch.allclose(kept.colour, start.colour)
     with cached_features(learn), learn.no_bar(): torch.testing.assert_close(learn.get_preds()[0].colour, kept.colour)
 
-# A picture beside a text: what is frozen, and what trains
+# A picture and a text: what is frozen, and what trains
 
 @pytest.mark.parametrize('photo,text', [('trained','bert'), ('new','bert'), ('trained','bag')])
 def test_what_a_photo_and_a_text_train(folder, shapes, photo, text):
-    "What is trained already waits frozen and moves in the second phase; what is new trains from the start"
+    "Pretrained parts start frozen and train in the second phase, and new parts train from the start"
     block = PlainTextBlock(tok=str(folder), max_len=32) if text=='bert' else PlainTextBlock()
     dls = MultiDataLoaders.from_csv(shapes, 'items.csv', image='file', text='caption', text_block=block, seed=0, bs=16,
                                     num_workers=0, outputs=dict(colour=CategoryBlock), item_tfms=Resize(32))

@@ -1,4 +1,4 @@
-"Tags have one threshold: displays, predictions, exported files and loaded learners all use it"
+"Tags have one threshold, which displays, predictions, exported files and loaded learners all use"
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,7 +10,7 @@ N = 120
 
 @pytest.fixture(scope='module')
 def table():
-    "Features that say how probable each of three tags is; some tags are missing"
+    "A table of features that give the probability of each of three tags. Some tags are missing"
     rng = np.random.default_rng(0)
     x = rng.normal(size=(N,3))
     there = rng.random((N,3)) < 1/(1+np.exp(2-2*x))
@@ -39,7 +39,7 @@ def test_everything_follows_the_threshold(table, tmp_path, by_tag):
     assert before['tags_f1'] == pytest.approx(choice.before)
     assert after['tags_f1'] == pytest.approx(choice.f1)
     assert after['tags_f1'] > before['tags_f1']
-    assert after['tags_map'] == before['tags_map']                  # needs none
+    assert after['tags_map'] == before['tags_map']                  # mAP needs no threshold
     probs,_,dec = learn.get_preds(with_decoded=True)
     vocab = learn.output_parts['tags'].vocab
     cuts = choice.threshold
@@ -57,10 +57,10 @@ def test_everything_follows_the_threshold(table, tmp_path, by_tag):
     assert again.evaluate(dl=dl)['tags_f1'] == pytest.approx(choice.f1)
     learn.save(tmp_path/'weights')
     learn.tasks['tags'].threshold = .999
-    learn.load(tmp_path/'weights')                                  # the threshold belongs to the weights
+    learn.load(tmp_path/'weights')                                  # the weights file has the threshold
     assert learn.evaluate()['tags_f1'] == pytest.approx(choice.f1)
     other = deepcopy(learn)
-    other.tasks['tags'].threshold = .999                            # a copy goes its own way
+    other.tasks['tags'].threshold = .999                            # a copy has its own threshold
     assert other.evaluate()['tags_f1'] < choice.f1
     assert learn.evaluate()['tags_f1'] == pytest.approx(choice.f1)
 

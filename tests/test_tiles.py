@@ -1,4 +1,4 @@
-"Training on tiles of large pictures: what lies in each, the split, and the way back to the picture"
+"Training on tiles of large pictures: their contents, the split, and the way back to the picture"
 import numpy as np
 import pandas as pd
 import warnings
@@ -37,7 +37,7 @@ def test_every_pixel_is_in_a_tile():
         assert len(frames)==len(set(frames))
 
 def pictures(n, most=lambda overlap: overlap):
-    "Random cuts, and boxes of at most the overlap, on the edges of the picture and of tiles too"
+    "Random cuts with boxes up to the size of the overlap, also on the edges of pictures and tiles"
     for w,h,tile,overlap,rng in cuts(n):
         side = most(overlap)
         if side<1 or len(tile_frames(w, h, tile, overlap))>200: continue
@@ -49,7 +49,7 @@ def pictures(n, most=lambda overlap: overlap):
         yield (w,h), tile, overlap, boxes
 
 def tiles_with(boxes, size, tile, overlap):
-    "Each frame with the objects in it: the box put back onto the picture, its name, and whether it is a crowd"
+    "For each frame, its objects: the box in the whole picture, its name, and whether it is a crowd"
     names = [f'n{i}' for i in range(len(boxes))]
     part = ObjectsBlock(kind=CategoryBlock).make_part('objects', False)
     rows = [dict(box=b, kind=n) for b,n in zip(boxes, names)]
@@ -61,7 +61,7 @@ def tiles_with(boxes, size, tile, overlap):
 def area_of(b): return (b[2]-b[0])*(b[3]-b[1])
 
 def test_small_objects_are_whole_in_some_tile():
-    "Boxes of tiles, put back, are the picture's, clipped to the tile; some tile has each of at most the overlap whole"
+    "Boxes of tiles are the picture's boxes clipped to the tile, and each box up to the overlap is whole in some tile"
     n = 0
     for size,tile,overlap,boxes in pictures(120):
         whole = set()
@@ -75,7 +75,7 @@ def test_small_objects_are_whole_in_some_tile():
     assert n>150
 
 def test_merged_tiles_are_the_picture():
-    "The true boxes of all tiles, merged, are the boxes of the picture: those at least 3 pixels below the overlap"
+    "Merging the true boxes of all tiles gives the picture's boxes, if these are at least 3 pixels below the overlap"
     n = 0
     for size,tile,overlap,boxes in pictures(120, lambda overlap: overlap-3):
         rows,cut = [],[]
@@ -93,13 +93,13 @@ def test_merged_tiles_are_the_picture():
 KINDS = ['dot','bar']
 
 def draw_pictures(path, n=10, size=(300,200), objects=6, seed=0):
-    "Large pictures with small objects, and masks, depths, points and a category beside them"
+    "Draw large pictures with small objects, masks, depths, points and a category"
     rng = np.random.default_rng(seed)
     rows = []
     w,h = size
     for i in range(n):
         a = np.full((h,w,3), 200, dtype=np.uint8)
-        a[...,2] = np.arange(w)%256          # each column has a colour of its own
+        a[...,2] = np.arange(w)%256          # each column has its own colour
         mask = np.zeros((h,w), dtype=np.uint8)
         found = []
         for k in range(objects):
@@ -137,7 +137,7 @@ def loaders(large, outputs=None, tiles=Tiles(128, overlap=32), **kwargs):
 def tiles_in(dl): return dl.dataset.items.file.tolist()
 
 def test_tiles_are_the_picture(large, capsys):
-    "Pixels, masks and depths glued together are the files; boxes and points lie where they did; one line tells"
+    "Tiles together give the files' pixels, masks and depths, boxes and points stay in place, and one line is printed"
     path,df = large
     dls = loaders(large, everything())
     told = capsys.readouterr().out
@@ -178,7 +178,7 @@ def test_splits_are_by_picture(large):
     assert 'tiles of 8 and 2 pictures' in str(describe(dls))
 
 def test_empty_tiles(tmp_path):
-    "A share of the empty training tiles is kept, the same in each run; validation keeps all"
+    "Training keeps a share of the empty tiles, the same in each run, and validation keeps all"
     df = draw_pictures(tmp_path, 6, (600,400), objects=1)
     def counts(empty, seed=0):
         dls = loaders((tmp_path,df), tiles=Tiles(128, overlap=16, empty=empty), seed=seed)
@@ -215,7 +215,7 @@ def values_of(dl):
 @pytest.mark.parametrize('kwargs', [dict(num_workers=2), dict(cache='memory'), dict(cache='memory', num_workers=2),
                                     dict(decoder='torchvision'), dict(threads=2), dict(cache='disk')])
 def test_ways_of_reading(large, tmp_path, kwargs):
-    "Workers, threads, a cache and torchvision read the same tiles, also in a second epoch"
+    "Workers, threads, a cache and torchvision read the same tiles, also in the second epoch"
     if kwargs.get('cache')=='disk': kwargs = dict(cache=PictureCache('disk', folder=tmp_path/'kept'))
     plain = values_of(loaders(large, item_tfms=Resize(64)).valid)
     dls = loaders(large, item_tfms=Resize(64), **kwargs)
@@ -239,11 +239,11 @@ def test_a_cache_decodes_each_picture_once(large, monkeypatch):
     assert sorted(decoded)==sorted(set(decoded))
     assert len(decoded)==8
     decoded.clear()
-    for _ in loaders(large).valid: pass      # in order, without a cache: a picture stays decoded for its tiles
+    for _ in loaders(large).valid: pass      # in order without a cache, a picture stays decoded for all its tiles
     assert len(decoded)==2
 
 def test_no_picture_is_decoded_to_make_loaders(large, monkeypatch):
-    "But the first, of which fastai reads an item to know its type, with and without tiles"
+    "Only the first is decoded, because fastai reads one item to find its type, with and without tiles"
     from PIL import ImageFile
     decoded = []
     load = ImageFile.ImageFile.load
@@ -316,7 +316,7 @@ def learner(dls):
     return learn
 
 def test_a_learner_knows_its_tiles(large, tmp_path):
-    "predict_tiles cuts as in training, also after an export, and gives the same for each size of batch"
+    "`predict_tiles` cuts as in training, also after an export, and gives the same objects for each batch size"
     path,df = large
     learn = learner(loaders(large, dict(objects=ObjectsBlock(kind=CategoryBlock), place=CategoryBlock)))
     learn.fit_one_cycle(2)
@@ -348,7 +348,7 @@ def test_a_learner_knows_its_tiles(large, tmp_path):
     assert loaded.evaluate_tiles(learn.dls.pictures[1])==found
 
 def test_a_whole_picture_is_told(large):
-    "`predict` and `predict_df` of a picture larger than the tiles warn, and name `predict_tiles`; a tile does not"
+    "`predict` and `predict_df` warn for a picture larger than the tiles and name `predict_tiles`, but not for a tile"
     path,df = large
     learn = learner(loaders(large))
     file = path/df.file[0]
@@ -362,7 +362,7 @@ def test_a_whole_picture_is_told(large):
     assert not [w for w in seen if 'tiles' in str(w.message)]
 
 def test_true_objects_score_one(large):
-    "evaluate_tiles of a learner that answers with the truth"
+    "`evaluate_tiles` gives 1 to a learner that predicts the true objects"
     path,df = large
     learn = learner(loaders(large))
     truth = {}

@@ -1,4 +1,5 @@
-"Heads of one shape run as one operation: the same numbers as one by one; the optimizer; what a step asks of the device"
+"""Heads of one shape run as one operation and give the same numbers as one by one. These tests also cover the
+optimizer and the calls in a step that wait for the device"""
 import pytest, torch
 from contextlib import contextmanager
 from copy import deepcopy
@@ -27,7 +28,7 @@ def model(**kwargs):
 def batch(): return torch.randn(6, 3, 16, 16).double(), torch.randn(6, 3).double()
 
 def watched(m):
-    "The model with a hook, under which its heads run one by one"
+    "The model with a hook, which makes its heads run one by one"
     m.register_forward_hook(lambda *args: None)
     return m
 
@@ -60,7 +61,7 @@ def test_a_hook_on_a_head_fires_and_the_others_stay_together():
     assert list(predict_together(heads, features, {}))==['colour','shape','tags']
 
 def test_each_output_alone_where_its_gradient_is_asked_for():
-    "Under `GradientBalance` an output's loss reaches its own head alone"
+    "Under `GradientBalance`, an output's loss reaches only its own head"
     dls = loaders(3)
     for level in ('features','parameters'):
         learn = multi_learner(dls, None, cbs=GradientBalance('pcgrad', level=level))
@@ -72,7 +73,7 @@ def test_each_output_alone_where_its_gradient_is_asked_for():
 
 @contextmanager
 def counted(monkeypatch):
-    "Count the questions to the device: `.item()`, `float`, `int`, `bool`, `.tolist()`, `.cpu()` of a tensor"
+    "Count the calls that wait for the device: `.item()`, `float`, `int`, `bool`, `.tolist()`, `.cpu()` of a tensor"
     counts = Counter()
     with monkeypatch.context() as m:
         for name in ('item','tolist','cpu','numpy','__float__','__int__','__bool__','__index__'):
@@ -84,7 +85,7 @@ def counted(monkeypatch):
         yield counts
 
 def questions(learn, monkeypatch):
-    "How often a step of training asks"
+    "The number of these calls in one training step"
     n = []
     class Steps(Callback):
         order = 1000
@@ -112,7 +113,7 @@ def test_the_default_optimizer_does_what_adam_does():
         torch.testing.assert_close(p, q, atol=1e-6, rtol=1e-6)
 
 def one_cycle(learn):
-    "The learner after an epoch without dropout, in an order that is always the same"
+    "The learner after an epoch without dropout, with items in a fixed order"
     for m in learn.model.modules():
         if isinstance(m, nn.Dropout): m.p = 0.
     learn.dls.train.rng = random.Random(1)

@@ -1,5 +1,5 @@
-"""Batches and answers contain the values of the table and the files: points, masks, numbers, pixels, classes and texts in
-every form in which they are stored. A value that cannot be read raises an error with its row and file."""
+"""Batches and answers contain the values of the table and the files: points, masks, numbers, pixels, classes and texts
+in every form of storage. A value that cannot be read raises an error with its row and file."""
 import math, os, pickle, warnings
 from io import BytesIO
 from unicodedata import normalize
@@ -71,7 +71,7 @@ def pixels_of(y, size=(w,h)): return (y.as_subclass(torch.Tensor)+1)/2*torch.ten
     (None, Flip(p=1.), lambda p: [[w-p[1][0],p[1][1]],[w-p[0][0],p[0][1]]]),
     (v2.RandomHorizontalFlip(1.), None, lambda p: [[w-p[1][0],p[1][1]],[w-p[0][0],p[0][1]]]),
     (v2.RandomVerticalFlip(1.), None, lambda p: [[p[1][0],h-p[1][1]],[p[0][0],h-p[0][1]]]),
-    (None, Rotate(p=1., draw=180.), lambda p: [[w-p[0][0],h-p[0][1]],[w-p[1][0],h-p[1][1]]]),    # is no mirror image
+    (None, Rotate(p=1., draw=180.), lambda p: [[w-p[0][0],h-p[0][1]],[w-p[1][0],h-p[1][1]]]),    # no mirror image
 ])
 def test_points_change_places_in_a_mirror_image(folder, item, batch, turned):
     with warnings.catch_warnings():
@@ -81,7 +81,7 @@ def test_points_change_places_in_a_mirror_image(folder, item, batch, turned):
     _,y = dls.train.one_batch()
     wanted = torch.tensor([turned(two(i)) for i in rows(dls.train)[:4]], dtype=torch.float)
     assert torch.allclose(pixels_of(y.eyes), wanted, atol=1e-3)
-    _,y = dls.valid.one_batch()    # not on validation data
+    _,y = dls.valid.one_batch()    # validation data stay as they are
     assert torch.allclose(pixels_of(y.eyes), torch.tensor([two(i) for i in rows(dls.valid)[:4]]).float(), atol=1e-3)
 
 def test_several_points_and_a_flip_warn_once_if_nothing_is_said_of_pairs(folder):
@@ -125,7 +125,7 @@ def as_palette(a):
     return m
 
 def seen(dls, name='mask'):
-    "Every mask of the loaders by row"
+    "Every mask of the loaders, by row"
     return {i: m for dl in dls.loaders for i,m in zip(rows(dl), torch.cat([b[1][name].as_subclass(torch.Tensor)
                                                                              for b in dl]))}
 
@@ -212,7 +212,7 @@ def test_infinite_numbers_are_refused_with_their_row(folder, row, value):
         assert f'row {row} ' in str(e.value)
 
 def test_a_number_that_leaves_no_standard_deviation_is_refused(folder):
-    "All others would be standardised to 0"
+    "Standardising with such a number would turn all others into 0"
     with pytest.raises(ValueError, match=r"'num' is 1e\+300, so large.*row 3 of the table"):
         loaders(table(num=lambda i: 1e300 if i==3 else float(i)), folder, dict(num=RegressionBlock))
 
@@ -319,7 +319,7 @@ def test_geometry_that_would_leave_boxes_behind_is_refused(folder):
     assert torch.equal(x[0,0].flip(0,1)>.5, torch.tensor(picture_of(0)[...,0])>127)
 
 class Negative(Transform):
-    "A transform of a user, without a word about what it is for"
+    "A custom transform without annotations"
     def encodes(self, o): return PILImage(ImageOps.invert(o))
 
 class Shifted(RandTransform):
@@ -330,7 +330,7 @@ class Darker(Transform):
     def decodes(self, x:TensorImage): return x*2
 
 class Negated(DisplayedTransform):
-    order = 20    # after bytes became floats
+    order = 20    # runs after bytes become floats
     def encodes(self, t): return -t
     def decodes(self, t): return -t
 
@@ -355,7 +355,7 @@ def test_transforms_of_yours_run_on_pictures_only(folder):
     dls = loaders(df, folder, kinds, batch_tfms=Negated())
     x,y = dls.train.one_batch()
     assert x.max()<=0 and torch.equal(y.price, plain.train.one_batch()[1].price)
-    assert untyped(dls.train.decode((x,y))[0]).min()>=0                         # undone, for `show_batch`
+    assert untyped(dls.train.decode((x,y))[0]).min()>=0                         # decoding undoes it, for `show_batch`
 
 def test_a_transform_without_annotation_needs_a_picture(folder):
     df = table(kind=lambda i: 'ab'[i%2]).assign(words='a b', size=1.)
@@ -492,5 +492,5 @@ def test_dollars_are_drawn(folder):
     fig.canvas.draw()
     texts = [t.get_text().replace(r'\$', '$') for ax in fig.axes for t in ax.texts]
     assert f'kind: {name}' in texts and name in texts
-    assert 'for $\\ frac $' in [ax.get_title('left').replace(r'\$', '$') for ax in fig.axes]    # its tokens
+    assert 'for $\\ frac $' in [ax.get_title('left').replace(r'\$', '$') for ax in fig.axes]    # the tokens
     plt.close(fig)

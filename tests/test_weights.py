@@ -1,5 +1,5 @@
-"""Weighting callbacks and early stopping of single outputs on a real `MultiLearner`, with everything else that a fit does
-and everything that can end it"""
+"""Weighting callbacks and early stopping of single outputs on a real `MultiLearner`, with everything else that a fit
+does and everything that can end it"""
 import pickle, warnings
 import numpy as np, pandas as pd, pytest, torch
 from torch import nn
@@ -25,7 +25,7 @@ OUTPUTS = dict(kind=CategoryBlock, box=BBoxBlock, area=RegressionBlock)
 
 @pytest.fixture(scope='module')
 def holes(shapes, tmp_path_factory):
-    "The drawn set, half of its kinds and a third of its areas unlabelled"
+    "The drawn set, in which half of the kinds and a third of the areas are unlabelled"
     path = tmp_path_factory.mktemp('holes')
     df = pd.read_csv(shapes/'items.csv')
     df.loc[df.index%2==0, 'kind'] = np.nan
@@ -61,7 +61,7 @@ def params(learn): return torch.cat([p.detach().flatten() for p in learn.model.p
 def hooks(model): return sum(len(m._forward_hooks) for m in model.modules())
 
 def left_behind(learn):
-    "All that a callback could have changed"
+    "Everything that a callback could have changed"
     opt = learn.opt
     lf = learn.loss_func
     names = {id(p): n for n,p in learn.model.named_parameters()}
@@ -71,7 +71,7 @@ def left_behind(learn):
                 has_grad={n: p.grad is not None for n,p in learn.model.named_parameters()}, hooks=hooks(learn.model),
                 metrics=learn.metrics.attrgot('name'), cbs=[type(cb).__name__ for cb in learn.cbs])
 
-# They train
+# Training
 
 @every_method
 def test_trains_with_missing_labels_and_reports_the_same_losses(holes, method):
@@ -81,7 +81,7 @@ def test_trains_with_missing_labels_and_reports_the_same_losses(holes, method):
     assert names[-4:-1] == ['kind_weight','box_weight','area_weight']
     assert all(len(v)==len(names)-2 for v in learn.recorder.values)
     row = dict(zip(names[1:-1], learn.recorder.values[-1]))
-    # under the user's own weights, each loss on the scale of its prior
+    # your own weights multiply losses on the scale of their priors
     scales = learn.loss_func.scales
     assert row['valid_loss']==pytest.approx(sum(row[f'{o}_loss']*scales.get(o, 1) for o in OUTPUTS), rel=.05)
     assert all(0<row[f'{o}_weight']<1e4 for o in OUTPUTS)
@@ -112,7 +112,7 @@ def test_one_plain_loss_is_refused_in_words(shapes):
 def test_two_at_once_are_refused(shapes):
     learn = learner(loaders(shapes), [GradNorm(), ShowWeights()])
     with pytest.raises(ValueError, match='(GradNorm and FAMO)|(FAMO and GradNorm)'): learn.fit(1, cbs=FAMO())
-    fit(learn)                                              # the second one is gone again
+    fit(learn)                                              # the second callback is removed
 
 # With other callbacks
 
@@ -121,7 +121,7 @@ def test_two_at_once_are_refused(shapes):
                          [lambda: [GradientAccumulation(32)], lambda: [GradientAccumulation(32), GradientClip(.1)]],
                          ids=['accumulation','and clip'])
 def test_accumulation_and_clipping(holes, method, cbs):
-    "Two batches make a step, whose gradient is no longer than the clip"
+    "Two batches make one step, and the norm of its gradient is at most the clip"
     steps = Steps()
     learn = fit(learner(loaders(holes), [METHODS[method](), *cbs(), steps]))
     assert len(learn.dls.train)==4 and len(steps.norms)==2
@@ -129,7 +129,7 @@ def test_accumulation_and_clipping(holes, method, cbs):
     else: assert min(steps.norms)>.1
 
 class Steps(Callback):
-    "The length of the gradient of every step"
+    "The gradient norm of every step"
     order = 50
     def before_fit(self): self.norms = []
     def before_step(self):
@@ -137,7 +137,7 @@ class Steps(Callback):
         self.norms.append(float(torch.cat(grads).norm()))
 
 def test_accumulated_weights_act_once(shapes):
-    "Two halves of a batch under accumulation give the step of the whole"
+    "Accumulating two halves of a batch gives the step of the whole batch"
     res = []
     for bs,cbs in ((16, []), (8, [GradientAccumulation(16)])):
         dls = loaders(shapes, bs=bs, valid_pct=.2)
@@ -154,7 +154,7 @@ def test_accumulated_weights_act_once(shapes):
 
 @every_method
 def test_fastais_mixed_precision_on_the_cpu(holes, method):
-    "On a CPU fastai's autocast does nothing, and says so; its events all run"
+    "On a CPU fastai's autocast warns and does nothing, but all its events run"
     dls = loaders(holes)
     plain = fit(learner(dls, METHODS[method]()))
     with warnings.catch_warnings():
@@ -163,7 +163,7 @@ def test_fastais_mixed_precision_on_the_cpu(holes, method):
     torch.testing.assert_close(params(learn), params(plain), atol=1e-6, rtol=1e-5)
 
 class CpuBf16(Callback):
-    "bfloat16 that is really that, in the place of `MixedPrecision`"
+    "Real bfloat16, instead of `MixedPrecision`"
     order = MixedPrecision.order
     def before_fit(self): self.autocast = torch.autocast('cpu', dtype=torch.bfloat16)
     def before_batch(self): self.autocast.__enter__()
@@ -210,7 +210,7 @@ def test_freezing_and_rates_of_the_model_are_not_touched(shapes, method):
     learn.fine_tune(1)
 
 def test_mixup_and_weights(shapes):
-    "The loss of a blended batch is the sum of the blended losses of the outputs, each times its weight"
+    "The loss of a blended batch is the weighted sum of the outputs' blended losses"
     seen = []
     class Watch(Callback):
         order = 70
@@ -224,10 +224,10 @@ def test_mixup_and_weights(shapes):
     assert len(seen)==4 and min(share for *_,share in seen)<.99
     for total,by_hand,_ in seen: assert total==pytest.approx(by_hand, rel=1e-4)
 
-# However a fit ends
+# All ways to end a fit
 
 class Bang(Callback):
-    "Raises at the second training batch, in the given event"
+    "Raise an exception in the given event of the second training batch"
     order = 30
     run_valid = False
     def __init__(self, event, e):
@@ -245,7 +245,7 @@ def test_nothing_is_left_behind_however_a_fit_ends(shapes, event, e):
         learn = learner(dls, loss_weights=dict(box=2.))
         try: learn.fit(1, cbs=[Bang(event, e), *cbs])
         except RuntimeError: pass
-        # a hook that an error kept from its only call is gone now
+        # a hook whose only call an error prevented is removed now
         with torch.no_grad(): learn.model.eval()(dls.valid.one_batch()[0])
         return left_behind(learn)
     dls = loaders(shapes)
@@ -263,7 +263,7 @@ def test_a_crash_inside_the_trunk_leaves_no_hook_that_lives(shapes):
     assert hooks(learn.model)==0
     pickle.dumps(learn.model)
 
-# Again, saved, loaded, exported
+# Fit again, save, load, export
 
 @every_method
 def test_fit_twice_lr_find_fine_tune(shapes, method, tmp_path):
@@ -273,7 +273,7 @@ def test_fit_twice_lr_find_fine_tune(shapes, method, tmp_path):
     ps = params(learn)
     assert 1e-8 < learn.lr_find(num_it=6, show_plot=False).valley < 11
     assert torch.equal(ps, params(learn))
-    learn.validate()                                        # as any use of the learner it takes up what was loaded
+    learn.validate()                                        # like any use of the learner, this applies the loaded state
     assert same(before, cb.state)
     fit(learn)
     learn.fine_tune(1, freeze_epochs=1)
@@ -298,7 +298,7 @@ def test_saved_and_loaded_with_the_learner(shapes, method, opt, tmp_path):
     assert same(cb.state, got)
     with warnings.catch_warnings():
         warnings.simplefilter('error', UserWarning)
-        # nor is the file another one for a learner without
+        # a learner without the callback can load the file too
         plain = learner(dls, path=tmp_path, opt_func=opt_func).load('it')
     fit(plain)
     plain.save('plain')
@@ -314,7 +314,7 @@ def test_export(shapes, method, tmp_path):
     cb,old = (first(o for o in l.cbs if isinstance(o, Balancer)) for l in (new, learn))
     assert same(cb.state, old.state)
     for n,p in learn.predict(row)[2].items(): torch.testing.assert_close(new.predict(row)[2][n], p)
-    assert torch.equal(params(fit(learn)), params(fit(twin)))     # it goes on as if it had not been exported
+    assert torch.equal(params(fit(learn)), params(fit(twin)))     # it continues as if it had not been exported
 
 @every_method
 def test_a_copy_predicts_and_goes_on(shapes, method):
@@ -367,7 +367,7 @@ def test_famo_resumes_exactly(shapes, every, tmp_path):
     assert torch.equal(params(learn), params(new)) and same(balancer(learn).state, balancer(new).state)
     assert balancer(new).count==3*len(dls.train)
 
-# Loss terms of the user's own
+# Your own loss terms
 
 def penalty_of(pred): return sum(p.float().pow(2).mean() for p in pred)
 
@@ -403,7 +403,7 @@ def penalised(learn):
 
 @pytest.mark.parametrize('method', [None, *METHODS])
 def test_loss_terms_of_ones_own_add_their_gradient(holes, method):
-    "The first step with a penalty minus the step without is the same for every method, and is not nothing"
+    "The first step with a penalty minus the step without it is the same for every method, and is not zero"
     dls = loaders(holes, bs=32)
     def _first(*cbs, change=noop, method=method):
         if method: cbs = (*cbs, METHODS[method]())
@@ -419,7 +419,7 @@ def test_loss_terms_of_ones_own_add_their_gradient(holes, method):
 
 def test_an_output_that_stopped_leaves_loss_terms_of_ones_own(shapes):
     class Now(TaskEarlyStopping):
-        "Nothing of `kind` counts"
+        "Mute the output `kind` from the start"
         def before_train(self): self.muted = {'kind'}
     dls = loaders(shapes)
     got = first_gradients(dls, [Now()], penalised)
@@ -447,7 +447,7 @@ def test_loggers_see_the_columns(shapes, tmp_path):
     ea.Reload()
     assert 'box_weight' in ea.Tags()['scalars']
 
-# No wait for the device
+# No waiting for the device
 
 class NoSync(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -469,13 +469,13 @@ def test_no_number_is_asked_for_in_a_step(shapes, method, monkeypatch):
     fit(learner(loaders(shapes), cb), 3)
     assert n
 
-# Beside TorchJD
+# Comparison with TorchJD
 
 def test_the_same_as_torchjds_scalarizers():
     tj = pytest.importorskip('torchjd.scalarization')
     g = torch.Generator().manual_seed(0)
     seq = [torch.rand(3, generator=g)+.1 for _ in range(12)]
-    def weights(f, v):                                      # the scalarizer's gradient with respect to the losses
+    def weights(f, v):                                      # the gradient of the scalarizer with respect to the losses
         v = v.clone().requires_grad_()
         return torch.autograd.grad(f(v), v)[0]
     ones = torch.ones(3)

@@ -1,6 +1,6 @@
-"""Trainings that several processes share: `python -m torch.distributed.run --nproc_per_node 2 -m tests.together FOLDER`
+"""Train in several processes: `python -m torch.distributed.run --nproc_per_node 2 -m tests.together FOLDER`
 
-In one process the same trainings have twice the batch size. What they find is written to FOLDER."""
+In one process the same trainings have twice the batch size. The results are written to FOLDER."""
 import sys, time
 from functools import partial
 from pathlib import Path
@@ -16,12 +16,12 @@ N = max(num_distrib(), 1)
 RANK = rank_distrib()
 
 def with_gaps(values, share, seed):
-    "The values without a share of them"
+    "The values with a share of them removed"
     gone = np.random.default_rng(seed).random(len(values))<share
     return [None if g else v for v,g in zip(values, gone)]
 
 def table(n=52):
-    "Numbers in, three outputs; most areas have no label, so that a process may have none in a batch"
+    "A table of numbers with three outputs. Most areas have no label, so a process may have none in a batch"
     rng = np.random.default_rng(0)
     df = pd.DataFrame(rng.normal(size=(n,4)).round(3), columns=list('abcd'))
     df['text'] = [' '.join(rng.choice(WORDS, rng.integers(1, 9))) for _ in range(n)]
@@ -35,7 +35,7 @@ def table(n=52):
 OUTPUTS = dict(kind=CategoryBlock, tags=MultiCategoryBlock, area=RegressionBlock)
 
 def loaders(bs=8, outputs=OUTPUTS, path='.', drop_last=True, **kwargs):
-    "Loaders of a table of numbers; `bs` items for all processes together"
+    "Loaders of a table of numbers, with `bs` items for all processes together"
     set_seed(0)
     kwargs = {**dict(features=list('abcd')), **kwargs}
     dls = MultiDataLoaders.from_df(table(), path, outputs=outputs, valid_col='is_valid', bs=bs//N, num_workers=0,
@@ -44,10 +44,10 @@ def loaders(bs=8, outputs=OUTPUTS, path='.', drop_last=True, **kwargs):
     return dls
 
 def stays(mode=True):
-    "In the place of `train` of a batch norm"
+    "Replace the `train` method of a batch norm"
 
 def plain(model):
-    "The model without what sees half a batch otherwise than a whole one, or draws at random"
+    "The model without random draws and without layers that depend on the size of the batch"
     for m in model.modules():
         if isinstance(m, nn.modules.batchnorm._BatchNorm):
             m.eval()
@@ -67,7 +67,7 @@ def learner(dls, *args, **kwargs):
     return learn
 
 def found(learn):
-    "What a training came to: losses of the epochs, scores, predictions, weights"
+    "The results of a training: losses of the epochs, scores, predictions and weights"
     epochs = torch.tensor([list(map(float, v)) for v in learn.recorder.values])
     scores = learn.evaluate()
     preds,targs = learn.get_preds()
@@ -82,13 +82,13 @@ def trained(learn, epochs=1, lr=1e-2, cbs=None, predicts=False):
         epochs = torch.tensor([list(map(float, v)) for v in learn.recorder.values])
         return dict(epochs=epochs, weights=torch.cat([p.detach().flatten() for p in learn.model.parameters()]))
 
-# Three outputs with missing labels, weights of items, last batches that are not full
+# Three outputs with missing labels, item weights and last batches that are not full
 
 def three_outputs():
     return trained(learner(loaders(weight='w', drop_last=False), opt_func=SGD), 2, .01, predicts=True)
 
 def no_label_in_one():
-    "The first of two processes has no label in any batch"
+    "Train with a first process that has no label in any batch"
     dls = loaders(outputs=dict(kind=CategoryBlock, area=RegressionBlock))
     learn = learner(dls, opt_func=SGD)
     class Unlabelled(Callback):
@@ -105,7 +105,7 @@ def one_plain_target():
     return trained(learner(loaders(outputs=CategoryBlock, columns='kind')), predicts=True)
 
 def mixed():
-    "Targets and inputs that MixUp blends within a process: all processes end alike"
+    "MixUp blends inputs and labels within a process, and all processes end equal"
     learn = learner(loaders(outputs=dict(kind=CategoryBlock, area=RegressionBlock)))
     res = trained(learn, 1, cbs=MultiMixUp(.4))
     return dict(rank_weights=res['weights'])
@@ -122,15 +122,15 @@ WEIGHTINGS = dict(fixed=lambda: FixedWeights(kind=2., area=0.), scheduled=lambda
 def weighted(name):
     learn = learner(loaders(), opt_func=SGD)
     cb = WEIGHTINGS[name]()
-    if name=='random' and RANK==0: torch.manual_seed(5)    # the other process draws from another state
+    if name=='random' and RANK==0: torch.manual_seed(5)    # the processes draw from different states
     res = trained(learn, dict(dwa=3, monitor=2).get(name, 1), .01, cb)
     if name=='random': return dict(rank_weights=res['weights'], seen=cb.last_weights)
-    if name=='monitor': res.pop('epochs')    # columns of gradients are of one process
+    if name=='monitor': res.pop('epochs')    # gradient columns belong to one process
     return res
 
-# Encoders and fusions, a text beside a picture
+# Encoders and fusions of a picture and a text
 
-# By fusion, the text encoder
+# The text encoder for each fusion
 MODELS = dict(concat='bag', sum='bag', gated='lstm', film='bag', attention='lstm', tokens='bag', late='bag')
 
 def pictured(path, bs=8, text='text', **kwargs):
@@ -143,7 +143,7 @@ def pictured(path, bs=8, text='text', **kwargs):
                                     bs=bs//N, num_workers=0, item_tfms=Resize(32), **kwargs)
 
 def fused(path, fusion):
-    neck = None if fusion in ('attention','tokens') else 8    # these read places instead of one vector
+    neck = None if fusion in ('attention','tokens') else 8    # these fusions read places instead of one vector
     return trained(learner(pictured(path), simple_cnn(2, 4), text=MODELS[fusion], fusion=fusion, neck=neck,
                            pretrained=False, opt_func=SGD))
 
@@ -152,16 +152,16 @@ def tokens_of(folder):
     if folder is None: return {}
     return dict(text_block=PlainTextBlock(tok=str(folder), max_len=16))
 
-def encoded(path, arch, text='bag', tok=None): # `tok`: the folder of the model whose tokens are read
+def encoded(path, arch, text='bag', tok=None): # `tok`: the folder of the tokenizer's model
     dls = pictured(path, **tokens_of(tok))
-    if callable(arch): arch = arch()    # its weights are drawn after the seed is set
+    if callable(arch): arch = arch()    # draws the weights after the seed is set
     if callable(text): text = text()
     return trained(learner(dls, arch, text=text, neck=8, pretrained=False, opt_func=SGD))
 
 def lstm_of_fastai(): return partial(AWDLSTMEncoder, emb_sz=8, n_hid=8, n_layers=2)
 
 def dual(path):
-    "The two encoders of one small SigLIP"
+    "Both encoders of one small SigLIP"
     both = dual_encoders(path/'siglip')
     dls = pictured(path, **tokens_of(path/'siglip'))
     return trained(learner(dls, dict(image=both.image), text=both.text, opt_func=SGD))
@@ -171,7 +171,7 @@ def with_row(path):
     return trained(learner(dls, cnn(), neck=8, pretrained=False, opt_func=SGD))
 
 def encoders(path):
-    "What is trained, by the name of the encoder that is tried"
+    "The trainings, by the name of the tested encoder"
     bert = path/'bert'
     return dict(bert=partial(encoded, path, cnn, str(bert), bert),
                 lora=partial(encoded, path, cnn, partial(transformer_encoder, bert, lora=2), bert),
@@ -198,10 +198,10 @@ def objects(path):
         targs = learn.get_preds()[1]
         return dict(weights=weights, boxes=targs.objects.box, kinds=targs.objects.kind)
 
-# What else a user calls
+# Other calls
 
 def stopped_and_saved(out):
-    "Early stopping stops both, the best epoch is loaded in both, the files are written once"
+    "Early stopping stops both processes, both load the best epoch, and the files are written once"
     learn = learner(loaders(path=out), opt_func=SGD)
     with learn.distrib_ctx():
         learn.fit(4, .01, cbs=[SaveModelCallback(fname='best'), EarlyStoppingCallback(patience=2, min_delta=.5)])
@@ -209,11 +209,11 @@ def stopped_and_saved(out):
         for m in learn.model.modules(): vars(m).pop('train', None)
         learn.export('learner.pkl')
         learn.save_bundle(out/'bundle')
-    res['rows'] = learn.predict_df(table()[:7]).area.tolist()    # alone again
+    res['rows'] = learn.predict_df(table()[:7]).area.tolist()    # each process alone again
     return res
 
 def resumed(out):
-    "A training that an error ends goes on after its last epoch"
+    "A training that an error ends resumes after its last epoch"
     class Ends(Callback):
         at = 2
         def before_epoch(self):
@@ -231,7 +231,7 @@ def resumed(out):
     return dict(weights=a, resumed=b)
 
 def fine_tuned(path):
-    "The probe, frozen epochs from memory, the whole model: all processes end alike"
+    "Run the probe, frozen epochs from memory and the whole model. All processes end equal"
     learn = learner(pictured(path), simple_cnn(2, 4), pretrained=False)
     learn.model.encoders['image'].pretrained = True
     learn.freeze()
@@ -239,7 +239,7 @@ def fine_tuned(path):
     return dict(rank_weights=torch.cat([p.detach().flatten() for p in learn.model.parameters()]))
 
 def refused(out):
-    "What cannot be, in words"
+    "The error messages of what is not possible"
     said = {}
     def note(name, f):
         try: f()
@@ -263,11 +263,11 @@ def refused(out):
     before = [p.detach().clone() for p in learn.model.parameters()]
     with learn.no_bar(): learn.lr_find(num_it=5, show_plot=False)
     assert all(torch.equal(p, q) for p,q in zip(before, learn.model.parameters()))
-    if RANK==0: learn.evaluate()    # alone, while the other goes on
+    if RANK==0: learn.evaluate()    # alone, while the other process continues
     return dict(said=said)
 
 def cases(path, out):
-    "What is trained, by name"
+    "The trainings, by name"
     res = dict(three_outputs=three_outputs, no_label_in_one=no_label_in_one, plain_target=one_plain_target,
                mixed=mixed)
     res |= {f'weights_{n}': partial(weighted, n) for n in WEIGHTINGS}
@@ -279,7 +279,7 @@ def cases(path, out):
     return res
 
 def run_all(path, out, only=()):
-    "The findings of all cases, by name"
+    "The results of all cases, by name"
     torch.set_num_threads(1)
     res = {}
     for name,f in cases(path, out).items():
