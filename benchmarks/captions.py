@@ -80,7 +80,7 @@ def main():
     p.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     p.add_argument('--epochs', type=int, default=EPOCHS)
     p.add_argument('--folder', type=Path, default=HERE)
-    p.add_argument('--table', action='store_true', help='measure nothing')
+    p.add_argument('--table', action='store_true', help='print the tables and measure nothing')
     args = p.parse_args()
     warnings.filterwarnings('ignore')
     for seed in args.seeds:

@@ -131,7 +131,7 @@ def test_beside_it_an_input_without_information_is_called_ignored(weak_check, ou
     assert any(s.startswith(f'{output} seems to ignore noise: ') for s in weak_check.sentences())
 
 def test_chance_is_rarely_taken_for_reading():
-    "Of 400 models that follow an uninformative input, the check says of only few that they read it"
+    "The check reports only a few of 400 models as reading an uninformative input"
     rng = np.random.default_rng(0)
     false = 0
     for _ in range(400):

@@ -123,7 +123,7 @@ def test_s2_category_and_box(shapes):
     assert res['box_iou'] > before['box_iou'] and res['box_loss'] < before['box_loss']
     fig = learn.show_results(max_n=4)
 
-# S3: picture and text, binary target
+# S3: picture and text, binary output
 
 def test_s3_picture_and_text_from_a_dataframe_in_one_call(shapes):
     df = pd.read_csv(shapes/'items.csv')
