@@ -5,7 +5,7 @@ import pytest, torch
 from benchmarks.data import data_path
 from fastai_multi import multi_shapes
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)    # small models, and two test processes on two cores
 
 @pytest.fixture(scope='session')
 def shapes(tmp_path_factory):
