@@ -114,6 +114,7 @@ def test_values_for_each_pixel_are_packed(dense):
     assert [o['kind'] for o in res['things']]==[o['kind'] for o in wanted.things]
 
 def test_the_answer_as_a_picture(dense, learn, client):
+    before = plt.get_fignums()
     with TestClient(make_app(dense[0])) as of_rooms:
         res = of_rooms.post('/picture', files=dict(image=dense[1].read_bytes()))
     assert res.headers['content-type']=='image/png'
@@ -122,7 +123,7 @@ def test_the_answer_as_a_picture(dense, learn, client):
     if 'SCREENSHOTS' in os.environ: im.save(os.environ['SCREENSHOTS']+'/picture.png')
     assert client.post('/picture', data=dict(text='a red circle')).status_code==200
     assert client.post('/picture', data=dict(image='/etc/passwd')).status_code==422
-    assert not plt.get_fignums()
+    assert plt.get_fignums()==before
 
 def test_no_answer_in_time(learn):
     with TestClient(make_app(learn, Limits(timeout=0.))) as client:
