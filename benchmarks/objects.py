@@ -118,7 +118,7 @@ def drawn_loaders(path, items, boxes, outputs, columns):
 
 def trained(dls, epochs, seed, width=32, lr=1e-2):
     set_seed(seed)
-    learn = multi_learner(dls, simple_cnn(depth=3), heads=dict(objects=dict(width=width, convs=2)))
+    learn = multi_learner(dls, simple_cnn(depth=3, bn=True), heads=dict(objects=dict(width=width, convs=2)))
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr)
     return learn
 
