@@ -58,7 +58,7 @@ def simple_cnn(depth:int=3, # Number of convolutions, at least 1
                n_out:int=None, # Add a classifier with this many outputs, for a plain `Learner`
                grid:int=1, # Average the map to `grid` x `grid` before the classifier
                ks:int=3, # Kernel size
-               bn:bool=False, # Batch norm after each convolution; helps from 5 or 6 convolutions on, and objects at any depth
+               bn:bool=False, # Batch norm after each convolution; helps from 5 convolutions on, and for objects
                pool:bool=True # Halve the map after each convolution, as long as it can be halved
               ) -> PlainCNN:
     "Build a plain CNN: `depth` times convolution, ReLU and pooling, for any image size"
