@@ -12,7 +12,7 @@ import pandas as pd, torch
 from fastai.vision.all import *
 from torchvision.models.detection.fcos import FCOS
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops import box_iou, FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from fastai_multi import *
 from fastai_multi.models.objects import levels_of
@@ -122,8 +122,19 @@ def trained(dls, epochs, seed, width=32, lr=1e-2):
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr)
     return learn
 
+def found(learn, dl):
+    "The share of the objects that the learner finds at its threshold, with the right class and an IoU of at least .5"
+    with learn.no_bar(): _,targs,decoded = learn.get_preds(dl=dl, with_decoded=True)
+    pairs = zip(*(untyped(t) for o in (targs.objects, decoded.objects) for t in (o.box, o.colour)))
+    hits = []
+    for box,colour,pred_box,pred_colour in pairs:
+        same = colour[:,None]==pred_colour
+        near = box_iou(box, pred_box) >= .5    # false where there is no box, which is NaN
+        hits.append((same & near).any(1)[colour!=-100])
+    return float(torch.cat(hits).float().mean())
+
 def looked_for(epochs, seeds):
-    "Print the mAP50 on fully annotated pictures, with and without the column"
+    "Print recall and mAP50 on fully annotated pictures, with and without the column"
     path,items,boxes = drawn(360)
     items['seen'] = np.where(items.index%2, 'red|green|blue', 'yellow|pink')
     seen = boxes.file.map(items.set_index('file').seen)
@@ -134,9 +145,11 @@ def looked_for(epochs, seeds):
     for seed in range(seeds):
         for name,columns in dict(without={}, with_column=dict(looked_for='seen')).items():
             learn = trained(drawn_loaders(path, items, some, outputs, columns), epochs, seed)
-            rows.append(dict(seed=seed, column=name, map50=round(learn.evaluate(dl=whole)['objects_map50'], 3)))
+            rows.append(dict(seed=seed, column=name, found=round(found(learn, whole), 3),
+                             map50=round(learn.evaluate(dl=whole)['objects_map50'], 3)))
             print(rows[-1], flush=True)
-    print(pd.DataFrame(rows).pivot(index='seed', columns='column', values='map50').describe().loc[['mean','min','max']])
+    table = pd.DataFrame(rows).pivot(index='seed', columns='column', values=['found','map50'])
+    print(table.describe().loc[['mean','min','max']].round(3))
 
 ways = ['full', 'half', 'with_column', 'without']
 small = 100    # pixels: in pictures of 64 by 64, a third of the objects are larger
