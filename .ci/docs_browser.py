@@ -1,9 +1,12 @@
-"""Open the built site in a real browser, Debian's Chromium, at desktop and phone width, light and dark. The checks are in
-`main`.
+"""Open the built site in a real browser, Debian's Chromium, at desktop and phone width, light and dark
+
+The checks are in `Visit.open` and `checks_of`.
 
 Usage: python .ci/docs_browser.py [--site _docs] [--screenshots FOLDER]"""
 import argparse, functools, http.server, shutil, sys, tempfile, threading
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from urllib.parse import quote
 
@@ -118,6 +121,46 @@ def epochs_fit(page):
     inner,outer = table.evaluate('e => [e.scrollWidth, e.clientWidth]')
     if inner>outer+1: raise AssertionError(f'the table of epochs takes {inner} px and has {outer}')
 
+def checks_of(visit, kind):
+    "What a reader does beyond opening pages: search, type a search, change the language, read the table of epochs"
+    res = [partial(visit.open, f"search.html?q={quote(words)}", first_is(words, wanted))
+           for words,wanted in SEARCHES.items()]
+    res.append(partial(visit.open, 'search.html?q=multi_learner', finds('multi_learner', ['learner.html'])))
+    res.append(partial(visit.open, 'index.html', typed('multi_learner', 'learner.html')))
+    res.append(partial(visit.open, 'ko/tutorial.quickstart.html', switched))
+    if kind=='desktop': res.append(partial(visit.open, 'tutorial.quickstart.html', epochs_fit))
+    return res
+
+def shot(folder, name, look):
+    "A look at a page that saves its picture, the window and the whole page"
+    def _look(page):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = f'{name.removesuffix(".html").replace("/", "-")}-{look}'
+        page.screenshot(path=folder/f'{file}.png')
+        page.screenshot(path=folder/f'{file}-full.png', full_page=True)
+    return _look
+
+def opened_at(kind, size, names, shots, url, chromium, folder):
+    "Open all pages at one size in a light window, and the pages in `shots` in a dark one: number of pages, faults"
+    faults = []
+    opened = 0
+    with tempfile.TemporaryDirectory() as profiles, sync_playwright() as play:
+        for scheme in ('light','dark'):
+            context = play.chromium.launch_persistent_context(
+                f'{profiles}/{scheme}', executable_path=chromium, headless=True, args=FLAGS, viewport=size,
+                color_scheme=scheme, device_scale_factor=1, is_mobile=kind=='phone', has_touch=kind=='phone'
+            )
+            visit = Visit(context, url)
+            for name in names if scheme=='light' else shots:
+                visit.open(name, shot(folder, name, f'{kind}-{scheme}') if folder and name in shots else None)
+            for check in checks_of(visit, kind) if scheme=='light' else []:
+                try: check()
+                except Exception as e: visit.faults.append(f'asked at {size["width"]} px: {e}')
+            faults += [f'[{kind}, {scheme}] {f}' for f in visit.faults]
+            opened += visit.opened
+            context.close()
+    return opened,faults
+
 def main():
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument('--site', default=Path(__file__).resolve().parent.parent/'_docs', type=Path)
@@ -131,39 +174,15 @@ def main():
              for pages in ('*.html', 'ko/*.html', '_modules/*/learner.html') for f in sorted(a.site.glob(pages))]
     shots = ['index.html', *[n for n in names if n.startswith(('tutorial.', 'ko/'))], 'tutorials.html', 'learner.html',
              'data.loaders.html', 'api.html', 'measured.html']
+    shots = list(dict.fromkeys(shots))
     server,url = served(a.site)
-    faults = []
-    opened = 0
-    with tempfile.TemporaryDirectory() as profiles, sync_playwright() as play:
-        for kind,size in dict(desktop=DESKTOP, phone=PHONE).items():
-            for scheme in ('light','dark'):
-                context = play.chromium.launch_persistent_context(
-                    f'{profiles}/{kind}-{scheme}', executable_path=a.chromium, headless=True, args=FLAGS, viewport=size,
-                    color_scheme=scheme, device_scale_factor=1, is_mobile=kind=='phone', has_touch=kind=='phone'
-                )
-                visit = Visit(context, url)
-                for name in names if scheme=='light' else dict.fromkeys(shots):
-                    def look(page):
-                        if a.screenshots and name in shots:
-                            a.screenshots.mkdir(parents=True, exist_ok=True)
-                            shot = f'{name.removesuffix(".html").replace("/", "-")}-{kind}-{scheme}'
-                            page.screenshot(path=a.screenshots/f'{shot}.png')
-                            page.screenshot(path=a.screenshots/f'{shot}-full.png', full_page=True)
-                    visit.open(name, look)
-                if scheme=='light':
-                    asked = [partial(visit.open, f'search.html?q={quote(words)}', first_is(words, wanted))
-                             for words,wanted in SEARCHES.items()]
-                    for check in (lambda: visit.open('search.html?q=multi_learner',
-                                                     finds('multi_learner', ['learner.html'])),
-                                  lambda: visit.open('index.html', typed('multi_learner', 'learner.html')),
-                                  lambda: visit.open('ko/tutorial.quickstart.html', switched),
-                                  lambda: kind=='phone' or visit.open('tutorial.quickstart.html', epochs_fit), *asked):
-                        try: check()
-                        except Exception as e: visit.faults.append(f'asked at {size["width"]} px: {e}')
-                faults += [f'[{kind}, {scheme}] {f}' for f in visit.faults]
-                opened += visit.opened
-                context.close()
+    with ProcessPoolExecutor(2, mp_context=get_context('spawn')) as pool:
+        visits = [pool.submit(opened_at, kind, size, names, shots, url, a.chromium, a.screenshots)
+                  for kind,size in dict(desktop=DESKTOP, phone=PHONE).items()]
+        found = [v.result() for v in visits]
     server.shutdown()
+    faults = [f for _,fs in found for f in fs]
+    opened = sum(n for n,_ in found)
     print('\n'.join(faults))
     print(f'{opened} pages opened in {a.chromium} at {DESKTOP["width"]} and {PHONE["width"]} px; {len(faults)} faults')
     sys.exit(bool(faults))
