@@ -321,7 +321,12 @@ class PointsTask(PointsScore, Task, part=PointsPart):
     def metrics(self): return [point_distance]
     def to_user(self, value, frame=None):
         if frame is None: return absent
-        return to_pixels(value.reshape(-1,2), frame)
+        points = to_pixels(value.reshape(-1,2), frame)
+        if self.part.names is None: return points
+        return dict(zip(self.part.names, points))
+    def on_picture(self, value, answer, frame):
+        if answer is absent or self.part.names is None: return answer
+        return torch.stack(list(answer.values()))
 
 class MaskTask(MaskScore, Task, part=MaskPart):
     "A class for each pixel: cross-entropy and the share of right pixels"

@@ -1,4 +1,5 @@
 "A flip keeps left and right of a person's keypoints apart in reading, showing, training and prediction"
+import json
 import numpy as np, pandas as pd, pytest, torch
 from matplotlib import pyplot as plt
 from torchvision.transforms import v2
@@ -9,7 +10,6 @@ from tests.seen import texts_of_figure
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 JOINTS = ['head','left hand','right hand']
-PAIRS = [(1,2)]
 HANDS = {1: (220,40,40), 2: (40,60,220)}    # colours of gloves
 SIDE = 48
 
@@ -33,9 +33,9 @@ def person(i, folder, gloves):
     box = [max(0, min(xs)-3), max(0, min(ys)-3), min(SIDE, max(xs)+3), min(SIDE, max(ys)+3)]
     return dict(file=f'{i}.png', joints=joints, box=box, objects=[dict(box=box, kind='person')])
 
-def persons(folder, n=16, gloves=True, pairs=PAIRS, **kwargs):
+def persons(folder, n=16, gloves=True, pairs=None, **kwargs):
     table = pd.DataFrame([person(i, folder, gloves) for i in range(n)])
-    outputs = dict(box=BBoxBlock, joints=PointsBlock(flip_pairs=pairs), objects=ObjectsBlock(kind=CategoryBlock))
+    outputs = dict(box=BBoxBlock, joints=PointsBlock(pairs, JOINTS), objects=ObjectsBlock(kind=CategoryBlock))
     kwargs = {**dict(bs=8, valid_idx=range(n-8, n), num_workers=0, device='cpu'), **kwargs}
     return MultiDataLoaders.from_df(table, folder, image='file', outputs=outputs, **kwargs)
 
@@ -120,12 +120,26 @@ def widths(learn, folder):
     "For each validation picture, how many pixels the predicted left hand is to the right of the right hand"
     files = [folder/f for f in learn.dls.valid.items.file]
     answers = [learn.predict(f)[0].joints for f in files]
-    return np.array([float(a[1][0])-float(a[2][0]) for a in answers])
+    return np.array([float(a['left hand'][0])-float(a['right hand'][0]) for a in answers])
+
+def check_named_answers(learn, folder, answer):
+    "The points have their names in JSON, in a table, in a bundle and in the words below a picture"
+    head = [float(v) for v in answer.joints['head']]
+    assert json.loads(json.dumps(answer.to_dict()))['joints']['head']==pytest.approx(head)
+    df = learn.predict_df(pd.DataFrame(dict(file=['70.png'])), num_workers=0)
+    assert [*df['joints'][0]]==JOINTS
+    learn.save_bundle(folder/'bundle')
+    again = load_bundle(folder/'bundle').predict(folder/'70.png')[0]
+    assert {n: p.tolist() for n,p in again.joints.items()}=={n: p.tolist() for n,p in answer.joints.items()}
+    assert learn.tasks['joints'].words(answer.joints).startswith('head (')
+    plt.close('all')
+    plot_answer(learn, folder/'70.png')
+    assert 'joints' in texts_of_figure()
 
 def test_a_learner_tells_left_from_right(tmp_path):
-    "With bare hands and half of the pictures mirrored, `flip_pairs` keep the hands apart; without it they collapse"
+    "With bare hands and half of the pictures mirrored, the names keep the hands apart; without pairs they collapse"
     for name in ('pairs','none'): (tmp_path/name).mkdir()
-    learn = trained(tmp_path/'pairs', PAIRS)
+    learn = trained(tmp_path/'pairs', None)
     told = widths(learn, tmp_path/'pairs')
     untold = widths(trained(tmp_path/'none', []), tmp_path/'none')
     print(told, untold)
@@ -133,7 +147,8 @@ def test_a_learner_tells_left_from_right(tmp_path):
     assert abs(untold).mean()<.5*told.mean()
     answer = learn.predict(tmp_path/'pairs'/'70.png')[0]
     x1,y1,x2,y2 = answer.box
-    assert all(0<=float(v)<=SIDE for v in (x1,y1,x2,y2)) and len(answer.joints)==len(JOINTS)
+    assert all(0<=float(v)<=SIDE for v in (x1,y1,x2,y2)) and [*answer.joints]==JOINTS
+    check_named_answers(learn, tmp_path/'pairs', answer)
     plt.close('all')
     learn.show_results(max_n=4)
     assert '● joints' in texts_of_figure() or 'joints' in texts_of_figure()

@@ -147,15 +147,16 @@ class WeightBlock(PartsBlock):
 
 # %% ../../nbs/18_data.block.ipynb #px180031
 class PointsBlock(PartsBlock):
-    "A `PointBlock` some of whose points swap in a mirrored image, such as left and right eye"
+    "A `PointBlock` whose points have names, or some of whose points swap in a mirrored image, such as left and right eye"
     def __init__(self,
-        flip_pairs=None # Pairs of positions, such as `[(0,1)]`, that swap in a mirrored image; `[]`: none
+        flip_pairs=None, # Pairs of names or positions, such as `[(0,1)]`, that swap in a mirrored image; `[]`: none
+        names=None       # Names of the points, in order; without `flip_pairs`, left and right ones swap
     ):
-        self.flip_pairs = flip_pairs
+        self.options = dict(flip_pairs=flip_pairs, names=names)
         super().__init__({'points': self.make_part('points', False)}, Outputs, bare=True)
     def make_part(self, name, is_input):
         "A part of points"
-        return PointsPart(name, flip_pairs=self.flip_pairs, is_input=is_input)
+        return PointsPart(name, is_input=is_input, **self.options)
 
 class SegmentationBlock(PartsBlock):
     "A `MaskBlock` with options for how its files are read"

@@ -103,6 +103,12 @@ def _paint(rng, size):
     im = im + rng.normal(0, 9, im.shape)
     return Image.fromarray(im.clip(0, 255).astype(np.uint8)), objs, sorted(tags)
 
+def _pixels(objs):
+    "The kind of each pixel: 0 for the ground, then the kinds in their order"
+    res = np.zeros(objs[0]['mask'].shape, np.uint8)
+    for o in objs: res[o['mask']>.5] = 1+_kinds.index(o['kind'])
+    return Image.fromarray(res)
+
 # %% ../../nbs/83_data.shapes.ipynb #ee9cd127
 _captions = {'a {colour} {kind} {place}': .3, 'something {colour} {place}': .15, 'a {kind} {place}': .15,
              'a {colour} thing and more': .15, 'a {kind} among other shapes': .15, 'some shapes on a rough ground': .1}
@@ -146,9 +152,10 @@ def _row(rng, name, objs, tags, size, missing):
     for cell,is_empty in zip(cells, empty): row += ['']*len(cell) if is_empty else cell
     return row
 
-def _draw(path, n, size, seed, missing):
-    "Draw the pictures and write both tables"
+def _draw(path, n, size, seed, missing, masks):
+    "Draw the pictures, write both tables, and write the masks if `masks`"
     (path/'images').mkdir(parents=True, exist_ok=True)
+    if masks: (path/'masks').mkdir(exist_ok=True)
     items = []
     boxes = []
     for i in range(n):
@@ -157,9 +164,13 @@ def _draw(path, n, size, seed, missing):
         name = f'images/{i:05}.jpg'
         _write(path/name, lambda tmp: im.save(tmp, quality=92))
         boxes += [[name, o['kind'], *o['box'], o['colour'], o['area']] for o in objs]
-        items.append(_row(rng, name, objs, tags, size, missing))
+        row = _row(rng, name, objs, tags, size, missing)
+        if masks:
+            row.append(f'masks/{i:05}.png')
+            _write(path/row[-1], lambda tmp: _pixels(objs).save(tmp))
+        items.append(row)
     _write_csv(path/'boxes.csv', ['file', 'label', 'x1', 'y1', 'x2', 'y2', 'colour', 'area'], boxes)
-    _write_csv(path/'items.csv', _columns, items)
+    _write_csv(path/'items.csv', [*_columns, 'mask'] if masks else _columns, items)
 
 # %% ../../nbs/83_data.shapes.ipynb #4da0e7ba
 def multi_shapes(
@@ -168,20 +179,22 @@ def multi_shapes(
     size=128,         # Size of an image in pixels: a number, or `(width, height)`
     seed:int=42,      # Random seed; the same seed draws the same images
     missing:float=0., # Fraction of captions and labels to leave empty, each independently
-) -> Path:            # `path`, with `items.csv`, `boxes.csv` and the pictures in `images/`
+    masks:bool=False, # Also write a mask of the kinds of shapes for each picture
+) -> Path:            # `path`, with `items.csv`, `boxes.csv`, the pictures in `images/` and any masks in `masks/`
     "Draw a dataset of shapes (image, caption, kind, colour, tags, box, area), unless it already exists"
     path = Path(path)
     if not isinstance(size, (tuple,list)): size = (size, size)
     size = tuple(int(s) for s in size)
     check_arguments(n, size, seed, missing)
     args = dict(drawing=2, n=n, size=list(size), seed=seed, missing=missing)
+    if masks: args['masks'] = masks    # not named without them, as in older sets
     marker = path/'shapes.json'
     if marker.exists():
         if json.loads(marker.read_text()) == args: return path
         marker.unlink()
-        shutil.rmtree(path/'images', ignore_errors=True)
+        for name in ('images','masks'): shutil.rmtree(path/name, ignore_errors=True)
     else: check_folder(path)
-    _draw(path, n, size, seed, missing)
+    _draw(path, n, size, seed, missing, masks)
     _write(marker, lambda tmp: tmp.write_text(json.dumps(args)))
     return path
 

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['coordinates', 'no_coordinates', 'refuse_count', 'are_triplets', 'at_item', 'CoordinatesPart', 'no_area', 'BoxPart',
-           'draw_box', 'LabelsPart', 'all_ignored', 'RowGroup', 'PointsPart', 'common_length', 'checked_pairs',
-           'check_pairs_fit', 'wrong_pairs']
+           'draw_box', 'LabelsPart', 'all_ignored', 'RowGroup', 'PointsPart', 'common_length', 'checked_names',
+           'sides_in', 'position', 'checked_pairs', 'check_pairs_fit', 'accepted_pairs', 'check_names_fit',
+           'wrong_pairs']
 
 # %% ../../nbs/10_data.spatial.ipynb #97b797bf
 from fastcore.all import *
@@ -313,12 +314,14 @@ class PointsPart(CoordinatesPart):
     "Points, the same number in every item"
     kind,n,plural,sign,marks,tensor_type = 'points',1,'points','●',('●','×'),TensorPoint
     def __init__(self, name, *args,
+        names=None,      # Names of the points, in order
         flip_pairs=None, # Pairs of points that are each other's mirror image, such as `[(0,1)]`; `[]`: there are none
         **kwargs
     ):
         super().__init__(name, *args, **kwargs)
-        self.flip_pairs = None
-        if flip_pairs is not None: self.flip_pairs = checked_pairs(flip_pairs)
+        self.names = checked_names(names)
+        if flip_pairs is None: flip_pairs = sides_in(self.names)
+        self.flip_pairs = checked_pairs(flip_pairs, self.names)
     @property
     def c(self): return 2*self.n
     @c.setter
@@ -340,6 +343,7 @@ class PointsPart(CoordinatesPart):
         if are_triplets(points): self.refuse_triplets(values[0])
         self.n = common_length(points)
         for i,t in enumerate(points): at_item(i, self.check_count, t)
+        check_names_fit(self.what, self.names, self.n)
         self.check_unit(points)
         check_pairs_fit(self.what, self.flip_pairs, self.n)
     def encode(self, v):
@@ -385,6 +389,11 @@ class PointsPart(CoordinatesPart):
         off = (untyped(pred-true)/torch.tensor(size or (1.,1.))).norm(dim=-1)
         off = float(off[~off.isnan()].mean())
         return Verdict(off<=.05, f'off by {off:.0%}')
+    def format(self, v):
+        if self.names is None or v is absent: return super().format(v)
+        points = v if isinstance(v, dict) else dict(zip(self.names, v.reshape(-1,2)))
+        here = {n: p for n,p in points.items() if not p.isnan().any()}
+        return format_value([f'{n} ({format_value(p)})' for n,p in here.items()])
     def draw(self, ax, v, colour, dashed=False, labels=None, vocab=()):
         if v is absent: return
         x,y = v.reshape(-1,2).T.numpy()
@@ -410,10 +419,32 @@ def common_length(rows) -> int: # Tensors
     if not counts: return 1
     return counts.most_common(1)[0][0]
 
-def checked_pairs(pairs) -> list:
-    "`flip_pairs` as pairs of whole numbers, each used once; raise a `ValueError` otherwise"
-    try: res = [(index(a),index(b)) for a,b in pairs]
-    except (TypeError, ValueError) as e: raise wrong_pairs(pairs, 'it takes pairs of positions, such as [(0,1)]') from e
+def checked_names(names):
+    "The names of the points as a list, `None` without any; raise a `ValueError` unless they are different strings"
+    if names is None: return None
+    res = [] if isinstance(names, str) else list(names)
+    if res and all(isinstance(n, str) for n in res) and len(res)==len(set(res)): return res
+    raise ValueError(f'`names` is {names!r}; it takes a list of different names, one for each point, such as '
+                     "['nose', 'left eye', 'right eye'].")
+
+def sides_in(names):
+    "Pairs of `names` that differ only by left and right; `None` if there are no such pairs"
+    pairs = []
+    for name in names or []:
+        other = name.replace('left', 'right').replace('Left', 'Right')
+        if other!=name and other in names: pairs.append((name,other))
+    return pairs or None
+
+def position(point, names):
+    "The position of a point, which is given as such or by its name"
+    if isinstance(point, str) and point in (names or []): return names.index(point)
+    return index(point)
+
+def checked_pairs(pairs, names=None):
+    "`flip_pairs` as pairs of positions, each used once; raise a `ValueError` otherwise"
+    if pairs is None: return None
+    try: res = [(position(a, names),position(b, names)) for a,b in pairs]
+    except (TypeError, ValueError) as e: raise wrong_pairs(pairs, accepted_pairs(names)) from e
     positions = [i for pair in res for i in pair]
     if len(positions)!=len(set(positions)): raise wrong_pairs(pairs, 'each point can be in one pair only')
     return res
@@ -422,5 +453,15 @@ def check_pairs_fit(what, pairs, n):
     "Raise unless all points of `flip_pairs` are among the `n` points of an item"
     if all(0<=i<n for pair in pairs or [] for i in pair): return
     raise wrong_pairs(pairs, f'{what} has the points 0 to {n-1}')
+
+def accepted_pairs(names):
+    "What `flip_pairs` takes"
+    res = 'it takes pairs of positions, such as [(0,1)]'
+    return f'{res}, or of names: {", ".join(names)}' if names else res
+
+def check_names_fit(what, names, n):
+    "Raise unless there is a name for each of `n` points"
+    if names is None or len(names)==n: return
+    raise ValueError(f'{what} has {n} points, but `names` has {len(names)}: {", ".join(names)}.')
 
 def wrong_pairs(pairs, why): return ValueError(f'`flip_pairs` is {pairs!r}; {why}.')
