@@ -147,7 +147,7 @@ class WeightBlock(PartsBlock):
 
 # %% ../../nbs/18_data.block.ipynb #px180031
 class PointsBlock(PartsBlock):
-    "A `PointBlock` whose points have names, or some of whose points swap in a mirrored image, such as left and right eye"
+    "A `PointBlock` whose points have names, or of which some swap in a mirrored image, such as left and right eye"
     def __init__(self,
         flip_pairs=None, # Pairs of names or positions, such as `[(0,1)]`, that swap in a mirrored image; `[]`: none
         names=None       # Names of the points, in order; without `flip_pairs`, left and right ones swap
