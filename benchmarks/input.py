@@ -6,8 +6,8 @@ A figure is the median over the rounds of the ratio within a round, so a machine
 sides of the ratio. The bare loop runs twice in each round: the difference between the two is noise.
 
 With `--cache`, the pictures are JPEG of 640x480, read at 128 and 224 px without workers, in processor time. The loops
-read the bytes of each batch without batch transforms: with PIL, with torchvision, from a cache in memory, and from a
-cache on disk."""
+read the bytes of each batch without batch transforms: with PIL, with plain fastai, with torchvision, from a cache in
+memory, and from a cache on disk."""
 import argparse, random, tempfile, time, warnings
 from functools import partial
 from pathlib import Path
@@ -67,12 +67,16 @@ def epoch_of(dl):
         for b in dl: pass
     return epoch
 
-def fastai(path, df, outputs, bs, workers, item_tfms=None):
-    "The same loop with fastai's own blocks and loader"
+def fastai_loader(path, df, outputs, bs, workers, item_tfms=None):
+    "The training loader of fastai's own blocks"
     dblock = DataBlock((ImageBlock, *[CategoryBlock for _ in outputs]), n_inp=1, splitter=IndexSplitter([0]),
                        item_tfms=item_tfms or Resize(128), get_x=ColReader('file', pref=path),
                        get_y=[ColReader(o) for o in outputs])
-    return epoch_of(dblock.dataloaders(df, bs=bs, num_workers=workers, device='cpu').train)
+    return dblock.dataloaders(df, bs=bs, num_workers=workers, device='cpu').train
+
+def fastai(*args): # Those of `fastai_loader`
+    "The same loop with fastai's own blocks and loader"
+    return epoch_of(fastai_loader(*args))
 
 def ours(path, df, outputs, bs, workers, item_tfms=None, text=None, **kwargs):
     "The same loop with this package"
@@ -91,9 +95,13 @@ def reading(path, df, item_tfms, **kwargs):
         warnings.simplefilter('ignore')    # about what a cache holds if the first crop is random
         dls = MultiDataLoaders.from_df(df, path, image='file', outputs=dict(kind0=CategoryBlock), valid_col='is_valid',
                                        item_tfms=item_tfms, num_workers=0, device='cpu', **kwargs)
-    dls.train.before_iter()
+    return bytes_of(dls.train)
+
+def bytes_of(dl):
+    "Read all batches of a loader without its batch transforms"
+    dl.before_iter()
     def epoch():
-        for b in dls.train.create_batches(dls.train.get_idxs()): pass
+        for b in dl.create_batches(dl.get_idxs()): pass
     return epoch
 
 def bare_reading(path, df, size, bs=64):
@@ -122,12 +130,15 @@ def one_size(rep, path, df, size, n_rounds):
     for k,t in tfms.items():
         loops[k] = reading(path, df, t)
         for where,made in stores.items(): loops[f'{k} {where}'] = reading(path, df, t, cache=made(k))
+    loops['fastai'] = bytes_of(fastai_loader(path, df, ['kind0'], 64, 0, Resize(size)))
     loops['torchvision'] = reading(path, df, tfms['crop'], decoder='torchvision')
     loops['torchvision memory'] = reading(path, df, tfms['shrink more'], decoder='torchvision', cache='memory')
     s = timed(loops, n_rounds)
     print(f"  bare PIL reads {len(df)/median(s['bare']):.0f} pictures per processor second")
     rep.ratio('bare against itself (the control)', s['bare'], s['bare again'])
+    rep.ratio('plain fastai, relative to bare PIL', s['bare'], s['fastai'])
     rep.ratio('fastai_multi at its defaults, relative to bare PIL', s['bare'], s['crop'], 1.3)
+    rep.ratio('fastai_multi at its defaults, relative to plain fastai', s['fastai'], s['crop'])
     rep.ratio("decoder='torchvision', relative to bare PIL", s['bare'], s['torchvision'], 1.3)
     for where in stores:
         rep.ratio(f"Resize(method='squish'), {where} cache, vs decoding", s['squish'], s[f'squish {where}'], 10)

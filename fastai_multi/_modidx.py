@@ -120,6 +120,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'fastai_multi.answers.Answers.cells': ('answers.html#answers.cells', 'fastai_multi/answers.py'),
                                       'fastai_multi.answers.Answers.certainties': ( 'answers.html#answers.certainties',
                                                                                     'fastai_multi/answers.py'),
+                                      'fastai_multi.answers.Answers.file_sizes': ( 'answers.html#answers.file_sizes',
+                                                                                   'fastai_multi/answers.py'),
                                       'fastai_multi.answers.Answers.frame': ('answers.html#answers.frame', 'fastai_multi/answers.py'),
                                       'fastai_multi.answers.Answers.of': ('answers.html#answers.of', 'fastai_multi/answers.py'),
                                       'fastai_multi.answers.Answers.table': ('answers.html#answers.table', 'fastai_multi/answers.py'),

@@ -38,7 +38,7 @@ def adopted(
 
 def served_output(given, tasks, heads):
     "The output of objects that a detector serves"
-    names = [n for n,t in tasks.items() if getattr(t.part, 'lists_objects', False)]
+    names = [n for n,t in tasks.items() if t.part.lists_objects]
     wanted = getattr(given, 'output', None)
     if not names: refuse_no_objects(list(tasks))
     if wanted is not None: names = [check_in(wanted, names, 'output of objects in `output`')]

@@ -45,16 +45,21 @@ def check_without_file(resume):
 
 def warn_of_whole_pictures(
     tiles,     # The `Tiles` that a learner was trained on, or `None`
-    sizes:list # Width and height of the pictures that it predicted as they are
+    answers,   # `Answers` for pictures that it predicted as they are
+    tasks:dict # Its tasks
 ):
     "Warn if pictures are larger than the tiles in training: the item transforms cut or shrink them"
     if tiles is None: return
+    sizes = answers.file_sizes()
     large = [s for s in sizes if max(s)>tiles.size]
     if not large: return
     w,h = large[0]
+    step = 'Cut a large picture into such tiles and predict each of them.'
+    if any(t.part.lists_objects for t in tasks.values()):
+        step = 'learn.predict_tiles(picture) predicts a large picture tile by tile.'
     warnings.warn(f'This learner was trained on tiles of {tiles.size} pixels, and {len(large)} of {len(sizes)} '
                   f'pictures are larger (the first is {w} x {h}): its item transforms cut or shrink them. '
-                  'learn.predict_tiles(picture) predicts a large picture tile by tile.', stacklevel=3)
+                  f'{step}', stacklevel=3)
 
 # %% ../nbs/77c_answering.ipynb #34b8efa7
 class Answering(Answered):
@@ -140,7 +145,7 @@ class Answering(Answered):
         decoded = row(dec, 0)
         values = row(preds, 0)
         answer = answers.answer(decoded, values, 0)
-        warn_of_whole_pictures(tiling_of(self.dls.valid), answers.sizes)
+        warn_of_whole_pictures(tiling_of(self.dls.valid), answers, self.tasks)
         said = answer if self.named else answer[0]
         if coverage is not None: said = ItemSets(self, dl, coverage, joint)[0]
         res = (said, decoded, values)
@@ -206,7 +211,7 @@ class Answering(Answered):
         dl = self.dls.test_dl(items, **options)
         answers = Answers(dl, self.tasks, self.named)
         preds,_,dec = self._watched_preds(dl)
-        warn_of_whole_pictures(tiling_of(self.dls.valid), answers.sizes)
+        warn_of_whole_pictures(tiling_of(self.dls.valid), answers, self.tasks)
         return answers.table(dec, index_of(items), preds, with_probs)
 
     def _predict_to(self, to, items, with_probs, chunk, resume, options):

@@ -151,6 +151,12 @@ class Answers:
         if size not in self.frames: self.frames[size] = self._frame_of(size)
         return self.frames[size]
 
+    def file_sizes(self):
+        "Width and height of each picture: those that the loader collected, or else read from the files"
+        if len(self.sizes)==self.dl.n: return self.sizes
+        pictures = [picture(self.dl.dataset[i]) for i in range(self.dl.n)]
+        return [tuple(p.size) for p in pictures if p is not None]
+
     def _frame_of(self, pic):
         "The map for a picture, or for its size"
         if pic is None: return None

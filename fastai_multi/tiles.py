@@ -135,7 +135,7 @@ def for_average_precision(part, rows, targ, size):
 
 def objects_part(learn, output):
     "The part of the output of objects of a learner whose only input is a picture"
-    found = {n: t.part for n,t in learn.tasks.items() if getattr(t.part, 'lists_objects', False)}
+    found = {n: t.part for n,t in learn.tasks.items() if t.part.lists_objects}
     if not found: raise TypeError(f'`predict_tiles` finds objects, but the outputs are {list(learn.tasks)}: none holds '
                                   'objects. See ObjectsBlock.')
     if output is not None: check_in(output, found, 'output of objects in `output`')

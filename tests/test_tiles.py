@@ -361,6 +361,19 @@ def test_a_whole_picture_is_told(large):
         learn.predict_tiles(file)
     assert not [w for w in seen if 'tiles' in str(w.message)]
 
+@pytest.mark.parametrize('outputs', [dict(mask=SegmentationBlock(['none','thing'])), dict(place=CategoryBlock)])
+def test_a_whole_picture_is_told_without_objects(large, outputs):
+    "A learner of masks or categories that was trained on tiles warns, too; it has no `predict_tiles`"
+    path,df = large
+    learn = multi_learner(loaders(large, outputs), simple_cnn(depth=2))
+    words = 'trained on tiles of 128 pixels.*Cut a large picture'
+    with learn.no_bar(), pytest.warns(UserWarning, match=words): learn.predict(path/df.file[0])
+    with learn.no_bar(), pytest.warns(UserWarning, match=words): learn.predict_df(df.head(2))
+    with warnings.catch_warnings(record=True) as seen, learn.no_bar():
+        warnings.simplefilter('always')
+        learn.predict(PILImage.create(path/df.file[0]).crop((0,0,128,128)))
+    assert not [w for w in seen if 'tiles' in str(w.message)]
+
 def test_true_objects_score_one(large):
     "`evaluate_tiles` gives 1 to a learner that predicts the true objects"
     path,df = large

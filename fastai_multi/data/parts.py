@@ -44,6 +44,7 @@ class Part:
     side_by_side = False    # The prediction is drawn beside the truth instead of over it
     tells_pairs = False     # `draw_pair` draws hits, misses and false alarms instead of truth and prediction
     flip_order = None       # The order of its points in the mirror image of the picture, if it differs
+    lists_objects = False   # Its value is a list of objects
     has_pairs_to_tell = False # Its points may have to swap in a mirror image, but `flip_pairs` is not given
     rows_of = None          # Name of the part whose rows this one describes, such as the boxes of labels
     marks_missing = False   # In fastai's flat form, a missing raw value is `absent` before its transforms run
