@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['coordinates', 'no_coordinates', 'refuse_count', 'are_triplets', 'at_item', 'CoordinatesPart', 'no_area', 'BoxPart',
            'draw_box', 'LabelsPart', 'all_ignored', 'RowGroup', 'PointsPart', 'common_length', 'checked_names',
-           'sides_in', 'position', 'checked_pairs', 'check_pairs_fit', 'accepted_pairs', 'check_names_fit',
+           'mirrored_pairs', 'position', 'checked_pairs', 'check_pairs_fit', 'accepted_pairs', 'check_names_fit',
            'wrong_pairs']
 
 # %% ../../nbs/10_data.spatial.ipynb #97b797bf
@@ -320,7 +320,7 @@ class PointsPart(CoordinatesPart):
     ):
         super().__init__(name, *args, **kwargs)
         self.names = checked_names(names)
-        if flip_pairs is None: flip_pairs = sides_in(self.names)
+        if flip_pairs is None: flip_pairs = mirrored_pairs(self.names)
         self.flip_pairs = checked_pairs(flip_pairs, self.names)
     @property
     def c(self): return 2*self.n
@@ -427,7 +427,7 @@ def checked_names(names):
     raise ValueError(f'`names` is {names!r}; it takes a list of different names, one for each point, such as '
                      "['nose', 'left eye', 'right eye'].")
 
-def sides_in(names):
+def mirrored_pairs(names):
     "Pairs of `names` that differ only by left and right; `None` if there are no such pairs"
     pairs = []
     for name in names or []:
