@@ -408,7 +408,8 @@ def test_every_argument_of_multi_shapes(tmp_path):
     tests = dict(path=lambda: one==tmp_path/'one', n=lambda: len(other('n', n=9))==9,
                  size=lambda: Image.open(first(get_image_files(drawn('size', size=48)))).size==(48,48),
                  seed=lambda: again.equals(df) and not other('seed', seed=2).equals(df),
-                 missing=lambda: other('missing', n=40, missing=.5).isna().any().any() and not df.isna().any().any())
+                 missing=lambda: other('missing', n=40, missing=.5).isna().any().any() and not df.isna().any().any(),
+                 masks=lambda: list(other('masks', masks=True).columns)==[*df.columns, 'mask'])
     covers(multi_shapes, tests)
     for n,f in tests.items(): assert f(), n
 
