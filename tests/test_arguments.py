@@ -14,7 +14,7 @@ DEFAULTS = {
     'InputReader': dict(pref='', suff=''),
     'MultiDataLoaders': dict(path='.'),
     'kfold_dls': dict(path='.', folds=5),
-    'multi_shapes': dict(n=500, size=128, seed=42, missing=0.0),
+    'multi_shapes': dict(n=500, size=128, seed=42, missing=0.0, masks=False),
     'image_encoder': dict(n_in=3, pretrained=False),
     'simple_cnn': dict(depth=3, width=16, n_in=3, grid=1, ks=3, bn=False, pool=True),
     'text_encoder': dict(pad_id=0),
